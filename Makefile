@@ -1,0 +1,53 @@
+# The daily words. Nothing needs to be installed but Python 3.11 or newer (with venv), git and make.
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench clean
+
+help: ## list these words
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r word text; do printf '  make %-8s %s\n' "$$word" "$$text"; done
+
+demo: $(VENV)/.run ## store real files in a fresh local cluster, kill the leader meanwhile, read all back (3 minutes)
+	@$(BIN)/python -m bench.demo
+
+test: $(VENV)/.dev ## run all tests
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(VENV)/.dev ## format, lint, types, import rules, house rules
+	@$(BIN)/ruff format --check --quiet . || { echo 'not formatted; run: make format'; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo || $(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q tests/test_tidy.py
+
+format: $(VENV)/.dev ## let ruff format the code and sort the imports
+	@$(BIN)/ruff check --quiet --fix --select I .
+	@$(BIN)/ruff format --quiet .
+
+bench: $(VENV)/.run ## measure put and get beside cp, in the same run
+	@$(BIN)/python -m bench.first $(ARGS)
+
+clean: ## remove the virtual environment and all caches
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.pip:
+	@test -n '$(PYTHON)' || { echo 'Python 3.11 or newer is needed; install it, or name one: make PYTHON=/path/to/python3.12'; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo 'making $(VENV)'; $(PYTHON) -m venv --clear $(VENV); } \
+		|| { echo 'cannot make a virtual environment; on Debian: apt install python3-venv'; exit 1; }
+	@touch $@
+
+$(VENV)/.run: pyproject.toml $(VENV)/.pip
+	@echo 'installing dfs and what it needs into $(VENV)'
+	@$(PIP) install -e '.[fast]' || { echo 'that failed; trying without the optional uvloop'; $(PIP) install -e .; }
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@echo 'installing the tools for tests and checks into $(VENV)'
+	@$(PIP) install -e '.[dev]'
+	@touch $@

@@ -1,0 +1,109 @@
+"""Run a chunk server: put its parts together, start their threads, and stop them on a signal.
+
+Owns: the order of starting and stopping. Refuses to know: what the parts do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from dfs.chunk.heartbeat import Heartbeats, ServerCard
+from dfs.chunk.leader import LeaderConnection
+from dfs.chunk.orders import DeletionOrders
+from dfs.chunk.service import ChunkService
+from dfs.chunk.store import FileStore
+from dfs.config import ChunkServerConfig, ClusterConfig
+from dfs.errors import DfsError
+from dfs.log import configure, get_logger
+from dfs.net.auth import ClusterKey
+from dfs.net.listener import CONNECTIONS_MAX, Listener, ServeLimits, serve_forever
+
+DRAIN_S = 1.0  # how long work in progress may take to end after a stop; writers try again elsewhere
+THREAD_END_S = 1.0  # how long the other threads may take
+DESCRIPTORS_WANTED = 2 * CONNECTIONS_MAX + 1024  # each connection with a file, the descriptor cache, onward connections
+
+log = get_logger(__name__)
+
+
+def run(config: ClusterConfig, name: str, *, log_level: str = "info") -> None:
+    """Serve as chunk server `name` until SIGTERM or SIGINT.
+
+    Raise `ConfigError`, `DiskFailed` or `StorageCorrupt` when it cannot start; the reason stands in the log, too.
+    """
+    configure("chunk", name, log_level, None)
+    try:
+        server = config.chunk_server(name)
+        key = ClusterKey.load(config.secret_file, config.name)
+        _raise_descriptor_limit()
+        stop = threading.Event()
+        with _signals_set(stop):
+            serve(config, server, key, stop)
+    except DfsError as error:
+        log.error("chunk_server_failed", code=error.code, reason=error.message)
+        raise
+
+
+def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, stop: threading.Event) -> None:
+    """Serve until `stop` is set; every thread has ended or been given up on return."""
+    with contextlib.ExitStack() as stack:
+        listener = Listener.bind(server.address)  # first: a taken port must not cost a scan of all disks
+        stack.callback(listener.close)
+        store = FileStore(server.data_dirs, config.name, disk_reserve=config.disk_reserve, fsync=config.fsync)
+        stack.callback(store.close)
+        service = ChunkService(store=store, key=key, name=server.name, address=server.address)
+        stack.callback(service.close)
+        orders = DeletionOrders(store)
+        leader = LeaderConnection([master.address for master in config.masters], key)
+        heartbeats = Heartbeats(
+            store=store,
+            leader=leader,
+            orders=orders,
+            card=ServerCard(server.name, server.address, server.rack, os.urandom(16)),
+            interval_s=config.heartbeat_interval_s,
+            active_streams=lambda: service.active_streams,
+        )
+        threads = [
+            threading.Thread(target=heartbeats.run, args=(stop,), name="dfs heartbeats", daemon=True),
+            threading.Thread(target=orders.run, args=(stop,), name="dfs orders", daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        log.info("serving", address=listener.address, server=store.server_id)
+        try:
+            serve_forever(listener, key, service.handle, ServeLimits(drain_s=DRAIN_S), stop)
+        finally:
+            stop.set()
+            leader.close()
+            for thread in threads:
+                thread.join(THREAD_END_S)
+        log.info("stopped")
+
+
+@contextlib.contextmanager
+def _signals_set(stop: threading.Event) -> Iterator[None]:
+    """Let SIGTERM and SIGINT set `stop`; the accept loop sees it within its poll interval."""
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()  # and nothing else: the log may be in use by the code that was interrupted
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < DESCRIPTORS_WANTED:
+        log.warning("few_descriptors", limit=wanted, wanted=DESCRIPTORS_WANTED, action="raise ulimit -n")

@@ -1,0 +1,163 @@
+"""What a replica is, and what a store of replicas promises: the contract of `FileStore` and `MemoryStore`.
+
+Owns: the `Replica` record and the store, writer and reader interfaces. Refuses to know: disks, sockets and masters.
+Both stores pass tests/contract/test_chunk_store.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from dfs.checksum import BLOCK_SIZE, CRC_SIZE, Buffer, block_count, combine_blocks
+from dfs.chunk.changes import ReplicaChanges
+from dfs.chunk.layout import CHUNK_SIZE_MAX, Tail
+from dfs.errors import ChunkCorrupt, InvalidArgument, LimitExceeded
+from dfs.ids import ChunkHandle, ServerId, id_text
+from dfs.net.messages import DiskReport, ReplicaReport
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A sealed chunk that this server holds. `length` bytes with CRC32C `crc`; `published_ms` is wall-clock time."""
+
+    handle: ChunkHandle
+    length: int
+    crc: int
+    published_ms: int
+
+    def report(self, now_ms: int) -> ReplicaReport:
+        return ReplicaReport(self.handle, self.length, self.crc, max(0, now_ms - self.published_ms) // 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Bytes of a disk or of all of them. `free` is what chunks may still take: the reserve is already off."""
+
+    capacity: int
+    free: int
+
+
+SpaceProbe = Callable[[Path], Space]  # of a data directory, the reserve still in; raises OSError
+
+
+class ReplicaWriter(Protocol):
+    """One new replica on its way. Nobody sees it before `publish`; used by one thread."""
+
+    def write(self, data: memoryview, checksums: Buffer) -> None:
+        """Append `data` (whole blocks, only the last of a chunk may be short) once its checksum list agrees.
+
+        Raise `ChunkCorrupt`, `DiskFull`, `DiskFailed`, `LimitExceeded`, or `InvalidArgument` after a short block.
+        """
+
+    def check(self, length: int, crc: int) -> None:
+        """Raise `ChunkCorrupt` or `InvalidArgument` unless exactly these bytes were written."""
+
+    def publish(self) -> Replica:
+        """Make the replica durable and visible; it stands in the store's changes before this returns.
+
+        `check` comes first. Raise `DiskFull` or `DiskFailed`; the replica is discarded then.
+        """
+
+    def discard(self) -> None:
+        """Forget an unpublished replica and leave nothing behind; after `publish` it does nothing."""
+
+
+class ReplicaReader(Protocol):
+    """A replica held open: it stays readable until the end of the `with` block, even when it is deleted meanwhile."""
+
+    @property
+    def fd(self) -> int:
+        """A descriptor whose bytes [0, length) are the data; use pread or sendfile only."""
+
+    @property
+    def tail(self) -> Tail: ...
+
+    def __enter__(self) -> ReplicaReader: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class ChunkStore(Protocol):
+    """All replicas of one chunk server; safe to use from any thread."""
+
+    @property
+    def server_id(self) -> ServerId: ...
+
+    @property
+    def changes(self) -> ReplicaChanges:
+        """Every replica that came or went, for the heartbeats."""
+
+    def create(self, handle: ChunkHandle) -> ReplicaWriter:
+        """Begin a new replica. Raise `ChunkExists`, `DiskFull`, `DiskFailed` or `Overloaded`."""
+
+    def open(self, handle: ChunkHandle) -> ReplicaReader:
+        """Open a replica to read it; raise `ChunkNotFound`, `ChunkCorrupt` (it is quarantined then), `DiskFailed`."""
+
+    def replica(self, handle: ChunkHandle) -> Replica | None: ...
+
+    def handles(self) -> list[ChunkHandle]:
+        """Return what is held now, ascending."""
+
+    def delete(self, handle: ChunkHandle) -> bool:
+        """Remove a replica; whether it was there. Either way it is reported as removed."""
+
+    def verify(self, handle: ChunkHandle) -> bool:
+        """Read a replica again and compare every block; a bad one is quarantined. Raise `ChunkNotFound`."""
+
+    def disks(self) -> tuple[DiskReport, ...]: ...
+
+    def space(self) -> Space:
+        """Return the sum over working disks, a device shared by several data directories counted once."""
+
+    def close(self) -> None: ...
+
+
+class BlockSequence:
+    """The checksum list of a replica being written, and the rules of how it may grow."""
+
+    def __init__(self, handle: ChunkHandle) -> None:
+        self._handle = handle
+        self.length = 0
+        self.checksums = bytearray()
+
+    def check_next(self, size: int) -> None:
+        """Raise unless `size` more bytes may follow."""
+        if self.length % BLOCK_SIZE:
+            raise InvalidArgument(
+                f"chunk {id_text(self._handle)}: data after a short block at {self.length}; only the last may be short"
+            )
+        if self.length + size > CHUNK_SIZE_MAX:
+            raise LimitExceeded(f"chunk {id_text(self._handle)} would grow over the limit of {CHUNK_SIZE_MAX} bytes")
+
+    def add(self, size: int, checksums: Buffer) -> None:
+        self.checksums += checksums
+        self.length += size
+
+    def check_finished(self, length: int, crc: int) -> None:
+        """Raise unless the bytes so far are the whole chunk: `length` of them with CRC32C `crc`."""
+        name = id_text(self._handle)
+        if length == 0:
+            raise InvalidArgument(f"chunk {name} is empty; a file without bytes needs no chunk")
+        if length != self.length:
+            raise InvalidArgument(f"chunk {name}: {self.length} bytes were written, {length} are to be sealed")
+        if combine_blocks(self.checksums, length) != crc:
+            raise ChunkCorrupt(f"chunk {name}: its blocks are sound but do not add up to the CRC it is sealed with")
+
+
+def checksums_of(tail: Tail, offset: int, length: int) -> bytes:
+    """Return the checksum list of the blocks of [`offset`, +`length`); raise `InvalidArgument` unless it is a range
+    of whole blocks within the chunk."""
+    end = offset + length
+    is_aligned = offset % BLOCK_SIZE == 0 and (end % BLOCK_SIZE == 0 or end == tail.length)
+    if offset < 0 or length <= 0 or end > tail.length or not is_aligned:
+        raise InvalidArgument(
+            f"bytes [{offset}, {end}) of chunk {id_text(tail.handle)} are not whole {BLOCK_SIZE}-byte blocks "
+            f"within its {tail.length} bytes"
+        )
+    return tail.checksums[offset // BLOCK_SIZE * CRC_SIZE : block_count(end) * CRC_SIZE]

@@ -1,0 +1,180 @@
+"""What a chunk server answers: the request loop of one connection.
+
+Owns: which messages are understood, access tokens, and when a connection is still usable after an error.
+Refuses to know: how connections are accepted (dfs.net.listener), files, and the master.
+
+One reply goes out for each request. A refused chunk is answered at once; the rest of it is then skipped, whether its
+writer notices and stops or sends everything. So pooled connections survive refusals.
+"""
+
+from __future__ import annotations
+
+import os
+
+from dfs import __version__
+from dfs.checksum import BLOCK_SIZE
+from dfs.chunk.chain import ChunkTransfer, Upstream, check_chain
+from dfs.chunk.peers import PeerConnections
+from dfs.chunk.replicas import ChunkStore, checksums_of
+from dfs.chunk.streams import BUFFER_SIZE, READS_MAX, STREAMS_MAX, Streams
+from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
+from dfs.errors import DeadlineExceeded, DfsError, DiskFailed, InvalidArgument, ProtocolError
+from dfs.ids import ID_SIZE, ChunkHandle
+from dfs.log import get_logger
+from dfs.net.auth import ClusterKey, Rights, check_token
+from dfs.net.blocking import Channel, Received
+from dfs.net.messages import (
+    REPLICATION_MAX,
+    ErrorReply,
+    Message,
+    Ping,
+    Pong,
+    ReadChunk,
+    ReadChunkReply,
+    VerifyReplica,
+    VerifyReplicaReply,
+    WriteChunk,
+)
+
+CONNECTION_IDLE_S = 300.0  # a connection that asks nothing for so long is closed
+REPLY_TIMEOUT_S = 30.0  # for a peer to take a small reply
+READ_TIME_MAX_S = 600.0  # longest time for one read, whatever the reader says
+SMALL_READ_SIZE = BLOCK_SIZE  # bytes up to which a read is copied into the reply: sendfile costs more calls
+
+log = get_logger(__name__)
+
+
+class ChunkService:
+    """Answers every connection of one chunk server; `handle` runs in one thread per connection."""
+
+    def __init__(
+        self, *, store: ChunkStore, key: ClusterKey, name: str, address: str, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
+        """`address`: what the other servers and the clients know this one by."""
+        self._store = store
+        self._key = key
+        self._name = name
+        self._address = address
+        self._clock = clock
+        self._peers = PeerConnections(key)
+        self._transfer = ChunkTransfer(store, self._peers, address)
+        self._writes = Streams("chunk writes", STREAMS_MAX, BUFFER_SIZE)
+        self._reads = Streams("chunk reads", READS_MAX)
+
+    @property
+    def active_streams(self) -> int:
+        return self._writes.active + self._reads.active
+
+    def close(self) -> None:
+        """Close the connections to other servers; those to this one end with their listener."""
+        self._peers.close()
+
+    def handle(self, channel: Channel) -> None:
+        """Answer requests until the peer goes, says nothing for too long, or cannot be understood any more."""
+        early: Received | None = None  # a request that came in place of the rest of a refused chunk
+        try:
+            while True:
+                received = early or channel.receive(Deadline.after(CONNECTION_IDLE_S))
+                early = None
+                if isinstance(received.message, WriteChunk):
+                    early = self._write(channel, received, received.message)
+                else:
+                    self._answer(channel, received)
+        except DeadlineExceeded as error:
+            log.debug("connection_silent", peer=channel.address, reason=error.message)
+
+    # --- small requests ---------------------------------------------------------------------------------
+
+    def _answer(self, channel: Channel, received: Received) -> None:
+        if received.payload_size:
+            raise ProtocolError(f"{type(received.message).__name__} came with a payload outside of a chunk")
+        try:
+            if isinstance(received.message, ReadChunk):
+                self._read(channel, received, received.message)
+                return
+            reply = self._reply(received.message)
+        except DfsError as error:
+            if channel.is_broken:
+                raise
+            log.debug("request_refused", peer=channel.address, code=error.code, reason=error.message)
+            reply = ErrorReply.of(error)
+        self._send(channel, received, reply)
+
+    @staticmethod
+    def _send(channel: Channel, received: Received, reply: Message) -> None:
+        channel.send(reply, Deadline.after(REPLY_TIMEOUT_S), request_id=received.request_id)
+
+    def _reply(self, request: Message) -> Message:
+        match request:
+            case Ping():
+                return Pong(self._name, "chunk", __version__)
+            case VerifyReplica():
+                return self._verify(request)
+            case _:
+                raise ProtocolError(f"a chunk server does not answer {type(request).__name__}; is the address right?")
+
+    def _check_token(self, token: bytes, handle: ChunkHandle, rights: Rights) -> None:
+        if len(handle) != ID_SIZE:
+            raise InvalidArgument(f"a chunk handle has {ID_SIZE} bytes, {len(handle)} were sent")
+        check_token(self._key, token, handle, rights, self._clock.wall_ms())
+
+    def _verify(self, request: VerifyReplica) -> VerifyReplicaReply:
+        self._check_token(request.token, request.handle, Rights.READ)
+        with self._reads.turn():
+            is_good = self._store.verify(request.handle)
+        log.info("replica_verified", handle=request.handle, is_good=is_good)
+        return VerifyReplicaReply(is_good)
+
+    # --- reading ----------------------------------------------------------------------------------------
+
+    def _read(self, channel: Channel, received: Received, request: ReadChunk) -> None:
+        """Send the reply and the bytes; raise only while nothing was sent, or with the channel broken."""
+        self._check_token(request.token, request.handle, Rights.READ)
+        deadline = received.deadline(READ_TIME_MAX_S)
+        with self._reads.turn(), self._store.open(request.handle) as opened:
+            reply = ReadChunkReply(opened.tail.length, checksums_of(opened.tail, request.offset, request.length))
+            try:
+                if request.length <= SMALL_READ_SIZE:
+                    data = _read_range(opened.fd, request.offset, request.length)
+                    channel.send(reply, deadline, request_id=received.request_id, payload=data)
+                else:
+                    channel.send(reply, deadline, request_id=received.request_id, payload_size=request.length)
+                    channel.send_file(opened.fd, request.offset, request.length, deadline)
+            except DiskFailed as error:
+                log.error("replica_unreadable", handle=request.handle, reason=error.message)
+                self._store.verify(request.handle)  # a second look judges the replica or its disk
+                raise
+
+    # --- writing ----------------------------------------------------------------------------------------
+
+    def _write(self, channel: Channel, received: Received, request: WriteChunk) -> Received | None:
+        """Take a chunk and reply; return the next request when the writer has already sent it."""
+        upstream = Upstream(channel, received)
+        try:
+            self._check_token(request.token, request.handle, Rights.WRITE)
+            check_chain(request, self._address, REPLICATION_MAX)
+            if received.payload_size:
+                raise ProtocolError("WriteChunk came with a payload")
+            with self._writes.turn() as buffer:
+                reply = self._transfer.run(upstream, request, buffer)
+        except DfsError as error:
+            log.warning(
+                "chunk_refused", handle=request.handle, peer=channel.address, code=error.code, reason=error.message
+            )
+            if upstream.is_lost:
+                raise
+            self._send(channel, received, ErrorReply.of(error))
+            return upstream.skip_chunk(CONNECTION_IDLE_S)
+        log.debug("chunk_written", handle=request.handle, peer=channel.address, servers=len(reply.servers))
+        self._send(channel, received, reply)
+        return None
+
+
+def _read_range(fd: int, offset: int, length: int) -> bytes:
+    try:
+        data = os.pread(fd, length, offset)
+    except OSError as error:
+        raise DiskFailed(f"a replica cannot be read: {error.strerror}") from None
+    if len(data) != length:
+        raise DiskFailed(f"the file of a replica ends before byte {offset + length}")
+    return data

@@ -1,0 +1,368 @@
+"""The replicas of a chunk server as plain files on several disks.
+
+Owns: the index of what is held, which disk takes a new replica, and the steps of publishing, deleting and verifying.
+Refuses to know: connections, tokens, masters, and the bytes of the format (dfs.chunk.layout).
+
+A replica is written under `tmp/`, synced, renamed into its folder, and the folder synced; only then is it in the index.
+So a start after a kill needs no repair: what is under `tmp/` was never promised, what is in a folder is whole or, by
+its checksums, known not to be. The store's lock guards the index only and is never held over input or output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+
+from dfs.checksum import BLOCK_SIZE, Buffer, combine_blocks, first_bad_block
+from dfs.chunk.changes import ReplicaChanges
+from dfs.chunk.descriptors import FD_CACHE_MAX, DescriptorCache, OpenReplica
+from dfs.chunk.disk import FOLDER_COUNT, Disk, measure_space, read_open_tail
+from dfs.chunk.identity import claim, sync_directory
+from dfs.chunk.layout import Tail, encode_tail
+from dfs.chunk.replicas import BlockSequence, Replica, Space, SpaceProbe, checksums_of
+from dfs.chunk.writeback import start_writeback
+from dfs.clock import SYSTEM_CLOCK, Clock
+from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DfsError, DiskFailed, DiskFull
+from dfs.ids import ChunkHandle, id_text
+from dfs.log import get_logger
+from dfs.net.messages import DiskReport
+
+SCAN_THREADS = 8  # folders of a disk read at the same time at start
+VERIFY_PIECE_SIZE = 16 * BLOCK_SIZE  # bytes read at a time when a replica is verified
+WRITEBACK_SIZE = 8 * 1024 * 1024  # bytes after which the kernel is told to start writing: the final sync is short then
+
+log = get_logger(__name__)
+
+
+class FileStore:
+    """The `ChunkStore` of a daemon (contract: dfs.chunk.replicas)."""
+
+    def __init__(
+        self,
+        data_dirs: Sequence[Path],
+        cluster: str,
+        *,
+        disk_reserve: int,
+        fsync: bool = True,
+        probe: SpaceProbe = measure_space,
+        clock: Clock = SYSTEM_CLOCK,
+        fd_cache_max: int = FD_CACHE_MAX,
+    ) -> None:
+        """Claim the directories and read what they hold; raise `ConfigError` or `DiskFailed` (no usable one)."""
+        self.server_id, claimed = claim(data_dirs, cluster)
+        self.changes = ReplicaChanges()
+        self.fsync = fsync
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._index: dict[ChunkHandle, tuple[Replica, Disk]] = {}
+        self._being_written: set[ChunkHandle] = set()
+        self._open = DescriptorCache(fd_cache_max)
+        self._disks = tuple(
+            Disk(found, reserve=disk_reserve, probe=probe, clock=clock, on_failed=self._drop_disk) for found in claimed
+        )
+        for found in claimed:
+            if found.failure:
+                log.error("disk_failed", disk=found.path, reason=found.failure)
+        self._load()
+
+    # --- start ------------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        working = [disk for disk in self._disks if not disk.has_failed]
+        with ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="scan") as pool:
+            list(pool.map(Disk.prepare, working))
+            jobs = [(disk, start) for disk in working if not disk.has_failed for start in range(SCAN_THREADS)]
+            list(pool.map(lambda job: self._load_folders(*job), jobs))
+        if all(disk.has_failed for disk in self._disks):
+            self.close()
+            raise DiskFailed("no data directory is usable: " + "; ".join(disk.report().reason for disk in self._disks))
+        log.info("store_opened", server=self.server_id, replicas=len(self._index), disks=len(working))
+
+    def _load_folders(self, disk: Disk, start: int) -> None:
+        """Take in what is in every SCAN_THREADS-th folder of a disk."""
+        for replica in chain.from_iterable(map(disk.scan_folder, range(start, FOLDER_COUNT, SCAN_THREADS))):
+            with self._lock:
+                is_first = replica.handle not in self._index
+                if is_first:
+                    self._index[replica.handle] = (replica, disk)
+                    disk.chunk_count += 1
+            if not is_first:
+                disk.quarantine(disk.chunk_path(replica.handle), "another disk of this server has the same chunk")
+
+    # --- reading ----------------------------------------------------------------------------------------
+
+    def open(self, handle: ChunkHandle) -> OpenReplica:
+        if (kept := self._open.get(handle)) is not None:
+            return kept
+        replica, disk = self._entry(handle)
+        path = disk.chunk_path(handle)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            log.error("replica_vanished", path=path)
+            self._forget(handle)
+            disk.check_place()
+            raise ChunkNotFound(f"the file of replica {id_text(handle)} vanished from {disk.path}") from None
+        except OSError as error:
+            raise disk.judge(error, f"opening {path}") from None
+        try:
+            tail = read_open_tail(fd, handle)[0]
+            if (tail.length, tail.crc) != (replica.length, replica.crc):
+                raise ChunkCorrupt(f"the file of replica {id_text(handle)} was exchanged for another one")
+        except ChunkCorrupt as error:
+            os.close(fd)
+            self.quarantine(handle, error.message)
+            raise self._corrupt(handle, error.message) from None
+        except OSError as error:
+            os.close(fd)
+            raise disk.judge(error, f"reading {path}") from None
+        except DfsError:
+            os.close(fd)
+            raise
+        return self._open.put(fd, tail, lambda: handle in self._index)
+
+    def _entry(self, handle: ChunkHandle) -> tuple[Replica, Disk]:
+        with self._lock:
+            entry = self._index.get(handle)
+        if entry is None:
+            raise ChunkNotFound(f"chunk server {id_text(self.server_id)} has no replica of chunk {id_text(handle)}")
+        return entry
+
+    def _corrupt(self, handle: ChunkHandle, text: str) -> ChunkCorrupt:
+        return ChunkCorrupt(text, handle=id_text(handle), server=id_text(self.server_id))
+
+    def replica(self, handle: ChunkHandle) -> Replica | None:
+        with self._lock:
+            entry = self._index.get(handle)
+        return entry[0] if entry else None
+
+    def handles(self) -> list[ChunkHandle]:
+        with self._lock:
+            held = list(self._index)
+        held.sort()
+        return held
+
+    # --- writing ----------------------------------------------------------------------------------------
+
+    def create(self, handle: ChunkHandle) -> FileReplicaWriter:
+        disk = self._choose_disk()
+        with self._lock:
+            if handle in self._index or handle in self._being_written:
+                raise ChunkExists(f"chunk {id_text(handle)} exists here already; write under a new handle")
+            self._being_written.add(handle)
+            disk.writers += 1
+        path = disk.temporary / id_text(handle)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            self.finish_writing(handle, disk)
+            raise disk.judge(error, f"making {path}") from None
+        return FileReplicaWriter(self, disk, handle, fd, path)
+
+    def _choose_disk(self) -> Disk:
+        """Return the disk with the most free bytes per present writer, so that parallel writes use all of them."""
+        best, best_score = None, 0.0
+        for disk in self._disks:
+            score = 0.0 if disk.has_failed else disk.space().free / (disk.writers + 1)
+            if score > best_score:
+                best, best_score = disk, score
+        if best is not None:
+            return best
+        reasons = "; ".join(f"{report.path}: {report.reason}" for report in self.disks())
+        if all(disk.has_failed for disk in self._disks):
+            raise DiskFailed(f"all disks of this chunk server are out of use ({reasons}); write elsewhere")
+        raise DiskFull(f"no disk of this chunk server has room ({reasons}); write elsewhere")
+
+    def finish_writing(self, handle: ChunkHandle, disk: Disk) -> None:
+        """Hear from a writer that it is done, published or not."""
+        with self._lock:
+            self._being_written.discard(handle)
+            disk.writers -= 1
+
+    def add(self, replica: Replica, disk: Disk) -> None:
+        """Hear from a writer that its replica is in place; raise `DiskFailed` when the disk failed meanwhile."""
+        with self._lock:
+            if disk.has_failed:
+                raise DiskFailed(f"disk {disk.path} failed while chunk {id_text(replica.handle)} was published")
+            self._index[replica.handle] = (replica, disk)
+            disk.chunk_count += 1
+        self.changes.published(replica)
+
+    def now_ms(self) -> int:
+        return self._clock.wall_ms()
+
+    # --- removing ---------------------------------------------------------------------------------------
+
+    def delete(self, handle: ChunkHandle) -> bool:
+        entry = self._take_out(handle)
+        if entry is not None:
+            path = entry[1].chunk_path(handle)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                entry[1].judge(error, f"removing {path}")
+        self.changes.removed(handle)
+        return entry is not None
+
+    def _forget(self, handle: ChunkHandle) -> None:
+        if self._take_out(handle) is not None:
+            self.changes.removed(handle)
+
+    def _take_out(self, handle: ChunkHandle) -> tuple[Replica, Disk] | None:
+        with self._lock:
+            entry = self._index.pop(handle, None)
+            if entry is not None:
+                entry[1].chunk_count -= 1
+        self._open.evict(handle)
+        return entry
+
+    def quarantine(self, handle: ChunkHandle, reason: str) -> None:
+        """Never serve this replica again, keep its file aside, and report it as removed."""
+        entry = self._take_out(handle)
+        if entry is not None:
+            entry[1].quarantine(entry[1].chunk_path(handle), reason)
+            self.changes.removed(handle)
+
+    def _drop_disk(self, disk: Disk) -> None:
+        """Report all replicas of a failed disk as removed."""
+        with self._lock:
+            lost = [handle for handle, (_, home) in self._index.items() if home is disk]
+            for handle in lost:
+                del self._index[handle]
+            disk.chunk_count = 0
+        for handle in lost:
+            self._open.evict(handle)
+            self.changes.removed(handle)
+
+    # --- health -----------------------------------------------------------------------------------------
+
+    def verify(self, handle: ChunkHandle) -> bool:
+        _, disk = self._entry(handle)
+        try:
+            with self.open(handle) as opened:
+                reason = _find_damage(opened.fd, opened.tail)
+        except ChunkCorrupt:
+            return False  # its tail was damaged; `open` has quarantined it
+        except OSError as error:
+            raise disk.judge(error, f"verifying replica {id_text(handle)}") from None
+        if reason:
+            self.quarantine(handle, reason)
+        return not reason
+
+    def disks(self) -> tuple[DiskReport, ...]:
+        for disk in self._disks:
+            disk.check_place()
+        return tuple(disk.report() for disk in self._disks)
+
+    def space(self) -> Space:
+        spaces = {disk.device: disk.space() for disk in self._disks if not disk.has_failed}.values()
+        return Space(sum(space.capacity for space in spaces), sum(space.free for space in spaces))
+
+    def close(self) -> None:
+        """Let go of the disks; nothing needs to be written."""
+        self._open.close()
+        for disk in self._disks:
+            disk.release()
+
+
+class FileReplicaWriter:
+    """A replica on its way into one disk (contract: dfs.chunk.replicas.ReplicaWriter)."""
+
+    def __init__(self, store: FileStore, disk: Disk, handle: ChunkHandle, fd: int, path: Path) -> None:
+        self._store = store
+        self._disk = disk
+        self._handle = handle
+        self._fd = fd
+        self._path = path
+        self._blocks = BlockSequence(handle)
+        self._crc = 0
+        self._flushed = 0  # bytes that the kernel was told to write
+        self._is_open = True
+
+    def write(self, data: memoryview, checksums: Buffer) -> None:
+        self._blocks.check_next(len(data))
+        if (bad := first_bad_block(data, checksums)) is not None:
+            offset = self._blocks.length + bad * BLOCK_SIZE
+            raise ChunkCorrupt(
+                f"chunk {id_text(self._handle)}: the block at {offset} does not match its checksum on arrival; resend",
+                handle=id_text(self._handle),
+                server=id_text(self._store.server_id),
+            )
+        self._disk.check_room(len(data))
+        with self._errors_judged("writing"):
+            _write_all(self._fd, data, self._blocks.length)
+            self._blocks.add(len(data), checksums)
+            if self._store.fsync and self._blocks.length - self._flushed >= WRITEBACK_SIZE:
+                start_writeback(self._fd, self._flushed, self._blocks.length - self._flushed)
+                self._flushed = self._blocks.length
+
+    def check(self, length: int, crc: int) -> None:
+        self._blocks.check_finished(length, crc)
+        self._crc = crc
+
+    def publish(self) -> Replica:
+        length, target = self._blocks.length, self._disk.chunk_path(self._handle)
+        tail = encode_tail(self._handle, length, self._crc, self._blocks.checksums)
+        with self._errors_judged("publishing"):
+            _write_all(self._fd, memoryview(tail), length)
+            if self._store.fsync:
+                os.fdatasync(self._fd)
+            self._path.rename(target)
+            self._path = target  # from here on this is what a failure has to remove
+            if self._store.fsync:
+                sync_directory(target.parent)
+        replica = Replica(self._handle, length, self._crc, self._store.now_ms())
+        try:
+            self._store.add(replica, self._disk)
+        except DiskFailed:
+            self.discard()
+            raise
+        self._close()
+        return replica
+
+    def discard(self) -> None:
+        if not self._is_open:
+            return
+        with contextlib.suppress(OSError):  # a failed disk may not even remove; the next start empties tmp/
+            self._path.unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
+        self._is_open = False
+        os.close(self._fd)
+        self._store.finish_writing(self._handle, self._disk)
+
+    @contextlib.contextmanager
+    def _errors_judged(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            failure = self._disk.judge(error, f"{doing} chunk {id_text(self._handle)}")
+            self.discard()
+            raise failure from None
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data = data[written:]
+        offset += written
+
+
+def _find_damage(fd: int, tail: Tail) -> str:
+    """Return what is wrong with the data of an open replica, `""` when nothing is; raise `OSError`."""
+    if combine_blocks(tail.checksums, tail.length) != tail.crc:
+        return "its block checksums do not add up to the chunk's"
+    buffer = memoryview(bytearray(min(VERIFY_PIECE_SIZE, tail.length)))
+    for offset in range(0, tail.length, len(buffer)):
+        piece = buffer[: min(len(buffer), tail.length - offset)]
+        if os.preadv(fd, [piece], offset) != len(piece):
+            return f"its file ends before byte {offset + len(piece)}"
+        if (bad := first_bad_block(piece, checksums_of(tail, offset, len(piece)))) is not None:
+            return f"the block at {offset + bad * BLOCK_SIZE} does not match its checksum"
+    return ""

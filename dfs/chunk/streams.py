@@ -1,0 +1,53 @@
+"""How many chunks may move at the same time, and the memory that they move through.
+
+Owns: the limits on streams and their buffers. Refuses to know: what is in a buffer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from dfs.checksum import BLOCK_SIZE
+from dfs.errors import Overloaded
+
+STREAMS_MAX = 64  # chunks being written here at the same time; more only make each other slower
+READS_MAX = 256  # reads being answered at the same time; they cost a thread and a descriptor, no buffer
+STREAM_WAIT_S = 1.0  # how long a request waits for its turn before it is refused
+BUFFER_SIZE = 16 * BLOCK_SIZE  # bytes of one stream's buffer; measured: 256 KiB to 1 MiB are equally fast
+
+
+class Streams:
+    """Turns for at most `streams_max` streams. With `buffer_size` each gets a buffer, used again by later ones."""
+
+    def __init__(self, name: str, streams_max: int, buffer_size: int = 0) -> None:
+        self._name = name
+        self._streams_max = streams_max
+        self._turns = threading.BoundedSemaphore(streams_max)
+        self._buffer_size = buffer_size
+        self._buffers: list[memoryview] = []  # as many as ever were in use at once
+        self._lock = threading.Lock()
+        self._active = 0
+
+    @property
+    def active(self) -> int:
+        return self._active
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[memoryview]:
+        """Wait for a turn and lend a buffer; raise `Overloaded` when there is no turn within STREAM_WAIT_S."""
+        if not self._turns.acquire(timeout=STREAM_WAIT_S):
+            raise Overloaded(f"this chunk server already serves {self._streams_max} {self._name}; try again later")
+        with self._lock:
+            self._active += 1
+            buffer = self._buffers.pop() if self._buffers else None
+        if buffer is None:
+            buffer = memoryview(bytearray(self._buffer_size))
+        try:
+            yield buffer
+        finally:
+            with self._lock:
+                self._active -= 1
+                self._buffers.append(buffer)
+            self._turns.release()

@@ -1,0 +1,104 @@
+"""Fresh chunks to write: asked for in batches, away from servers that failed.
+
+Owns: the batches of one upload, what is left out of them, and how long they may stay uncommitted. Refuses to know: how
+a chunk is written, and what for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Collection
+
+from dfs.client.discovery import Masters
+from dfs.client.plan import ServerHealth
+from dfs.client.transfer import WriteTarget
+from dfs.clock import Deadline
+from dfs.errors import DeadlineExceeded, NotEnoughServers, ProtocolError
+from dfs.ids import ServerId
+from dfs.net.messages import ALLOCATE_COUNT_MAX, EXCLUDE_MAX, Allocate, AllocateReply
+
+BATCH_MAX = 16  # chunks asked for at once: few enough that their tokens are young when they are used
+assert BATCH_MAX <= ALLOCATE_COUNT_MAX
+
+
+class Allocator:
+    """The source of chunks of one upload. Thread-safe."""
+
+    def __init__(self, masters: Masters, health: ServerHealth, replication: int, timeout_s: float) -> None:
+        self._masters = masters
+        self._health = health
+        self._replication = replication
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._ready: deque[WriteTarget] = deque()
+        self._batch = 1
+        self._expected: int | None = None  # chunks that will still be asked for, when known
+        self._asked = 0
+        self._chunk_size = 0
+        self._commit_until_s = 0.0
+
+    def chunk_size(self) -> int:
+        """Return the cluster's chunk size."""
+        with self._lock:
+            if not self._chunk_size:
+                self._refill(())
+            return self._chunk_size
+
+    def expect(self, count: int) -> None:
+        """Note that `count` chunks will be needed in all: no more than that are set aside for this upload."""
+        with self._lock:
+            self._expected = count
+
+    def take(self, failed: Collection[ServerId] = ()) -> WriteTarget:
+        """Return a chunk, if possible not on the servers in `failed` and not on those that failed lately."""
+        with self._lock:
+            excluded = self._health.bad(time.monotonic()) | set(failed)
+            while self._ready:
+                target = self._ready.popleft()
+                if not any(server.server_id in excluded for server in target.chain):
+                    return target
+            self._refill([*failed, *(excluded - set(failed))][:EXCLUDE_MAX])
+            return self._ready.popleft()
+
+    def check_commit_time(self) -> None:
+        """Raise `DeadlineExceeded` when the masters may hold the first chunks for garbage by now."""
+        if self._commit_until_s and time.monotonic() >= self._commit_until_s:
+            raise DeadlineExceeded(
+                "storing took longer than the masters keep chunks that belong to no file; nothing was stored: try "
+                "again over a faster connection, or in smaller files"
+            )
+
+    def _refill(self, excluded: Collection[ServerId]) -> None:
+        count = self._batch if self._expected is None else max(1, min(self._batch, self._expected - self._asked))
+        self._batch = min(BATCH_MAX, self._batch * 2)
+        asked_s = time.monotonic()
+        deadline = Deadline.after(self._timeout_s)
+        reply: AllocateReply | None = None
+        if excluded:
+            try:
+                request = Allocate(count, self._replication, tuple(excluded))
+                reply = self._masters.call(request, AllocateReply, deadline, is_patient=False)
+            except NotEnoughServers:
+                pass  # better a server that failed a moment ago than none
+        if reply is None:
+            reply = self._masters.call(Allocate(count, self._replication), AllocateReply, deadline)
+        self._ready.extend(_targets(reply))
+        self._asked += len(reply.chunks)
+        self._chunk_size = reply.chunk_size
+        if not self._commit_until_s:
+            self._commit_until_s = asked_s + reply.commit_within_s
+
+
+def _targets(reply: AllocateReply) -> list[WriteTarget]:
+    """Return the allocated chunks; raise `ProtocolError` when the reply makes no sense."""
+    servers = reply.servers
+    if not reply.chunks or reply.chunk_size <= 0:
+        raise ProtocolError("a master allocated no chunk where at least one was asked for; is it of another version?")
+    targets = []
+    for chunk in reply.chunks:
+        if not chunk.chain or not all(0 <= index < len(servers) for index in chunk.chain):
+            raise ProtocolError("a master allocated a chunk with an impossible chain; is it of another version?")
+        targets.append(WriteTarget(chunk.handle, chunk.token, tuple(servers[index] for index in chunk.chain)))
+    return targets

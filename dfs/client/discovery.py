@@ -1,0 +1,226 @@
+"""Find the leading master and call it, through deaths, pauses and elections.
+
+Owns: which masters are known, who is thought to lead, which were silent lately, and the loop of attempts of one call.
+Refuses to know: what a call means, and exactly-once (dfs.client.calls resends by the same id through this loop).
+
+Each attempt has a short time of its own, so that a paused or cut-off master does not eat the time of the call. What
+follows a failure is decided by dfs.client.plan from the error's `retry` alone.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from dfs.client.plan import MASTERS_MAX, MasterRound, Step, attempt_timeout_s, backoff_s, step_after
+from dfs.client.pool import ChannelPool, exchange
+from dfs.clock import Deadline
+from dfs.errors import ConnectionFailed, DeadlineExceeded, DfsError, NoQuorum, Retry
+from dfs.log import get_logger
+from dfs.net.blocking import expect
+from dfs.net.messages import ErrorReply, Message, Mutation
+
+ATTEMPT_TIMEOUT_S = 2.0  # of the first attempt at a master; it doubles for one that was silent
+SILENT_S = 2.0  # a master that was silent is left out for so long, unless all are
+UNREACHABLE_GRACE_S = 5.0  # masters that all refuse connections may be restarting: ask again for so long
+RESOLVED_HINT_KEY = "leader"  # detail of a NotLeader error: the leader's client address
+
+log = get_logger(__name__)
+T = TypeVar("T", bound=Message)
+
+
+@dataclass(slots=True)
+class _Story:
+    """What happened in one call so far: the judge between errors at its end."""
+
+    started_s: float
+    is_uncertain: bool = False  # an attempt was sent and got no clear answer: it may have an effect
+    pressing: DfsError | None = None  # what the leader keeps saying ("later"), if that was the last word
+    last_words: dict[str, str] = field(default_factory=dict)  # address -> its last answer or failure
+    refusals: dict[str, DfsError] = field(default_factory=dict)  # address -> why it will never talk to us
+    answered: set[str] = field(default_factory=set)
+    silences: dict[str, int] = field(default_factory=dict)
+    repetitions: int = 0
+
+
+class Masters:
+    """The masters of one cluster as a client meets them. Thread-safe."""
+
+    def __init__(
+        self,
+        cluster: str,
+        addresses: tuple[str, ...],
+        pool: ChannelPool,
+        *,
+        attempt_timeout_s: float = ATTEMPT_TIMEOUT_S,
+        unreachable_grace_s: float = UNREACHABLE_GRACE_S,
+    ) -> None:
+        self._cluster = cluster
+        self._configured = addresses
+        self._pool = pool
+        self._attempt_timeout_s = attempt_timeout_s
+        self._unreachable_grace_s = unreachable_grace_s
+        self._lock = threading.Lock()
+        self._known = list(dict.fromkeys(addresses))
+        self._leader: str | None = None
+        self._silent_until_s: dict[str, float] = {}
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All masters known by now, the configured ones first."""
+        with self._lock:
+            return tuple(self._known)
+
+    def ask(self, address: str, message: Message, reply: type[T], deadline: Deadline) -> T:
+        """Return what the master at `address` itself answers, whoever leads."""
+        with self._pool.channel(address, deadline) as channel:
+            answer = exchange(channel, message, deadline)
+        return expect(answer, reply)
+
+    def call(self, message: Message, reply: type[T], deadline: Deadline, *, is_patient: bool = True) -> T:
+        """Return the leader's reply. `is_patient` false: hand out errors that say "ask the same again later".
+
+        Raises the leader's error; `ConnectionFailed` when no master can be reached; `NoQuorum` when none leads until
+        the deadline; `DeadlineExceeded` (detail `may_have_happened`) when the outcome of a mutation is not known.
+        """
+        return expect(self.call_reporting_resends(message, deadline, is_patient=is_patient)[0], reply)
+
+    def call_reporting_resends(
+        self, message: Message, deadline: Deadline, *, is_patient: bool = True
+    ) -> tuple[Message, bool]:
+        """Return (the final reply, maybe an `ErrorReply`; whether an earlier attempt may have had an effect too)."""
+        story = _Story(time.monotonic())
+        while True:
+            final = self._ask_round(message, deadline, story, is_patient=is_patient)
+            if final is not None:
+                return final, story.is_uncertain
+            story.repetitions += 1
+            self._check_worth_repeating(message, deadline, story)
+            time.sleep(min(backoff_s(story.repetitions, random.random()), deadline.remaining_s()))  # noqa: S311
+
+    # --- one round --------------------------------------------------------------------------------------
+
+    def _ask_round(self, message: Message, deadline: Deadline, story: _Story, *, is_patient: bool) -> Message | None:
+        """Ask each master at most once; return the final reply, `None` when there is none yet."""
+        with self._lock:
+            now_s = time.monotonic()
+            silent = [address for address, until_s in self._silent_until_s.items() if until_s > now_s]
+            order = MasterRound(self._known, self._leader, silent)
+        while (address := order.next()) is not None and not deadline.has_passed:
+            answer = self._attempt(address, message, deadline, story)
+            if not isinstance(answer, ErrorReply):
+                if answer is not None:
+                    self._note_leader(address)
+                    return answer
+                continue
+            error = answer.error()
+            story.answered.add(address)
+            story.last_words[address] = error.message
+            if isinstance(error, DeadlineExceeded):  # its own patience was the attempt's time, not the call's
+                story.is_uncertain = True
+                self._note_silence(address, story)
+                continue
+            match step_after(error.retry):
+                case Step.FAIL:
+                    return answer
+                case Step.AGAIN:
+                    if error.retry is Retry.SAME and not is_patient:
+                        return answer
+                    self._note_leader(address)
+                    story.pressing = error
+                    story.is_uncertain |= error.retry is Retry.UNKNOWN
+                    return None
+                case Step.NEXT:
+                    self._follow(error, address, order)
+        return None
+
+    def _attempt(self, address: str, message: Message, deadline: Deadline, story: _Story) -> Message | None:
+        """Return the answer of one master, `None` when it gave none; the story tells why."""
+        timeout_s = attempt_timeout_s(self._attempt_timeout_s, story.silences.get(address, 0))
+        attempt = deadline.no_later_than(timeout_s)
+        story.pressing = None
+        is_sent = False
+        try:
+            with self._pool.channel(address, attempt) as channel:
+                is_sent = True
+                return exchange(channel, message, attempt)
+        except DeadlineExceeded:
+            story.last_words[address] = f"no answer within {timeout_s:g} s; it may be paused, overloaded or cut off"
+            self._note_silence(address, story)
+        except DfsError as error:
+            story.last_words[address] = error.message
+            if error.retry is Retry.NEVER:  # a wrong secret, a foreign version
+                story.refusals[address] = error
+            self._forget_leader(address)
+        story.is_uncertain |= is_sent
+        log.debug("master_attempt_failed", address=address, reason=story.last_words[address])
+        return None
+
+    # --- what was learnt ---------------------------------------------------------------------------------
+
+    def _note_leader(self, address: str) -> None:
+        if self._leader != address or address in self._silent_until_s:
+            with self._lock:
+                self._leader = address
+                self._silent_until_s.pop(address, None)
+
+    def _forget_leader(self, address: str) -> None:
+        with self._lock:
+            if self._leader == address:
+                self._leader = None
+
+    def _note_silence(self, address: str, story: _Story) -> None:
+        story.silences[address] = story.silences.get(address, 0) + 1
+        with self._lock:
+            self._silent_until_s[address] = time.monotonic() + SILENT_S
+            if self._leader == address:
+                self._leader = None
+
+    def _follow(self, error: DfsError, address: str, order: MasterRound) -> None:
+        """Take the hint of a master that does not lead."""
+        self._forget_leader(address)
+        hint = error.details.get(RESOLVED_HINT_KEY, "")
+        if not hint or hint == address:
+            return
+        with self._lock:
+            if hint not in self._known:
+                if len(self._known) >= MASTERS_MAX:
+                    return
+                self._known.append(hint)
+        order.hint(hint)
+
+    # --- the end of a call ----------------------------------------------------------------------------------
+
+    def _check_worth_repeating(self, message: Message, deadline: Deadline, story: _Story) -> None:
+        """Raise the error that tells the story when there is no time, or no sense, in another round."""
+        waited_s = time.monotonic() - story.started_s
+        if not deadline.has_passed:
+            if story.answered or story.silences or story.is_uncertain:
+                return  # somebody is there: it may come to itself, or a leader may be elected
+            if not story.refusals and waited_s < self._unreachable_grace_s:
+                return
+        words = "; ".join(f"{address}: {text}" for address, text in story.last_words.items())
+        name, count = type(message).__name__, len(self._configured)
+        if story.is_uncertain and isinstance(message, Mutation):
+            raise DeadlineExceeded(
+                f"{name} has no known outcome after {waited_s:.1f} s: it may have happened or not; look before you "
+                f"repeat it ({words})",
+                may_have_happened="yes",
+            )
+        if story.pressing is not None:
+            raise story.pressing
+        if not story.answered:
+            if story.refusals:
+                raise next(iter(story.refusals.values()))
+            raise ConnectionFailed(
+                f"cannot reach any master of cluster {self._cluster!r} ({words}); are they running (`dfs up`), and are "
+                "the addresses right?",
+                address=self._configured[0],
+            )
+        raise NoQuorum(
+            f"no master of cluster {self._cluster!r} led within {waited_s:.1f} s ({words}); {count // 2 + 1} of "
+            f"{count} masters must run and reach each other: start the missing ones, or mend the network between them"
+        )

@@ -1,0 +1,336 @@
+"""The file system as a program sees it: `DfsClient`, thin over the masters' calls and the bulk transfers.
+
+Owns: the public calls, their finite deadlines, and normalising of paths. Refuses to know: how a leader is found, how
+bytes move, and any front end.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, TypeVar
+
+import msgspec
+
+from dfs import paths
+from dfs.client.access import ClusterAccess
+from dfs.client.calls import Calls
+from dfs.client.discovery import Masters
+from dfs.client.download import Download, FileChecksum
+from dfs.client.plan import ServerHealth
+from dfs.client.pool import ChannelPool
+from dfs.client.transfer import Transfer
+from dfs.client.upload import Upload
+from dfs.clock import Deadline
+from dfs.errors import DfsError, InvalidArgument, NotADirectory, NotFound
+from dfs.net.auth import ClusterKey
+from dfs.net.messages import (
+    LIST_LIMIT_MAX,
+    REPLICATION_MAX,
+    CallId,
+    Copy,
+    Delete,
+    DeleteReply,
+    Done,
+    EmptyTrash,
+    EmptyTrashReply,
+    FileStatus,
+    GetClusterStatus,
+    GetClusterStatusReply,
+    GetMasterStatus,
+    GetMasterStatusReply,
+    Kind,
+    ListDirectory,
+    ListDirectoryReply,
+    ListTrash,
+    ListTrashReply,
+    MakeDirectory,
+    MasterStatus,
+    Message,
+    Mutation,
+    RemoveDirectory,
+    Rename,
+    SetReplication,
+    SetReplicationReply,
+    Stat,
+    StatReply,
+    Touch,
+    TrashEntry,
+    Undelete,
+)
+
+T = TypeVar("T", bound=Message)
+
+TIMEOUT_S = 30.0  # default of every call
+PARALLEL = 4  # default number of chunks that are read at once
+PARALLEL_MAX = 32
+MASTER_STATUS_TIMEOUT_S = 3.0  # a master that says nothing for so long counts as silent
+
+__all__ = ["DfsClient", "FileChecksum"]
+
+
+class DfsClient:
+    """One program's access to a cluster. Thread-safe; use it as a context manager, or `close` it.
+
+    Every `path` is absolute or taken from `/`. `timeout_s` bounds a metadata call as a whole, and the time for which a
+    bulk transfer may make no progress at all. Errors are those of dfs.errors.
+    """
+
+    def __init__(
+        self, access: ClusterAccess, *, timeout_s: float = TIMEOUT_S, replication: int = 0, parallel: int = PARALLEL
+    ) -> None:
+        if not timeout_s > 0:
+            raise InvalidArgument(f"a timeout of {timeout_s} s is not positive; nothing could ever succeed")
+        if not 1 <= parallel <= PARALLEL_MAX:
+            raise InvalidArgument(f"{parallel} parallel transfers are asked for; allowed are 1 to {PARALLEL_MAX}")
+        _check_replication(replication)
+        self._access = access
+        self._timeout_s = timeout_s
+        self._replication = replication
+        self._parallel = parallel
+        self._pool = ChannelPool(ClusterKey.load(access.secret_file, access.cluster))
+        self._masters = Masters(access.cluster, access.masters, self._pool)
+        self._calls = Calls(self._masters)
+        self._transfer = Transfer(self._pool, ServerHealth(), timeout_s)
+
+    def __enter__(self) -> DfsClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections; calls after it fail."""
+        self._pool.close()
+
+    # --- looking ------------------------------------------------------------------------------------
+
+    def stat(self, path: str) -> FileStatus:
+        """Return what is known about a file or directory; raise `NotFound`."""
+        return self._ask(Stat(paths.normalise(path)), StatReply).status
+
+    def exists(self, path: str) -> bool:
+        """Return whether `path` names a file or directory."""
+        try:
+            self.stat(path)
+        except (NotFound, NotADirectory):
+            return False
+        return True
+
+    def list(self, path: str) -> Iterator[FileStatus]:
+        """Yield the entries of a directory by name, fetched in pages; their `path` is the name only."""
+        path, after = paths.normalise(path), ""
+        while True:
+            reply = self._ask(ListDirectory(path, after, LIST_LIMIT_MAX), ListDirectoryReply)
+            yield from reply.entries
+            if not reply.has_more or not reply.entries:
+                return
+            after = reply.entries[-1].path
+
+    def walk(self, path: str) -> Iterator[tuple[str, FileStatus]]:
+        """Yield (full path, status with the full path) of all that is below a directory, itself left out.
+
+        Depth first, sorted by name in each directory, a directory before its content. For a file: the file alone.
+        What other clients delete meanwhile is left out.
+        """
+        root = self.stat(path)
+        if root.kind is Kind.FILE:
+            yield root.path, root
+            return
+        stack = [(root.path, self.list(root.path))]
+        while stack:
+            directory, entries = stack[-1]
+            try:
+                entry = next(entries, None)
+            except (NotFound, NotADirectory):
+                if len(stack) == 1:
+                    raise
+                entry = None
+            if entry is None:
+                stack.pop()
+                continue
+            full = paths.join(directory, entry.path)
+            yield full, _with_path(entry, full)
+            if entry.kind is Kind.DIRECTORY:
+                stack.append((full, self.list(full)))
+
+    # --- changing names -------------------------------------------------------------------------------
+
+    def make_directory(self, path: str, *, parents: bool = False) -> FileStatus:
+        """Make a directory; with `parents` its missing ancestors too, and an existing one is fine."""
+        path = paths.normalise(path)
+        return self._change(lambda call: MakeDirectory(call, path, parents), StatReply).status
+
+    def remove_directory(self, path: str) -> None:
+        """Remove an empty directory."""
+        path = paths.normalise(path)
+        self._change(lambda call: RemoveDirectory(call, path), Done)
+
+    def delete(self, path: str, *, recursive: bool = False, skip_trash: bool = False) -> DeleteReply:
+        """Move a file (or with `recursive` a directory) to the trash, or release it at once with `skip_trash`."""
+        path = paths.normalise(path)
+        return self._change(lambda call: Delete(call, path, recursive, skip_trash), DeleteReply)
+
+    def rename(self, source: str, target: str, *, overwrite: bool = False) -> FileStatus:
+        """Move `source` to the full new path `target`, atomically; a file there is replaced with `overwrite`."""
+        source, target = paths.normalise(source), paths.normalise(target)
+        return self._change(lambda call: Rename(call, source, target, overwrite), StatReply).status
+
+    def copy(self, source: str, target: str, *, recursive: bool = False, overwrite: bool = False) -> FileStatus:
+        """Copy without moving a byte: the copy shares the chunks."""
+        source, target = paths.normalise(source), paths.normalise(target)
+        return self._change(lambda call: Copy(call, source, target, recursive, overwrite), StatReply).status
+
+    def touch(self, path: str, *, mtime_ms: int = 0, no_create: bool = False) -> FileStatus:
+        """Set the time of a file (0 = now), which is made empty when missing unless `no_create`."""
+        path = paths.normalise(path)
+        return self._change(lambda call: Touch(call, path, mtime_ms, no_create), StatReply).status
+
+    def set_replication(self, path: str, replication: int, *, recursive: bool = False) -> int:
+        """Set the replication goal of a file, or of all files below a directory; return the number of files."""
+        _check_replication(replication, least=1)
+        path = paths.normalise(path)
+        reply = self._change(lambda call: SetReplication(call, path, replication, recursive), SetReplicationReply)
+        return reply.file_count
+
+    # --- content ----------------------------------------------------------------------------------------
+
+    def put(
+        self,
+        source: Path | BinaryIO,
+        path: str,
+        *,
+        overwrite: bool = False,
+        parents: bool = False,
+        replication: int | None = None,
+        mtime_ms: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> FileStatus:
+        """Store a local file or a stream as `path`, atomically: readers see all of it or nothing.
+
+        A stream is read once, from where it stands to its end. `progress` gets the number of newly stored bytes; the
+        numbers sum to the size. Raises `Conflict` when a source file changed while it was read; then nothing is stored.
+        """
+        _check_replication(replication or 0)
+        upload = Upload(self._masters, self._calls, self._transfer, self._timeout_s, parallel=min(2, self._parallel))
+        return upload.put(
+            source,
+            paths.normalise(path),
+            overwrite=overwrite,
+            parents=parents,
+            replication=replication or self._replication,
+            mtime_ms=mtime_ms,
+            progress=progress,
+        )
+
+    def append(
+        self,
+        source: Path | BinaryIO,
+        path: str,
+        *,
+        create: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> FileStatus:
+        """Add a local file or a stream at the end of `path`, as one atomic range; `create` makes a missing file."""
+        upload = Upload(self._masters, self._calls, self._transfer, self._timeout_s, parallel=min(2, self._parallel))
+        return upload.append(
+            source, paths.normalise(path), create=create, replication=self._replication, progress=progress
+        )
+
+    def get(
+        self,
+        path: str,
+        target: Path | BinaryIO,
+        *,
+        overwrite: bool = True,
+        offset: int = 0,
+        length: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> FileStatus:
+        """Fetch a file, or `length` bytes of it from `offset`, verified; return its status.
+
+        A `Path` target appears complete under its name or not at all. A stream gets the bytes in order. `progress` gets
+        the number of newly fetched bytes (a negative one when the file changed meanwhile and the get starts again).
+        """
+        return self._download().get(
+            paths.normalise(path), target, overwrite=overwrite, offset=offset, length=length, progress=progress
+        )
+
+    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
+        """Yield the content in order, verified, in pieces of a few MiB that belong to the caller."""
+        return self._download().read(paths.normalise(path), offset=offset, length=length)
+
+    def checksum(self, path: str) -> FileChecksum:
+        """Return the CRC32C of the content, composed from the chunks' checksums; only parts of chunks are read."""
+        return self._download().checksum(paths.normalise(path))
+
+    # --- trash --------------------------------------------------------------------------------------------
+
+    def undelete(self, path: str, *, trash_id: int = 0) -> FileStatus:
+        """Put back what was deleted from `path` (`trash_id` 0: the newest); raise `NotFound` or `AlreadyExists`."""
+        path = paths.normalise(path)
+        return self._change(lambda call: Undelete(call, path, trash_id), StatReply).status
+
+    def list_trash(self) -> Iterator[TrashEntry]:
+        """Yield the trash, oldest entries first."""
+        after = 0
+        while True:
+            reply = self._ask(ListTrash(after), ListTrashReply)
+            yield from reply.entries
+            if not reply.has_more or not reply.entries:
+                return
+            after = reply.entries[-1].trash_id
+
+    def empty_trash(self, trash_id: int = 0) -> EmptyTrashReply:
+        """Release one trash entry, or all of them (0); return how many and how much."""
+        count = size = 0
+        while True:
+            reply = self._change(lambda call: EmptyTrash(call, trash_id), EmptyTrashReply)
+            count, size = count + reply.entry_count, size + reply.size
+            if not reply.has_more or not reply.entry_count:
+                return EmptyTrashReply(count, size, reply.has_more)
+
+    # --- the cluster ----------------------------------------------------------------------------------------
+
+    def cluster_status(self) -> GetClusterStatusReply:
+        """Return the leader's view of chunk servers and space."""
+        return self._ask(GetClusterStatus(), GetClusterStatusReply)
+
+    def master_statuses(self) -> builtins.list[MasterStatus | tuple[str, DfsError]]:
+        """Return what each known master says of itself, or (address, error) for one that does not answer."""
+        deadline = Deadline.after(min(self._timeout_s, MASTER_STATUS_TIMEOUT_S))
+
+        def ask(address: str) -> MasterStatus | tuple[str, DfsError]:
+            try:
+                return self._masters.ask(address, GetMasterStatus(), GetMasterStatusReply, deadline).master
+            except DfsError as error:
+                return address, error
+
+        addresses = self._masters.addresses
+        with ThreadPoolExecutor(len(addresses), "dfs-status") as executor:
+            return [*executor.map(ask, addresses)]
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    def _download(self) -> Download:
+        return Download(self._masters, self._transfer, self._timeout_s, parallel=self._parallel)
+
+    def _ask(self, message: Message, reply: type[T]) -> T:
+        return self._masters.call(message, reply, Deadline.after(self._timeout_s))
+
+    def _change(self, build: Callable[[CallId], Mutation], reply: type[T]) -> T:
+        return self._calls.call(build, reply, Deadline.after(self._timeout_s))
+
+
+def _check_replication(replication: int, *, least: int = 0) -> None:
+    if not least <= replication <= REPLICATION_MAX:
+        raise InvalidArgument(f"a replication of {replication} is not possible; allowed are 1 to {REPLICATION_MAX}")
+
+
+def _with_path(status: FileStatus, path: str) -> FileStatus:
+    return msgspec.structs.replace(status, path=path)

@@ -1,0 +1,231 @@
+"""Files of the caller's machine: what is stored from them, and what is fetched into them.
+
+Owns: reading a source without letting it change unnoticed, and making a target appear whole or not at all. Refuses to
+know: chunks, servers and masters. Errors of the local file system leave this module as `LocalFileError` and its kin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from dfs.errors import AlreadyExists, Conflict, DfsError, IsADirectory, LocalFileError, NotADirectory, NotFound
+
+TEMPORARY_NAME_MAX = 50  # characters of the target's name in its temporary's: the whole must stay below 255 bytes
+PIECE_SIZE = 1024 * 1024  # bytes read, sent and written at a time (a multiple of the block size)
+
+
+def local_error(error: OSError, doing: str, name: object) -> DfsError:
+    """Return our error for a failed operation on a local file."""
+    text = f"cannot {doing} the local file {str(name)!r}: {error.strerror or error}"
+    match error.errno:
+        case errno.ENOENT:
+            return NotFound(text)
+        case errno.EEXIST:
+            return AlreadyExists(text)
+        case errno.EISDIR:
+            return IsADirectory(text)
+        case errno.ENOTDIR:
+            return NotADirectory(text)
+        case errno.ENOSPC | errno.EDQUOT:
+            return LocalFileError(f"{text}; free some space there, or choose another place")
+        case _:
+            return LocalFileError(text)
+
+
+class SourceFile:
+    """A regular local file that is read in ranges by several threads. It must not change until `check_unchanged`."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it; raise when it cannot be read, and `IsADirectory` for a directory."""
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise local_error(error, "open", path) from None
+        self._before = os.fstat(self._fd)
+        self.size = self._before.st_size
+
+    def pieces(self, offset: int, length: int) -> Iterator[memoryview]:
+        """Yield the bytes of a range in pieces, each valid until the next; raise `Conflict` when some are gone."""
+        buffer = memoryview(bytearray(min(PIECE_SIZE, length)))
+        end = offset + length
+        while offset < end:
+            piece = buffer[: min(PIECE_SIZE, end - offset)]
+            got = 0
+            while got < len(piece):
+                try:
+                    count = os.preadv(self._fd, [piece[got:]], offset + got)
+                except OSError as error:
+                    raise local_error(error, "read", self.path) from None
+                if not count:
+                    raise self._changed()
+                got += count
+            yield piece
+            offset += got
+
+    def check_unchanged(self) -> None:
+        """Raise `Conflict` when the file is not as it was when it was opened."""
+        now = os.fstat(self._fd)
+        if (now.st_size, now.st_mtime_ns) != (self._before.st_size, self._before.st_mtime_ns):
+            raise self._changed()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _changed(self) -> Conflict:
+        return Conflict(f"{str(self.path)!r} changed while it was read; nothing was stored: try again when it rests")
+
+
+@contextlib.contextmanager
+def open_source(source: Path | BinaryIO) -> Iterator[SourceFile | BinaryIO]:
+    """Open a source: a regular file for reading in ranges, anything else (pipe, device, stream) for reading once."""
+    if not isinstance(source, Path):
+        yield source
+        return
+    try:
+        mode = source.stat().st_mode
+    except OSError as error:
+        raise local_error(error, "read", source) from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectory(f"the local {str(source)!r} is a directory; its files are stored one by one")
+    if not stat.S_ISREG(mode):
+        try:
+            stream = source.open("rb", buffering=0)
+        except OSError as error:
+            raise local_error(error, "open", source) from None
+        with stream:
+            yield stream
+        return
+    file = SourceFile(source)
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+class StreamChunk:
+    """The next bytes of a stream, kept so that they can be sent again, in pieces of `PIECE_SIZE` but for the last.
+
+    Its memory grows with what came: a short stream never costs a whole chunk.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[bytearray] = []
+        self.length = 0
+
+    def fill(self, stream: BinaryIO, size: int) -> bool:
+        """Read on until there are `size` bytes, or the stream ends; return whether there are any."""
+        while self.length < size:
+            if not self._pieces or len(self._pieces[-1]) == PIECE_SIZE:
+                self._pieces.append(bytearray())
+            piece = self._pieces[-1]
+            before = len(piece)
+            wanted = min(PIECE_SIZE - before, size - self.length)
+            piece.extend(bytes(wanted))
+            with memoryview(piece) as whole, whole[before:] as rest:
+                got = _read_fully(stream, rest)
+            del piece[before + got :]
+            self.length += got
+            if got < wanted:
+                break
+        return self.length > 0
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield the kept bytes in pieces; may be called again."""
+        return (memoryview(piece) for piece in self._pieces if piece)
+
+
+def _read_fully(stream: BinaryIO, view: memoryview) -> int:
+    """Fill `view` from a stream that may give less at a time; return the bytes got, less only at its end."""
+    got = 0
+    read_into = getattr(stream, "readinto", None)
+    while got < len(view):
+        try:
+            if read_into is not None:
+                count = read_into(view[got:])
+            else:
+                data = stream.read(len(view) - got)
+                count = len(data)
+                view[got : got + count] = data
+        except OSError as error:
+            raise local_error(error, "read", getattr(stream, "name", "stream")) from None
+        if not count:  # None: a non-blocking stream without data is not waited for
+            if count is None:
+                raise LocalFileError("the source is a non-blocking stream without data; give a blocking one")
+            break
+        got += count
+    return got
+
+
+class TargetFile:
+    """A local file in the making: a temporary beside its final name until `publish`. Threads may write parts of it."""
+
+    def __init__(self, target: Path) -> None:
+        """Make the temporary; raise when the folder cannot be written, and `IsADirectory` for a directory."""
+        self._target = target
+        beginning = target.name[:TEMPORARY_NAME_MAX]
+        self._temporary = target.with_name(f".{beginning}.{secrets.token_hex(6)}.part")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            if target.is_dir():
+                raise IsADirectory(f"the local target {str(target)!r} is a directory; give the name of a file in it")
+            self._fd = os.open(self._temporary, flags, 0o666)  # the user's umask decides
+        except IsADirectory:
+            raise
+        except OSError as error:
+            raise local_error(error, "make", target) from None
+
+    def reserve(self, size: int) -> None:
+        """Set the size and reserve the space for it, so that a full disk is known before the bytes come."""
+        try:
+            os.ftruncate(self._fd, 0)
+            os.ftruncate(self._fd, size)
+            if size:
+                os.posix_fallocate(self._fd, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise local_error(error, "reserve space for", self._target) from None
+
+    def write(self, data: memoryview, offset: int) -> None:
+        try:
+            while data:
+                count = os.pwrite(self._fd, data, offset)
+                data, offset = data[count:], offset + count
+        except OSError as error:
+            raise local_error(error, "write", self._target) from None
+
+    def publish(self, *, overwrite: bool) -> None:
+        """Give the file its name; raise `AlreadyExists` when that is taken and `overwrite` is not asked for."""
+        try:
+            if overwrite:
+                self._temporary.replace(self._target)
+                return
+            try:
+                os.link(self._temporary, self._target)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                    raise
+                check_absent(self._target)  # no hard links here: a small window stays open
+                self._temporary.replace(self._target)
+        except OSError as error:
+            raise local_error(error, "make", self._target) from None
+
+    def close(self) -> None:
+        """Remove the temporary if it is still there, and close."""
+        with contextlib.suppress(OSError):
+            self._temporary.unlink()
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+
+def check_absent(target: Path) -> None:
+    """Raise `AlreadyExists` when something has the name `target`."""
+    if os.path.lexists(target):
+        raise AlreadyExists(f"the local file {str(target)!r} exists already; allow overwriting, or choose another name")

@@ -1,0 +1,126 @@
+"""Do the parts of a transfer in several threads, in order, and stop them all at once.
+
+Owns: the threads of one transfer, their number and their end; the meter of progress they share. Refuses to know: what
+the parts are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from dfs.net.blocking import Channel
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class CancelledTransfer(Exception):
+    """Ends a worker of a transfer that is over: another part failed, or the user left. Never leaves dfs.client."""
+
+
+class Cancellation:
+    """The end of one transfer, as its workers see it: a flag, and a wake-up for those that wait for a server."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_cancelled = False
+        self._channels: set[Channel] = set()
+
+    def check(self) -> None:
+        """Raise `CancelledTransfer` when the transfer is over."""
+        if self._is_cancelled:
+            raise CancelledTransfer
+
+    @contextmanager
+    def watched(self, channel: Channel) -> Iterator[None]:
+        """Let `cancel` wake whoever waits on `channel` inside the block."""
+        with self._lock:
+            self.check()
+            self._channels.add(channel)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._channels.discard(channel)
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._is_cancelled = True
+            for channel in self._channels:
+                channel.interrupt()
+
+
+class Meter:
+    """Sums progress of several threads into one callback; what is done again is not counted again."""
+
+    def __init__(self, progress: Callable[[int], None] | None) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._total = 0
+
+    def advance(self, size: int) -> None:
+        if self._progress is not None and size:
+            with self._lock:
+                self._total += size
+                self._progress(size)
+
+    def restart(self) -> None:
+        """Take back all that was counted: the transfer begins anew."""
+        self.advance(-self._total)
+
+    def part(self) -> Callable[[int], None]:
+        """Return a counter for one part: it takes the position reached in the part, and counts new ground only."""
+        reached = 0
+
+        def at(position: int) -> None:
+            nonlocal reached
+            if position > reached:
+                self.advance(position - reached)
+                reached = position
+
+        return at
+
+
+def in_order(
+    work: Callable[[T], R], items: Iterable[T], cancellation: Cancellation, *, workers: int, window: int
+) -> Iterator[R]:
+    """Yield `work(item)` for each item in order, done by up to `workers` threads, at most `window` ahead.
+
+    A single item is done by the caller's thread. When the caller stops, or a part fails, all parts are cancelled and
+    waited for before this generator ends, so that nobody writes any more.
+    """
+    iterator = iter(items)
+    head = deque(itertools.islice(iterator, 2))
+    is_single = len(head) < 2
+    all_items = _drained(head, iterator)
+    if is_single or workers == 1:
+        for item in all_items:
+            yield work(item)
+        return
+    executor = ThreadPoolExecutor(workers, "dfs-transfer")
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in all_items:
+            waiting.append(executor.submit(work, item))
+            if len(waiting) >= window:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BaseException:
+        cancellation.cancel()
+        raise
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _drained(head: deque[T], rest: Iterator[T]) -> Iterator[T]:
+    """Yield all items without keeping one: an item may hold the bytes of a chunk."""
+    while head:
+        yield head.popleft()
+    yield from rest

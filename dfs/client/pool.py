@@ -1,0 +1,98 @@
+"""Idle connections, kept for the next call: to masters and chunk servers alike.
+
+Owns: which idle channels exist, their limits and age. Refuses to know: what is said over them.
+
+A channel is in one thread's hands or idle here, never both. Whoever saw an error on a channel closes it instead of
+giving it back: a late reply must never answer the next call.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
+from dfs.errors import ConnectionFailed, ProtocolError
+from dfs.net.auth import ClusterKey
+from dfs.net.blocking import Channel
+from dfs.net.messages import Message
+
+IDLE_PER_ADDRESS_MAX = 8  # idle connections to one server
+IDLE_MAX = 64  # idle connections in all
+IDLE_AGE_MAX_S = 60.0  # an older one may be dead without a word
+
+
+class ChannelPool:
+    """Thread-safe. Bulk and ordinary channels to one address are kept apart."""
+
+    def __init__(self, key: ClusterKey, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._key = key
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._idle: dict[tuple[str, bool], list[tuple[float, Channel]]] = {}
+        self._is_closed = False
+
+    @contextmanager
+    def channel(self, address: str, deadline: Deadline, *, bulk: bool = False) -> Iterator[Channel]:
+        """Lend a channel; it is kept for others when the block ends without an error, and closed otherwise."""
+        channel = self._take(address, bulk) or Channel.connect(address, self._key, deadline, bulk=bulk)
+        try:
+            yield channel
+        except BaseException:
+            channel.close()
+            raise
+        self._give_back(channel, address, bulk)
+
+    def close(self) -> None:
+        """Close what is idle; what is lent is closed when it comes back."""
+        with self._lock:
+            self._is_closed = True
+            idle = [channel for channels in self._idle.values() for _, channel in channels]
+            self._idle.clear()
+        for channel in idle:
+            channel.close()
+
+    def _take(self, address: str, bulk: bool) -> Channel | None:
+        oldest = self._clock.monotonic() - IDLE_AGE_MAX_S
+        while True:
+            with self._lock:
+                if self._is_closed:
+                    raise ConnectionFailed(f"this client is closed; {address} is not called", address=address)
+                channels = self._idle.get((address, bulk))
+                if not channels:
+                    return None
+                since, channel = channels.pop()
+            # An idle connection has nothing to say: whatever can be read is its end, or not meant for us.
+            if since >= oldest and not channel.is_broken and not channel.wait_readable(Deadline(0.0)):
+                return channel
+            channel.close()
+
+    def _give_back(self, channel: Channel, address: str, bulk: bool) -> None:
+        with self._lock:
+            channels = self._idle.setdefault((address, bulk), [])
+            is_kept = (
+                not self._is_closed
+                and not channel.is_broken
+                and len(channels) < IDLE_PER_ADDRESS_MAX
+                and sum(map(len, self._idle.values())) < IDLE_MAX
+            )
+            if is_kept:
+                channels.append((self._clock.monotonic(), channel))
+        if not is_kept:
+            channel.close()
+
+
+_request_ids = itertools.count(1)
+
+
+def exchange(channel: Channel, message: Message, deadline: Deadline) -> Message:
+    """Send a call and return its reply, an `ErrorReply` too: that one is an answer, and the channel stays good."""
+    request_id = next(_request_ids)
+    channel.send(message, deadline, request_id=request_id)
+    received = channel.receive(deadline)
+    if received.request_id != request_id or received.payload_size:
+        name = type(received.message).__name__
+        raise ProtocolError(f"{channel.address} sent a {name} that does not answer {type(message).__name__}")
+    return received.message

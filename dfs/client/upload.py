@@ -1,0 +1,249 @@
+"""From local bytes to a file: store chunks, in parallel and again where a chain failed, then commit them at once.
+
+Owns: the course of one put or append, and the tries of a chunk. Refuses to know: how a chain is talked to, how a leader
+is found, and how a local file is read. An upload that stops before its commit leaves garbage that the masters collect.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from dfs import paths
+from dfs.client.allocation import Allocator
+from dfs.client.calls import Calls
+from dfs.client.discovery import Masters
+from dfs.client.local_files import SourceFile, StreamChunk, open_source
+from dfs.client.parallel import Cancellation, Meter, in_order
+from dfs.client.plan import ChunkRange, backoff_s, split_source
+from dfs.client.transfer import ChunkNotWritten, Transfer
+from dfs.clock import Deadline
+from dfs.errors import AlreadyExists, ChainBroken, IsADirectory, LimitExceeded, NotADirectory, NotFound, Retry
+from dfs.ids import ServerId
+from dfs.net.messages import (
+    COMMIT_CHUNKS_MAX,
+    AppendExtents,
+    CommitFile,
+    FileStatus,
+    Kind,
+    NewChunk,
+    NewExtent,
+    Stat,
+    StatReply,
+)
+
+CHUNK_TRIES_MAX = 6  # chains tried for one chunk
+CHECK_FIRST_SIZE = 1024 * 1024  # bytes; before storing more than that it is asked whether the name may be taken
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One chunk in the making: `pieces` gives its bytes, as often as it is called."""
+
+    index: int
+    offset: int
+    length: int
+    pieces: Callable[[], Iterator[memoryview]]
+
+
+class Upload:
+    """Stores one source; made for each call."""
+
+    def __init__(self, masters: Masters, calls: Calls, transfer: Transfer, timeout_s: float, *, parallel: int) -> None:
+        self._masters = masters
+        self._calls = calls
+        self._transfer = transfer
+        self._timeout_s = timeout_s
+        self._parallel = parallel
+
+    def put(
+        self,
+        source: Path | BinaryIO,
+        path: str,
+        *,
+        overwrite: bool,
+        parents: bool,
+        replication: int,
+        mtime_ms: int,
+        progress: Callable[[int], None] | None,
+    ) -> FileStatus:
+        """Store and commit a file."""
+
+        def check() -> None:
+            self._check_put(path, overwrite=overwrite, parents=parents)
+
+        chunks = self._store(source, path, replication, check, progress)
+        return self._calls.call(
+            lambda call: CommitFile(
+                call,
+                path,
+                chunks,
+                _extents(chunks),
+                replication,
+                overwrite=overwrite,
+                parents=parents,
+                mtime_ms=mtime_ms,
+            ),
+            StatReply,
+            Deadline.after(self._timeout_s),
+        ).status
+
+    def append(
+        self,
+        source: Path | BinaryIO,
+        path: str,
+        *,
+        create: bool,
+        replication: int,
+        progress: Callable[[int], None] | None,
+    ) -> FileStatus:
+        """Store chunks and commit them as the new end of a file."""
+
+        def check() -> None:
+            self._check_append(path, create=create)
+
+        chunks = self._store(source, path, replication, check, progress)
+        return self._calls.call(
+            lambda call: AppendExtents(call, path, chunks, _extents(chunks), create),
+            StatReply,
+            Deadline.after(self._timeout_s),
+        ).status
+
+    # --- the chunks ---------------------------------------------------------------------------------------
+
+    def _store(
+        self,
+        source: Path | BinaryIO,
+        path: str,
+        replication: int,
+        check: Callable[[], None],
+        progress: Callable[[int], None] | None,
+    ) -> tuple[NewChunk, ...]:
+        """Store all bytes of a source in new chunks; return them in order."""
+        allocator = Allocator(self._masters, self._transfer.health, replication, self._timeout_s)
+        meter, cancellation = Meter(progress), Cancellation()
+
+        def store(part: _Part) -> NewChunk:
+            return self._store_part(part, path, allocator, meter.part(), cancellation)
+
+        with open_source(source) as opened:
+            if isinstance(opened, SourceFile):
+                if opened.size > CHECK_FIRST_SIZE:
+                    check()
+                parts, window = _file_parts(opened, allocator, path), 2 * self._parallel
+            else:  # its chunks are kept in memory: no more of them than are being sent
+                parts, window = _stream_parts(opened, allocator, path, check), self._parallel
+            chunks = tuple(in_order(store, parts, cancellation, workers=self._parallel, window=window))
+            if isinstance(opened, SourceFile):
+                opened.check_unchanged()
+        allocator.check_commit_time()
+        return chunks
+
+    def _store_part(
+        self,
+        part: _Part,
+        path: str,
+        allocator: Allocator,
+        reached: Callable[[int], None],
+        cancellation: Cancellation,
+    ) -> NewChunk:
+        """Store one chunk, under a new handle and on other servers for each try."""
+        failed: dict[ServerId, None] = {}
+        stories: list[str] = []
+        while True:
+            cancellation.check()
+            target = allocator.take(failed)
+            try:
+                return self._transfer.write_chunk(target, part.pieces(), reached, cancellation)
+            except ChunkNotWritten as failure:
+                failed.update((server.server_id, None) for server in failure.failed)
+                stories.append(f"try {len(stories) + 1}: {failure.error.message}")
+                if failure.error.retry is Retry.NEVER:
+                    raise failure.error from None
+            if len(stories) >= CHUNK_TRIES_MAX:
+                raise ChainBroken(
+                    f"bytes {part.offset} to {part.offset + part.length} of {path!r} could not be stored on any chain "
+                    f"of chunk servers ({'; '.join(stories)}); see `dfs status` for servers that are down or full"
+                )
+            time.sleep(backoff_s(len(stories), random.random()))  # noqa: S311
+
+    # --- asking before storing much -------------------------------------------------------------------------
+
+    def _check_put(self, path: str, *, overwrite: bool, parents: bool) -> None:
+        """Raise what the commit would raise; it still has the last word."""
+        try:
+            status = self._stat(path)
+        except NotFound:
+            if not parents and self._stat(paths.parent(path)).kind is Kind.FILE:
+                raise NotADirectory(f"{paths.parent(path)!r} is a file; {path!r} cannot be stored in it") from None
+            return
+        if status.kind is Kind.DIRECTORY:
+            raise IsADirectory(f"{path!r} is a directory; give the name of a file in it")
+        if not overwrite:
+            raise AlreadyExists(f"{path!r} exists already; allow overwriting, or choose another name")
+
+    def _check_append(self, path: str, *, create: bool) -> None:
+        try:
+            status = self._stat(path)
+        except NotFound:
+            if not create:
+                raise
+            return
+        if status.kind is Kind.DIRECTORY:
+            raise IsADirectory(f"{path!r} is a directory; only files can be appended to")
+
+    def _stat(self, path: str) -> FileStatus:
+        return self._masters.call(Stat(path), StatReply, Deadline.after(self._timeout_s)).status
+
+
+def _file_parts(file: SourceFile, allocator: Allocator, path: str) -> Iterator[_Part]:
+    if not file.size:
+        return
+    chunk_size = allocator.chunk_size()
+    count = -(-file.size // chunk_size)
+    _check_count(count, chunk_size, path)
+    allocator.expect(count)
+    for piece in split_source(file.size, chunk_size):
+
+        def pieces(piece: ChunkRange = piece) -> Iterator[memoryview]:
+            return file.pieces(piece.offset, piece.length)
+
+        yield _Part(piece.index, piece.offset, piece.length, pieces)
+
+
+def _stream_parts(stream: BinaryIO, allocator: Allocator, path: str, check: Callable[[], None]) -> Iterator[_Part]:
+    """Yield the chunks of a stream as they come; a part's memory is free when nobody holds the part any more."""
+    index, offset, chunk_size = 0, 0, CHECK_FIRST_SIZE
+    while True:
+        chunk = StreamChunk()
+        if not index:  # an empty stream needs no chunk, a short one no question
+            if not chunk.fill(stream, 1):
+                return
+            chunk_size = allocator.chunk_size()
+            little = min(chunk_size, CHECK_FIRST_SIZE)
+            chunk.fill(stream, little)
+            if chunk.length == little:
+                check()
+        if not chunk.fill(stream, chunk_size):
+            return
+        _check_count(index + 1, chunk_size, path)
+        yield _Part(index, offset, chunk.length, chunk.pieces)
+        if chunk.length < chunk_size:
+            return
+        index, offset = index + 1, offset + chunk.length
+
+
+def _check_count(count: int, chunk_size: int, path: str) -> None:
+    if count > COMMIT_CHUNKS_MAX:
+        raise LimitExceeded(
+            f"{path!r} would need more than {COMMIT_CHUNKS_MAX} chunks of {chunk_size} bytes in one call; store it in "
+            "parts"
+        )
+
+
+def _extents(chunks: tuple[NewChunk, ...]) -> tuple[NewExtent, ...]:
+    return tuple(NewExtent(index, 0, chunk.length) for index, chunk in enumerate(chunks))

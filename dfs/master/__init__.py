@@ -1,0 +1,1 @@
+"""The masters: the names and places of the cluster as Raft-replicated state."""

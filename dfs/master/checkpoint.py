@@ -1,0 +1,377 @@
+"""The dumped form of the replicated state: typed msgpack pieces of bounded size, in a fixed order.
+
+Owns: the pieces, their version, and turning parts into pieces and back. Refuses to know: files, checksums and magic
+(the raft_* modules put them around), and commands.
+
+What follows from something else is not dumped but derived anew: totals, reference counts, goals, tallies, blocks. So a
+loaded state agrees with itself by construction. Rows keep the order of the tables, on which later results depend.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any, TypeAlias
+
+import msgspec
+
+from dfs.errors import DfsError, StorageCorrupt
+from dfs.ids import ID_SIZE, ChunkHandle, ServerId, SessionId
+from dfs.master import extents
+from dfs.master.namespace import Directory, File, Node
+from dfs.master.parts import StateParts
+from dfs.master.sessions import Session
+from dfs.master.trash import Trashed
+from dfs.master.views import GarbageChunk, RegisteredServer
+from dfs.paths import check_name
+
+VERSION = 1
+PIECE_SIZE = 256 * 1024  # bytes after which a piece is closed; one row is at most about 7 MiB (a file's extents)
+DAMAGED = "the dumped state is damaged or of another version"
+
+
+class Start(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """The first piece."""
+
+    version: int
+    clock_ms: int
+    trash_keep_ms: int
+    replication: int
+    next_id: int
+    next_trash_id: int
+
+
+class ServerRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A registered chunk server."""
+
+    server_id: ServerId
+    name: str
+    address: str
+    rack: str
+
+
+class Servers(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """The registry, in the order of joining."""
+
+    rows: list[ServerRow]
+
+
+class ChunkRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A chunk and its registered replicas; references and goal follow from the trees."""
+
+    handle: ChunkHandle
+    length: int
+    crc: int
+    servers: tuple[ServerId, ...]
+
+
+class Chunks(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The chunk map, in its order."""
+
+    rows: list[ChunkRow]
+
+
+class GarbageRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A released chunk; the fields of `GarbageChunk`."""
+
+    handle: ChunkHandle
+    length: int
+    servers: tuple[ServerId, ...]
+    since_ms: int
+
+
+class GarbageRows(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Garbage, oldest first."""
+
+    rows: list[GarbageRow]
+
+
+class NodeRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A node below the last row of one `depth` less; depth 0 is a root. `replication` 0 marks a directory."""
+
+    depth: int
+    name: str
+    inode: int
+    mtime_ms: int
+    version: int = 0
+    replication: int = 0
+    size: int = 0
+    extents: bytes = b""
+
+
+class Nodes(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Trees one after another: the live one, those of the trash entries in their order, those being released."""
+
+    rows: list[NodeRow]
+
+
+class TrashRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A trash entry; its subtree is among the trees of `Nodes`."""
+
+    trash_id: int
+    path: str
+    deleted_ms: int
+
+
+class TrashRows(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """The trash by id."""
+
+    rows: list[TrashRow]
+
+
+class SessionRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """`results`: pairs of sequence and encoded reply, a row may continue the one before it (same session)."""
+
+    session: SessionId
+    first_unacked: int
+    last_used_ms: int
+    results: tuple[tuple[int, bytes], ...]
+
+
+class Sessions(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Sessions in the order of their last use."""
+
+    rows: list[SessionRow]
+
+
+class End(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """The last piece: how many rows went before, so that a dump cut short is noticed."""
+
+    row_count: int
+
+
+Row: TypeAlias = ServerRow | ChunkRow | GarbageRow | NodeRow | TrashRow | SessionRow
+Table: TypeAlias = Servers | Chunks | GarbageRows | Nodes | TrashRows | Sessions
+Piece: TypeAlias = Start | Table | End
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER: msgspec.msgpack.Decoder[Piece] = msgspec.msgpack.Decoder(Piece)
+
+
+# --- parts to pieces
+
+
+def dump(parts: StateParts) -> Iterator[bytes]:
+    """Yield the pieces. Nothing may be applied between two of them."""
+    space, trash = parts.namespace, parts.trash
+    start = Start(VERSION, parts.clock_ms, parts.trash_keep_ms, parts.replication, space.next_id, trash.next_id)
+    yield _ENCODER.encode(start)
+    trees = chain([space.root], (entry.node for _, entry in trash.items()), parts.released.nodes())
+    tables: list[tuple[type[Table], Iterator[tuple[int, Row]]]] = [
+        (Servers, ((128, ServerRow(s.server_id, s.name, s.address, s.rack)) for s in parts.servers.all())),
+        (Chunks, _chunk_rows(parts)),
+        (GarbageRows, ((80 + 18 * len(item.servers), GarbageRow(*item)) for item in parts.chunks.garbage())),
+        (TrashRows, ((32 + len(e.path), TrashRow(i, e.path, e.deleted_ms)) for i, e in trash.items())),
+        (Nodes, (sized for tree in trees for sized in _node_rows(tree))),
+        (Sessions, _session_rows(parts)),
+    ]
+    count = 0
+    for table, rows in tables:
+        batch: list[Any] = []
+        size = 0
+        for row_size, row in rows:
+            batch.append(row)
+            size += row_size
+            if size >= PIECE_SIZE:
+                yield _ENCODER.encode(table(batch))
+                count += len(batch)
+                batch, size = [], 0
+        if batch:
+            yield _ENCODER.encode(table(batch))
+            count += len(batch)
+    yield _ENCODER.encode(End(count))
+
+
+def _chunk_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
+    for handle, chunk in parts.chunks.chunks():
+        servers = chunk.replicas.servers
+        yield 32 + 18 * len(servers), ChunkRow(handle, chunk.length, chunk.crc, servers)
+
+
+def _node_rows(tree: Node) -> Iterator[tuple[int, Row]]:
+    stack: list[Iterator[tuple[str, Node]]] = [iter([("", tree)])]
+    while stack:
+        found = next(stack[-1], None)
+        if found is None:
+            stack.pop()
+            continue
+        name, node = found
+        depth = len(stack) - 1
+        if isinstance(node, File):
+            yield (
+                48 + len(name) + len(node.extents),
+                NodeRow(
+                    depth, name, node.inode, node.mtime_ms, node.version, node.replication, node.size, node.extents
+                ),
+            )
+        else:
+            yield 32 + len(name), NodeRow(depth, name, node.inode, node.mtime_ms)
+            stack.append(node.entries.items())
+
+
+def _session_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
+    for session_id, session in parts.sessions.items():
+        results: list[tuple[int, bytes]] = []
+        size = 48
+        for result in session.results.items():
+            results.append(result)
+            size += 16 + len(result[1])
+            if size >= PIECE_SIZE:
+                yield size, SessionRow(session_id, session.first_unacked, session.last_used_ms, tuple(results))
+                results, size = [], 48
+        if results or size == 48:
+            yield size, SessionRow(session_id, session.first_unacked, session.last_used_ms, tuple(results))
+
+
+# --- pieces to parts
+
+
+def load(pieces: Iterable[bytes]) -> StateParts:
+    """Return the parts that were dumped; raise `StorageCorrupt` unless every piece is there and makes sense."""
+    try:
+        return _Loader().run(pieces)
+    except (msgspec.MsgspecError, DfsError, ValueError, KeyError, IndexError, AssertionError, struct.error) as error:
+        raise StorageCorrupt(
+            f"{DAMAGED} ({type(error).__name__}: {error}); start this master with an empty data directory: the others "
+            "will send it theirs"
+        ) from error
+
+
+class _Loader:
+    """Builds new parts from pieces in their order."""
+
+    def __init__(self) -> None:
+        self.parts = StateParts(0, 1)
+        self.row_count = 0
+        self.trees = 0
+        self.trash_rows: list[TrashRow] = []
+        self.keys: dict[ChunkHandle, ChunkHandle] = {}  # the chunk map's own key objects, to share them with files
+        self.servers: dict[tuple[ServerId, ...], tuple[ServerId, ...]] = {}  # those of garbage, to share them
+        self.trash_nodes: list[Node] = []
+        self.stack: list[Directory] = []
+        self.last_names: list[str] = []
+
+    def run(self, pieces: Iterable[bytes]) -> StateParts:
+        stream = (_DECODER.decode(piece) for piece in pieces)
+        start = next(stream, None)
+        _require(isinstance(start, Start) and start.version == VERSION, f"it does not begin with version {VERSION}")
+        assert isinstance(start, Start), "checked above"
+        self._begin(start)
+        phase = 0
+        ended = False
+        for piece in stream:
+            _require(not ended, "there are pieces after the end")
+            if isinstance(piece, End):
+                _require(piece.row_count == self.row_count, f"{self.row_count} rows of {piece.row_count} are there")
+                ended = True
+                continue
+            _require(not isinstance(piece, Start), "it begins twice")
+            assert not isinstance(piece, Start), "checked above"
+            _require(_ORDER.index(type(piece)) >= phase, "its pieces are out of order")
+            phase = _ORDER.index(type(piece))
+            self.row_count += len(piece.rows)
+            for row in piece.rows:
+                self._take(row)
+        _require(ended, "its end is missing")
+        return self._finish(start)
+
+    def _begin(self, start: Start) -> None:
+        parts = self.parts
+        parts.clock_ms, parts.trash_keep_ms, parts.replication = start.clock_ms, start.trash_keep_ms, start.replication
+        parts.namespace.next_id = start.next_id
+
+    def _take(self, row: Row) -> None:
+        if isinstance(row, NodeRow):
+            self._take_node(row)
+        elif isinstance(row, ChunkRow):
+            _require(len(row.handle) == ID_SIZE and row.handle not in self.keys, "a chunk handle is bad or double")
+            self.keys[row.handle] = row.handle
+            self.parts.chunks.add(row.handle, row.length, row.crc, row.servers)
+        elif isinstance(row, GarbageRow):
+            servers = self.servers.setdefault(row.servers, row.servers)
+            self.parts.chunks.add_garbage(GarbageChunk(row.handle, row.length, servers, row.since_ms))
+        elif isinstance(row, TrashRow):
+            self.trash_rows.append(row)
+        elif isinstance(row, ServerRow):
+            self.parts.servers.put(RegisteredServer(row.server_id, row.name, row.address, row.rack))
+        else:
+            self._take_session(row)
+
+    def _take_node(self, row: NodeRow) -> None:
+        node = self._node(row)
+        _require(0 <= row.depth <= len(self.stack), "a node has no parent")
+        self._close(row.depth)
+        if row.depth:
+            check_name(row.name)
+            _require(self.last_names[-1] < row.name, "names of a directory are out of order")
+            self.last_names[-1] = row.name
+            self.stack[-1].entries.add(row.name, node)
+            if isinstance(node, File):
+                self.stack[-1].account(node, 1)
+        else:
+            self._place_tree(node)
+        if isinstance(node, Directory):
+            self.stack.append(node)
+            self.last_names.append("")
+
+    def _close(self, depth: int) -> None:
+        """Directories deeper than `depth` are complete: their totals go up, and into the trash's."""
+        while len(self.stack) > depth:
+            directory = self.stack.pop()
+            self.last_names.pop()
+            if self.stack:
+                self.stack[-1].account(directory, 1)
+
+    def _place_tree(self, node: Node) -> None:
+        number = self.trees
+        self.trees += 1
+        if number == 0:
+            _require(isinstance(node, Directory), "the root is not a directory")
+            assert isinstance(node, Directory), "checked above"
+            self.parts.namespace.root = node
+        elif number <= len(self.trash_rows):
+            self.trash_nodes.append(node)
+        else:
+            self.parts.released.push(node)
+
+    def _node(self, row: NodeRow) -> Node:
+        _require(0 < row.inode < self.parts.namespace.next_id, "an inode is not below the counter")
+        if not row.replication:
+            return Directory(row.inode, row.mtime_ms)
+        _require(extents.is_valid(row.extents), "an extent list is cut short")
+        packed, size = row.extents, row.size
+        if len(packed) == ID_SIZE:
+            packed = self.keys[ChunkHandle(packed)]
+        for handle in extents.handles(packed):
+            _require(handle in self.keys, "a file uses an unknown chunk")
+            self.parts.chunks.reference(handle, row.replication)
+        version = row.inode if row.version == row.inode else row.version
+        return File(row.inode, version, row.mtime_ms, row.replication, size, packed)
+
+    def _take_session(self, row: SessionRow) -> None:
+        results = dict(row.results)
+        known = self.parts.sessions.get(row.session)
+        if known is not None:
+            known.results.update(results)
+        else:
+            self.parts.sessions.restore(row.session, Session(row.first_unacked, row.last_used_ms, results))
+
+    def _finish(self, start: Start) -> StateParts:
+        self._close(0)
+        _require(self.trees >= 1 and len(self.trash_nodes) == len(self.trash_rows), "a tree is missing")
+        for row, node in zip(self.trash_rows, self.trash_nodes, strict=True):
+            _require(row.trash_id < start.next_trash_id, "a trash id is not below the counter")
+            self.parts.trash.restore(row.trash_id, Trashed(row.path, node, row.deleted_ms))
+        self.parts.trash.next_id = start.next_trash_id
+        unused = sum(not chunk.reference_count for _, chunk in self.parts.chunks.chunks())
+        _require(not unused, f"{unused} chunks are used by no file")
+        return self.parts
+
+
+_ORDER: list[type[Table]] = [Servers, Chunks, GarbageRows, TrashRows, Nodes, Sessions]
+
+
+def _require(condition: bool, what: str) -> None:
+    if not condition:
+        raise ValueError(what)

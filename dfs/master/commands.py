@@ -1,0 +1,98 @@
+"""The commands that change the replicated state, and how they stand in the Raft log.
+
+Owns: duty commands of the leader, the envelope, and its encoding. Refuses to know: what a command does.
+
+A client's mutation (dfs.net.messages.Mutation) is a command as it is. The leader's own commands are below; their type
+numbers are never accepted at a port. Time, ids and placement are drawn by the leader before and travel inside.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from dfs.ids import ChunkHandle, ServerId
+from dfs.net.messages import Message, Part, decode, encode, message
+
+
+class ReplicaChange(Part, frozen=True, array_like=True):
+    """A server got (`is_added`) or lost a replica. An added one of another length or CRC than the map's is ignored."""
+
+    handle: ChunkHandle
+    is_added: bool
+    length: int = 0
+    crc: int = 0
+
+
+@message(0x0800)
+class PutServer(Message, frozen=True, array_like=True):
+    """Add a chunk server to the registry, or change its name, address or rack."""
+
+    server_id: ServerId
+    name: str
+    address: str
+    rack: str
+
+
+@message(0x0801)
+class ChangeReplicas(Message, frozen=True, array_like=True):
+    """Correct the chunk map by what one server said. Unknown handles and unknown servers are ignored."""
+
+    server_id: ServerId
+    changes: tuple[ReplicaChange, ...]
+
+
+@message(0x0802)
+class ExpireTrash(Message, frozen=True, array_like=True):
+    """Release at most `limit` trash entries whose time has come by the state clock. Reply: EmptyTrashReply."""
+
+    limit: int
+
+
+@message(0x0803)
+class ForgetGarbage(Message, frozen=True, array_like=True):
+    """`server_id` confirmed that these garbage chunks are gone from it."""
+
+    server_id: ServerId
+    handles: tuple[ChunkHandle, ...]
+
+
+@message(0x0804)
+class ExpireSessions(Message, frozen=True, array_like=True):
+    """Drop at most `limit` sessions unused since `idle_ms` by the state clock."""
+
+    idle_ms: int
+    limit: int
+
+
+@message(0x0805)
+class SetOptions(Message, frozen=True, array_like=True):
+    """Replicated settings; a new leader proposes them when its configuration differs from the state's.
+
+    `trash_keep_ms` counts for entries that are in the trash already, too; 0 switches the trash off. `replication` is
+    the default of files that are created without one.
+    """
+
+    trash_keep_ms: int
+    replication: int
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
+    """A command in the log: the leader's wall clock at proposal, the type number and the encoded command."""
+
+    now_ms: int
+    type_code: int
+    body: bytes
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Envelope)
+
+
+def encode_command(now_ms: int, command: Message) -> bytes:
+    return _ENCODER.encode(Envelope(now_ms, command.type_code, encode(command)))
+
+
+def decode_command(data: bytes) -> tuple[int, Message]:
+    """Return (now_ms, command) of a log entry; raise `ProtocolError` or `msgspec.DecodeError` when it is not one."""
+    envelope = _DECODER.decode(data)
+    return envelope.now_ms, decode(envelope.type_code, envelope.body)

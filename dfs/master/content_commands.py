@@ -1,0 +1,165 @@
+"""Handlers of the mutations that change content: put, append, setrep.
+
+Owns: the rules of new chunks and extents. Refuses to know: sessions, encoding, and how chunks were written.
+Each handler checks everything, then changes everything; it raises a DfsError before the first change or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dfs.errors import AlreadyExists, ChunkExists, InvalidArgument, IsADirectory, LimitExceeded, NotFound
+from dfs.ids import ID_SIZE, id_text
+from dfs.master import extents as packing
+from dfs.master.chunkmap import CHUNK_LENGTH_MAX
+from dfs.master.namespace import Directory, File, files_below, shown, status_of
+from dfs.master.parts import StateParts
+from dfs.master.tree_commands import check_subtree, modification_time
+from dfs.master.views import Extent
+from dfs.net.messages import (
+    COMMIT_CHUNKS_MAX,
+    REPLICATION_MAX,
+    AppendExtents,
+    CommitFile,
+    NewChunk,
+    NewExtent,
+    SetReplication,
+    SetReplicationReply,
+    StatReply,
+)
+
+CRC_MAX = 0xFFFFFFFF
+
+
+def commit_file(parts: StateParts, command: CommitFile) -> StatReply:
+    """Create or replace a file. What is replaced is released at once: only delete goes to the trash."""
+    replication = command.replication or parts.replication
+    check_replication(replication)
+    mtime_ms = modification_time(parts, command.mtime_ms)
+    place = parts.namespace.locate(command.path, parents=command.parents)
+    old = place.node
+    if isinstance(old, Directory):
+        raise IsADirectory(f"{shown(command.path)} is a directory")
+    if old is not None and not command.overwrite:
+        raise AlreadyExists(f"{shown(command.path)} exists already; replacing it must be asked for (overwrite)")
+    found = _check_content(parts, command.chunks, command.extents)
+    size = sum(extent.length for extent in found)
+    growth = size * replication - (old.size * old.replication if old is not None else 0)
+    parts.require_room(len(place.missing) + (old is None), growth)
+    content = File(0, 0, mtime_ms, replication, size, _pack(found, command.chunks))
+    if len(content.extents) == ID_SIZE:
+        content.size = command.chunks[0].length  # the int object that the chunk map keeps, too: 32 bytes less per file
+    _add_chunks(parts, command.chunks, found, replication)
+    if old is None:
+        parts.namespace.create_file(place, content, parts.clock_ms)
+        return StatReply(status_of(command.path, content))
+    parts.release(parts.namespace.set_content(place, content))
+    return StatReply(status_of(command.path, old))
+
+
+def append_extents(parts: StateParts, command: AppendExtents) -> StatReply:
+    """Add content at the end of a file. Nothing to add changes nothing."""
+    place = parts.namespace.locate(command.path)
+    file = place.node
+    if isinstance(file, Directory):
+        raise IsADirectory(f"{shown(command.path)} is a directory")
+    if file is None and not command.create:
+        raise NotFound(f"{shown(command.path)} does not exist; creating it must be asked for (create)")
+    found = _check_content(parts, command.chunks, command.extents)
+    replication = parts.replication if file is None else file.replication
+    size = sum(extent.length for extent in found)
+    held = 0 if file is None else packing.count(file.extents)
+    if held + len(found) > packing.EXTENTS_MAX:
+        raise LimitExceeded(
+            f"{shown(command.path)} has {held} extents and would get over {packing.EXTENTS_MAX}; "
+            "put it anew (get, then put) to merge its extents, or append larger pieces"
+        )
+    parts.require_room(int(file is None), size * replication)
+    if file is None:
+        file = File(0, 0, parts.clock_ms, replication, size, _pack(found, command.chunks))
+        _add_chunks(parts, command.chunks, found, replication)
+        parts.namespace.create_file(place, file, parts.clock_ms)
+    elif found:
+        joined = packing.expand(file.extents, file.size) + packing.pack(found, file.size)
+        packed = joined if file.size else _pack(found, command.chunks)
+        _add_chunks(parts, command.chunks, found, replication)
+        # The old list's references stay: they are the new list's, so the detached old content is not released.
+        parts.namespace.set_content(place, File(0, 0, parts.clock_ms, replication, file.size + size, packed))
+    return StatReply(status_of(command.path, file))
+
+
+def set_replication(parts: StateParts, command: SetReplication) -> SetReplicationReply:
+    """Set the goal of all files below a path, O(extents of the subtree), which is bounded."""
+    check_replication(command.replication)
+    place = parts.namespace.locate(command.path)
+    node = place.node
+    if node is None:
+        raise NotFound(f"{shown(command.path)} does not exist")
+    if isinstance(node, Directory) and not command.recursive:
+        raise IsADirectory(f"{shown(command.path)} is a directory; setrep -R changes all files below it")
+    check_subtree(node, command.path)
+    stored_size = node.stored_size if isinstance(node, Directory) else node.size * node.replication
+    parts.require_room(0, node.size * command.replication - stored_size)
+    for file in files_below(node):
+        for handle in packing.handles(file.extents):
+            parts.chunks.reference(handle, command.replication)
+            parts.chunks.dereference(handle, file.replication, parts.clock_ms)
+    parts.namespace.set_replication(place, command.replication)
+    return SetReplicationReply(node.file_count if isinstance(node, Directory) else 1)
+
+
+def check_replication(replication: int) -> None:
+    if not 1 <= replication <= REPLICATION_MAX:
+        raise InvalidArgument(f"replication {replication} is not between 1 and {REPLICATION_MAX}")
+
+
+def _check_content(parts: StateParts, chunks: Sequence[NewChunk], extents: Sequence[NewExtent]) -> list[Extent]:
+    """Return the extents by handle; raise unless every chunk is new, sound and used, and every extent lies in one."""
+    for what, count in (("chunks", len(chunks)), ("extents", len(extents))):
+        if count > COMMIT_CHUNKS_MAX:
+            raise LimitExceeded(f"a call brings {count} {what}, the limit is {COMMIT_CHUNKS_MAX}; append the rest")
+    for chunk in chunks:
+        _check_chunk(parts, chunk)
+    if len({chunk.handle for chunk in chunks}) != len(chunks):
+        raise InvalidArgument("a chunk handle stands twice in one call")
+    for extent in extents:
+        if not 0 <= extent.chunk < len(chunks):
+            raise InvalidArgument(f"an extent names chunk number {extent.chunk} of {len(chunks)}")
+        length = chunks[extent.chunk].length
+        if extent.offset < 0 or extent.length < 1 or extent.offset + extent.length > length:
+            raise InvalidArgument(f"extent [{extent.offset}, +{extent.length}) leaves its chunk of {length} bytes")
+    if len({extent.chunk for extent in extents}) != len(chunks):
+        raise InvalidArgument("a chunk of the call is not used by any of its extents")
+    return [Extent(chunks[extent.chunk].handle, extent.offset, extent.length) for extent in extents]
+
+
+def _check_chunk(parts: StateParts, chunk: NewChunk) -> None:
+    text = id_text(chunk.handle[: ID_SIZE + 1])
+    if len(chunk.handle) != ID_SIZE:
+        raise InvalidArgument(f"chunk handle {text} has {len(chunk.handle)} bytes, not {ID_SIZE}")
+    if chunk.handle in parts.chunks or parts.chunks.is_garbage(chunk.handle):
+        raise ChunkExists(f"chunk {text} is known already; handles are never reused: allocate a new one", handle=text)
+    if not 1 <= chunk.length <= CHUNK_LENGTH_MAX:
+        raise InvalidArgument(f"chunk {text} has {chunk.length} bytes; 1 to {CHUNK_LENGTH_MAX} are possible")
+    if not 0 <= chunk.crc <= CRC_MAX:
+        raise InvalidArgument(f"chunk {text} has the checksum {chunk.crc}, which is not a CRC32C")
+    if not 1 <= len(chunk.servers) <= REPLICATION_MAX:
+        raise InvalidArgument(f"chunk {text} is on {len(chunk.servers)} servers; 1 to {REPLICATION_MAX} are possible")
+    if len(set(chunk.servers)) != len(chunk.servers):
+        raise InvalidArgument(f"chunk {text} is said to be twice on one server")
+    for server_id in chunk.servers:
+        if server_id not in parts.servers:
+            raise InvalidArgument(f"chunk {text} is on server {id_text(server_id)[:64]}, which is not registered")
+
+
+def _pack(found: Sequence[Extent], chunks: Sequence[NewChunk]) -> bytes:
+    if len(found) == 1 and found[0].length == chunks[0].length:
+        return packing.whole_chunk(found[0].handle)
+    return packing.pack(found)
+
+
+def _add_chunks(parts: StateParts, chunks: Sequence[NewChunk], found: Sequence[Extent], replication: int) -> None:
+    for chunk in chunks:
+        parts.chunks.add(chunk.handle, chunk.length, chunk.crc, chunk.servers)
+    for extent in found:
+        parts.chunks.reference(extent.handle, replication)

@@ -1,0 +1,155 @@
+"""Run one master: build its parts, serve until a signal comes, and stop cleanly.
+
+Owns: the order of start and stop, signals, the event loop and process limits. Refuses to know: what the parts do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import resource
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dfs.clock import SYSTEM_CLOCK
+from dfs.config import ClusterConfig, MasterConfig
+from dfs.errors import ConfigError, DfsError
+from dfs.log import configure, get_logger
+from dfs.master.duties import Duty, all_duties, run_duty
+from dfs.master.leadership import Leadership
+from dfs.master.raft_state import RaftLog
+from dfs.master.service import MasterService
+from dfs.master.state import MasterState
+from dfs.net.aio import CONNECTIONS_MAX, AioServer
+from dfs.net.auth import ClusterKey
+
+DESCRIPTORS_WANTED = CONNECTIONS_MAX + 256  # the rest: journal, raft connections, logs
+GC_THRESHOLDS = (20_000, 50, 100)  # allocations, then rounds: the state is large and has no cycles worth a search
+
+log = get_logger(__name__)
+
+
+def run(config: ClusterConfig, name: str, *, log_level: str = "info") -> None:
+    """Serve as master `name` until SIGTERM or SIGINT.
+
+    Raise `ConfigError` or `StorageCorrupt` when it cannot start; the reason stands in the log, too.
+    """
+    configure("master", name, log_level, None)
+    try:
+        master = config.master(name)
+        key = ClusterKey.load(config.secret_file, config.name)
+        _raise_descriptor_limit()
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(config, master, key))
+    except DfsError as error:
+        log.error("master_failed", code=error.code, reason=error.message)
+        raise
+
+
+async def _serve(config: ClusterConfig, master: MasterConfig, key: ClusterKey) -> None:
+    stop = _stop_on_signals()
+    for warning in config.warnings:
+        log.warning("config_warning", text=warning)
+    state = MasterState()  # its options are replicated: the leader brings them in line with the configuration
+    service: MasterService | None = None
+
+    def on_leadership(is_leader: bool) -> None:
+        if service is not None:
+            service.on_leadership(is_leader)
+
+    raft = RaftLog(
+        name=master.name,
+        peers={other.name: other.raft_address for other in config.masters},
+        data_dir=master.data_dir,
+        key=key,
+        machine=state,
+        election_timeout_s=(config.election_timeout_min_s, config.election_timeout_max_s),
+        fsync=config.fsync,
+        on_leadership=on_leadership,
+    )
+    service = MasterService(config=config, name=master.name, state=state, replicated=raft, key=key)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(raft.close)
+        await _start_log(raft, master)
+        server = await AioServer.start(master.address, key, service.handle, allowed=service.allowed)
+        stack.push_async_callback(server.close)
+        duties = all_duties(
+            config=config,
+            state=state,
+            view=service.view,
+            reports=service.reports,
+            leadership=service.leadership,
+            clock=SYSTEM_CLOCK,
+        )
+        stack.push_async_callback(_cancel, _start_duties(duties, service.leadership))
+        _settle_memory()
+        log.info("master_started", address=master.address, raft_address=master.raft_address, data_dir=master.data_dir)
+        await stop.wait()
+        log.info("master_stopping")
+    log.info("master_stopped")
+
+
+async def _start_log(raft: RaftLog, master: MasterConfig) -> None:
+    try:
+        await raft.start()
+    except OSError as error:
+        if isinstance(error, DfsError):
+            raise
+        raise ConfigError(
+            f"master {master.name} cannot use its data directory {master.data_dir} or bind {master.raft_address}: "
+            f"{error.strerror or error}; check [master:{master.name}] and the permissions"
+        ) from error
+
+
+def _start_duties(duties: Sequence[Duty], leadership: Leadership) -> list[asyncio.Task[None]]:
+    loop = asyncio.get_running_loop()
+    return [loop.create_task(run_duty(duty, leadership), name=f"duty-{duty.name}") for duty in duties]
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set; errors that no task owns go to the log from now on."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def report(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        log.error("loop_error", text=context.get("message", ""), error=repr(error) if error else "")
+
+    loop.set_exception_handler(report)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's factory where it is installed (the extra `fast`), None for the standard loop."""
+    try:
+        import uvloop  # noqa: PLC0415 - optional
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many open files as the port takes connections, as far as the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(DESCRIPTORS_WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < DESCRIPTORS_WANTED:
+        log.warning("few_descriptors", limit=wanted, wanted=DESCRIPTORS_WANTED)
+
+
+def _settle_memory() -> None:
+    """Keep the garbage collector away from the loaded state: a full search through it would stall the loop."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)

@@ -1,0 +1,85 @@
+"""The packed extent list of a file: immutable bytes that files share when they share content.
+
+Owns: the packing. Refuses to know: chunks, files and reference counts.
+
+Either nothing (an empty file), or one chunk handle (one extent that is a whole chunk, by far the most common: the bytes
+object is then the chunk map's own key and costs nothing), or `RECORD`s in file order. A record keeps the *end* of its
+extent in the file, so that the offset of any extent is found without adding up those before it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+
+from dfs.ids import ID_SIZE, ChunkHandle
+from dfs.master.views import Extent
+
+EMPTY = b""
+EXTENTS_MAX = 262_144  # extents of one file (7 MiB packed; 16 TiB of 64 MiB chunks)
+RECORD = struct.Struct("<16sIQ")  # handle, offset in the chunk, end in the file
+_END = struct.Struct("<Q")
+
+
+def pack(extents: Sequence[Extent], start: int = 0) -> bytes:
+    """Return the records of extents that begin at file offset `start`."""
+    records = bytearray()
+    for handle, offset, length in extents:
+        start += length
+        records += RECORD.pack(handle, offset, start)
+    return bytes(records)
+
+
+def whole_chunk(handle: ChunkHandle) -> bytes:
+    """Return the list of a file that is exactly one whole chunk."""
+    return handle
+
+
+def count(packed: bytes) -> int:
+    return 1 if len(packed) == ID_SIZE else len(packed) // RECORD.size
+
+
+def is_valid(packed: bytes) -> bool:
+    return len(packed) == ID_SIZE or len(packed) % RECORD.size == 0
+
+
+def expand(packed: bytes, size: int) -> bytes:
+    """Return records also for a list of one whole chunk; `size` is the file's."""
+    return RECORD.pack(packed, 0, size) if len(packed) == ID_SIZE else packed
+
+
+def end(packed: bytes) -> int:
+    """Return the file offset where a list of at least one record ends."""
+    return int(_END.unpack_from(packed, len(packed) - _END.size)[0])
+
+
+def handles(packed: bytes) -> Iterator[ChunkHandle]:
+    """Yield the chunk of each extent, in file order."""
+    if len(packed) == ID_SIZE:
+        yield ChunkHandle(packed)
+    else:
+        for record in RECORD.iter_unpack(packed):
+            yield ChunkHandle(record[0])
+
+
+def window(packed: bytes, size: int, first: int, limit: int) -> tuple[int, tuple[Extent, ...]]:
+    """Return at most `limit` extents from number `first` on, and the file offset of the first; `size` is the file's."""
+    packed = expand(packed, size)
+    total = len(packed) // RECORD.size
+    first = min(first, total)
+    start = offset = _END.unpack_from(packed, first * RECORD.size - _END.size)[0] if first else 0
+    found: list[Extent] = []
+    for handle, chunk_offset, end in RECORD.iter_unpack(
+        packed[first * RECORD.size : min(total, first + limit) * RECORD.size]
+    ):
+        found.append(Extent(ChunkHandle(handle), chunk_offset, end - start))
+        start = end
+    return offset, tuple(found)
+
+
+def cut_last(packed: bytes, limit: int) -> tuple[bytes, bytes]:
+    """Split the last `limit` extents off: return (those before, those)."""
+    if count(packed) <= limit:
+        return EMPTY, packed
+    keep = len(packed) - limit * RECORD.size
+    return packed[:keep], packed[keep:]

@@ -1,0 +1,83 @@
+"""Who leads, and what is done only by the leader: proposals, read barriers, and the refusal of everybody else.
+
+Owns: the time budgets of the log, the envelope of proposals, and the words for "not me" and "nobody".
+Refuses to know: what a command or a read is about.
+"""
+
+from __future__ import annotations
+
+from dfs.clock import Clock, Deadline
+from dfs.config import ClusterConfig
+from dfs.errors import DfsError, InternalError, NoQuorum, NotLeader
+from dfs.master.commands import encode_command
+from dfs.master.replicated_log import LogStatus, ReplicatedLog
+from dfs.net.messages import ErrorReply, Message
+
+PROPOSE_TIMEOUT_S = 10.0  # a majority on slow disks answers well before; the client resends after OutcomeUnknown
+BARRIER_TIMEOUT_S = 5.0
+DUTY_TIMEOUT_S = 10.0  # for the leader's own commands
+
+
+class Leadership:
+    """This master's way to the replicated log."""
+
+    def __init__(self, log: ReplicatedLog, config: ClusterConfig, name: str, clock: Clock) -> None:
+        self._log = log
+        self._config = config
+        self._clock = clock
+        self.name = name
+
+    @property
+    def is_leader(self) -> bool:
+        return self._log.is_leader
+
+    def status(self) -> LogStatus:
+        return self._log.status()
+
+    def require(self) -> None:
+        """Raise `NotLeader` or `NoQuorum` unless this master believes that it leads (no proof: see `barrier`)."""
+        if not self._log.is_leader:
+            raise self.refusal()
+
+    def refusal(self) -> DfsError:
+        """Return the error that sends a caller to the leader, or says which masters are needed to have one."""
+        status, config = self._log.status(), self._config
+        known = None if status.role == "candidate" else status.leader  # a candidate has given its last leader up
+        leader = next((m for m in config.masters if m.name == known and m.name != self.name), None)
+        if leader is not None:
+            return NotLeader(
+                f"master {self.name} does not lead; ask master {leader.name} at {leader.address}", leader=leader.address
+            )
+        others = ", ".join(f"{master.name} ({master.address})" for master in config.masters if master.name != self.name)
+        count, where = len(config.masters), f"master {self.name} ({status.role}, term {status.term})"
+        return NoQuorum(
+            f"cluster {config.name} has no leader at this moment: {where} follows none; {count // 2 + 1} of the {count}"
+            " masters must run and reach each other; try again, and if it stays so, check the others: "
+            f"{others or 'there are none'}"
+        )
+
+    async def barrier(self, deadline: Deadline) -> None:
+        """Return when the local state may be read on behalf of a client; the caller reads it without awaiting."""
+        try:
+            await self._log.read_barrier(min(deadline.check("waiting for the masters"), BARRIER_TIMEOUT_S))
+        except NotLeader:
+            raise self.refusal() from None
+
+    async def propose(self, command: Message, deadline: Deadline) -> Message:
+        """Return the state machine's reply, which may be an `ErrorReply`. Raise as `ReplicatedLog.propose` does."""
+        self.require()
+        budget_s = min(deadline.check("handing the call to the masters"), PROPOSE_TIMEOUT_S)
+        try:
+            reply = await self._log.propose(encode_command(self._clock.wall_ms(), command), budget_s)
+        except NotLeader:
+            raise self.refusal() from None
+        if not isinstance(reply, Message):
+            raise InternalError(f"the state machine answered {type(command).__name__} with {type(reply).__name__}")
+        return reply
+
+    async def decree(self, command: Message) -> Message:
+        """Carry out one of the leader's own commands; an `ErrorReply` is raised as its error."""
+        reply = await self.propose(command, Deadline.after(DUTY_TIMEOUT_S))
+        if isinstance(reply, ErrorReply):
+            raise reply.error()
+        return reply

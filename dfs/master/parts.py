@@ -1,0 +1,70 @@
+"""The replicated state as one bundle of its parts, for the handlers of commands.
+
+Owns: which parts there are, and the rules that need several of them. Refuses to know: commands and their encoding.
+"""
+
+from __future__ import annotations
+
+from dfs.errors import LimitExceeded
+from dfs.master.chunkmap import ChunkMap
+from dfs.master.namespace import Namespace, Node
+from dfs.master.registry import ServerRegistry
+from dfs.master.sessions import SessionTable
+from dfs.master.trash import ReleaseQueue, Trash
+
+NODES_MAX = 20_000_000  # files and directories in the tree (about 9 GB of memory on each master)
+SIZE_TOTAL_MAX = 1 << 59  # bytes, stored and in the trash together; keeps every sum within 64 bits
+SUBTREE_MAX = 100_000  # files and directories that one copy -r or setrep -R touches: well below an election timeout
+SUBTREE_EXTENTS_MAX = 500_000  # extents, likewise
+TIME_MAX_MS = 253_402_300_799_999  # the end of the year 9999
+
+
+class StateParts:
+    """Everything that is replicated. Only handlers change it, and only after all their checks."""
+
+    __slots__ = (
+        "chunks",
+        "clock_ms",
+        "namespace",
+        "released",
+        "replication",
+        "servers",
+        "sessions",
+        "trash",
+        "trash_keep_ms",
+    )
+
+    def __init__(self, trash_keep_ms: int, replication: int) -> None:
+        self.clock_ms = 0  # the state clock: the latest leader's time seen; it never goes back
+        self.trash_keep_ms = trash_keep_ms
+        self.replication = replication
+        self.namespace = Namespace()
+        self.chunks = ChunkMap()
+        self.servers = ServerRegistry()
+        self.sessions = SessionTable()
+        self.trash = Trash()
+        self.released = ReleaseQueue()
+
+    def require_room(self, nodes: int, stored_size: int) -> None:
+        """Raise `LimitExceeded` unless the tree may grow by this much."""
+        root = self.namespace.root
+        if nodes and root.file_count + root.directory_count + nodes > NODES_MAX:
+            raise LimitExceeded(f"the file system holds {NODES_MAX} files and directories, the most it can")
+        if stored_size > 0 and root.stored_size + self.trash.size + stored_size > SIZE_TOTAL_MAX:
+            raise LimitExceeded(
+                f"the file system would hold more than {SIZE_TOTAL_MAX} bytes with its copies and trash; "
+                "delete some files and empty the trash"
+            )
+
+    def release(self, node: Node) -> None:
+        """Give up a detached subtree: its chunks are dereferenced in bounded steps, the first after this command."""
+        self.released.push(node)
+
+    def release_trash(self, trash_ids: list[int]) -> int:
+        """Release these trash entries; return the bytes (logical) they hold."""
+        size = 0
+        for trash_id in trash_ids:
+            entry = self.trash.remove(trash_id)
+            size += entry.node.size
+            self.release(entry.node)
+        return size

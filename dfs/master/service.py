@@ -1,0 +1,245 @@
+"""The master at its port: what each message asks for, and who may answer it.
+
+Owns: the table from message type to handler, and what is filled in or refused before a call enters the log.
+Refuses to know: sockets (dfs.net.aio), Raft (dfs.master.replicated_log), and the rules of names (dfs.master.state).
+
+Reads are linearizable: a read barrier proves the leadership and the freshness of the local state, which is then read
+without awaiting. A mutation is the command: it goes through the log as it came, and its result is in the state.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+import dfs
+from dfs.clock import SYSTEM_CLOCK, Clock
+from dfs.config import ClusterConfig
+from dfs.errors import InternalError, InvalidArgument, ProtocolError
+from dfs.log import get_logger
+from dfs.master.access import AccessDesk, server_info
+from dfs.master.leadership import Leadership
+from dfs.master.liveness import ClusterView, Liveness
+from dfs.master.replicated_log import ReplicatedLog
+from dfs.master.reports import Reports
+from dfs.master.state import MasterState
+from dfs.master.views import RegisteredServer
+from dfs.net.aio import RequestContext
+from dfs.net.auth import ClusterKey
+from dfs.net.messages import (
+    LIST_LIMIT_MAX,
+    Allocate,
+    AppendExtents,
+    ChunkReport,
+    CommitFile,
+    Copy,
+    Delete,
+    EmptyTrash,
+    ErrorReply,
+    GetClusterStatus,
+    GetClusterStatusReply,
+    GetMasterStatus,
+    GetMasterStatusReply,
+    Heartbeat,
+    ListDirectory,
+    ListDirectoryReply,
+    ListTrash,
+    ListTrashReply,
+    Locate,
+    MakeDirectory,
+    MasterStatus,
+    Message,
+    Mutation,
+    Ping,
+    Pong,
+    RegisterServer,
+    RemoveDirectory,
+    Rename,
+    ServerStatus,
+    SetReplication,
+    Stat,
+    StatReply,
+    Touch,
+    Undelete,
+)
+from dfs.paths import split
+
+MUTATIONS: frozenset[type[Mutation]] = frozenset(
+    {
+        MakeDirectory,
+        RemoveDirectory,
+        Delete,
+        Rename,
+        Copy,
+        CommitFile,
+        AppendExtents,
+        Touch,
+        SetReplication,
+        Undelete,
+        EmptyTrash,
+    }
+)
+FAULT_SHOWN_MAX = 900  # last characters of a traceback in the log
+_PATH_FIELDS = ("path", "source", "target")
+
+log = get_logger(__name__)
+
+
+class MasterService:
+    """One master's answers. `handle` is safe to run for many requests at once on one loop."""
+
+    def __init__(
+        self,
+        *,
+        config: ClusterConfig,
+        name: str,
+        state: MasterState,
+        replicated: ReplicatedLog,
+        key: ClusterKey,
+        clock: Clock = SYSTEM_CLOCK,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.name = name
+        self.state = state
+        self._config = config
+        self._clock = clock
+        self._began_s = clock.monotonic()
+        self.leadership = Leadership(replicated, config, name, clock)
+        self.view = ClusterView(heartbeat_interval_s=config.heartbeat_interval_s, dead_after_s=config.dead_after_s)
+        self.reports = Reports(config=config, state=state, view=self.view, leadership=self.leadership, clock=clock)
+        self._access = AccessDesk(
+            config=config, state=state, view=self.view, key=key, clock=clock, rng=rng or random.SystemRandom()
+        )
+        self._handlers: dict[type[Message], Callable[[Any, RequestContext], Awaitable[Message]]] = {
+            Ping: self._ping,
+            GetMasterStatus: self._master_status,
+            GetClusterStatus: self._cluster_status,
+            Stat: self._stat,
+            ListDirectory: self._list_directory,
+            ListTrash: self._list_trash,
+            Locate: self._locate,
+            Allocate: self._allocate,
+            RegisterServer: self._register,
+            Heartbeat: self._heartbeat,
+            ChunkReport: self._report,
+            **dict.fromkeys(MUTATIONS, self._mutate),
+        }
+
+    @property
+    def allowed(self) -> frozenset[type[Message]]:
+        """The messages that this port takes; everything else is a protocol error."""
+        return frozenset(self._handlers)
+
+    def on_leadership(self, is_leader: bool) -> None:
+        """Hear that this master began or ceased to lead: what was known of chunk servers is of another time."""
+        log.info("leadership_gained" if is_leader else "leadership_lost", term=self.leadership.status().term)
+        self.view.reset(self._clock.monotonic())
+        self.reports.reset()
+
+    async def handle(self, message: Message, context: RequestContext) -> Message:
+        """Answer one request; raise a DfsError that tells its sender what to do."""
+        handler = self._handlers.get(type(message))
+        if handler is None:
+            raise ProtocolError(f"a master does not answer {type(message).__name__}; is this a chunk server's message?")
+        return await handler(message, context)
+
+    # --- any master -----------------------------------------------------------------------------------
+
+    async def _ping(self, _message: Ping, _context: RequestContext) -> Message:
+        return Pong(self.name, "master", dfs.__version__)
+
+    async def _master_status(self, _message: GetMasterStatus, _context: RequestContext) -> Message:
+        status = self.leadership.status()
+        uptime_s = self._clock.monotonic() - self._began_s
+        return GetMasterStatusReply(
+            MasterStatus(
+                self.name,
+                status.role,
+                status.term,
+                status.applied_index,
+                status.commit_index,
+                status.leader or "",
+                dfs.__version__,
+                uptime_s,
+            ),
+            self._config.name,
+        )
+
+    # --- reads --------------------------------------------------------------------------------------------
+
+    async def _stat(self, message: Stat, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)
+        return StatReply(self.state.stat(message.path))
+
+    async def _list_directory(self, message: ListDirectory, context: RequestContext) -> Message:
+        if not 1 <= message.limit <= LIST_LIMIT_MAX:
+            raise InvalidArgument(f"{message.limit} entries were asked for; 1 to {LIST_LIMIT_MAX} go in one call")
+        await self.leadership.barrier(context.deadline)
+        return ListDirectoryReply(*self.state.list_directory(message.path, message.after, message.limit))
+
+    async def _list_trash(self, message: ListTrash, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)
+        return ListTrashReply(*self.state.list_trash(message.after, LIST_LIMIT_MAX))
+
+    async def _locate(self, message: Locate, context: RequestContext) -> Message:
+        if message.first_extent < 0 or message.version < 0:
+            raise InvalidArgument(
+                f"extent {message.first_extent} of version {message.version} cannot be: both count up"
+            )
+        await self.leadership.barrier(context.deadline)
+        return self._access.locate(message)
+
+    async def _cluster_status(self, _message: GetClusterStatus, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)
+        now_s = self._clock.monotonic()
+        servers = self.state.servers()
+        live = self.view.offered((server.server_id for server in servers), now_s)
+        statuses = tuple(self._server_status(server, now_s) for server in servers)
+        return GetClusterStatusReply(
+            statuses, self.state.space(live), self._config.replication, self._config.chunk_size
+        )
+
+    def _server_status(self, server: RegisteredServer, now_s: float) -> ServerStatus:
+        liveness = self.view.liveness(server.server_id, now_s)
+        info = server_info(server, is_alive=liveness is not Liveness.DEAD)
+        seen = self.view.get(server.server_id)
+        age_s = self.view.age_s(server.server_id, now_s)
+        if seen is None:
+            return ServerStatus(info, liveness.value, age_s, 0, 0, 0, ())
+        return ServerStatus(info, liveness.value, age_s, seen.capacity, seen.free, seen.chunk_count, seen.disks)
+
+    # --- writes ---------------------------------------------------------------------------------------------
+
+    async def _allocate(self, message: Allocate, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)  # a deposed leader places on servers that others gave up
+        return self._access.allocate(message)
+
+    async def _mutate(self, message: Mutation, context: RequestContext) -> Message:
+        if message.call.sequence > 1:  # the first call of a session makes it, even when it fails: it must be logged
+            for field in _PATH_FIELDS:
+                if (path := getattr(message, field, None)) is not None:
+                    split(path)
+        reply = await self.leadership.propose(self._filled_in(message), context.deadline)
+        if isinstance(reply, ErrorReply) and reply.code == InternalError.code:
+            log.error("state_fault", command=type(message).__name__, trace=(self.state.fault or "")[-FAULT_SHOWN_MAX:])
+        return reply
+
+    def _filled_in(self, message: Mutation) -> Mutation:
+        """Return the command with what only the leader may decide: the state must not read a configuration."""
+        if isinstance(message, CommitFile) and message.replication == 0:
+            return msgspec.structs.replace(message, replication=self._config.replication)
+        return message
+
+    # --- chunk servers ------------------------------------------------------------------------------------------
+
+    async def _register(self, message: RegisterServer, context: RequestContext) -> Message:
+        return await self.reports.register(message, context.deadline)
+
+    async def _heartbeat(self, message: Heartbeat, _context: RequestContext) -> Message:
+        return await self.reports.heartbeat(message)
+
+    async def _report(self, message: ChunkReport, context: RequestContext) -> Message:
+        return await self.reports.report(message, context.deadline)

@@ -1,0 +1,277 @@
+"""The replicated state of the masters: commands in, replies out, and queries beside them.
+
+Owns: dispatch, exactly-once, the state clock, queries, dump and load. Refuses to know: clocks, random numbers, IO,
+logging, which servers live, and how commands get here.
+
+Rule 1: only `apply` changes it. Rule 2: the same commands give the same replies and the same dump on every master, also
+when one of them was loaded from a dump in between. Rule 3: `apply` never raises; a command that fails changed nothing.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from dfs.errors import Conflict, DfsError, InternalError, InvalidArgument, IsADirectory, NotADirectory
+from dfs.ids import ChunkHandle, ServerId
+from dfs.master import checkpoint, content_commands, duty_commands, extents, tree_commands
+from dfs.master.commands import (
+    ChangeReplicas,
+    ExpireSessions,
+    ExpireTrash,
+    ForgetGarbage,
+    PutServer,
+    SetOptions,
+    decode_command,
+)
+from dfs.master.invariants import check_invariants
+from dfs.master.namespace import Directory, File, shown, status_of
+from dfs.master.parts import TIME_MAX_MS, StateParts
+from dfs.master.views import ChunkView, Extent, ExtentsView, GarbageChunk, RegisteredServer
+from dfs.net.messages import (
+    LIST_LIMIT_MAX,
+    LOCATE_EXTENTS_MAX,
+    AppendExtents,
+    CommitFile,
+    Copy,
+    Delete,
+    EmptyTrash,
+    ErrorReply,
+    FileStatus,
+    MakeDirectory,
+    Message,
+    Mutation,
+    RemoveDirectory,
+    Rename,
+    SetReplication,
+    SpaceStatus,
+    Touch,
+    TrashEntry,
+    Undelete,
+)
+
+__all__ = ["ChunkView", "Extent", "ExtentsView", "GarbageChunk", "MasterState", "RegisteredServer"]
+
+TRASH_KEEP_MS = 3 * 24 * 60 * 60 * 1000
+REPLICATION = 3
+
+_HANDLERS: dict[type[Message], Callable[[StateParts, Any], Message]] = {
+    MakeDirectory: tree_commands.make_directory,
+    RemoveDirectory: tree_commands.remove_directory,
+    Delete: tree_commands.delete,
+    Rename: tree_commands.rename,
+    Copy: tree_commands.copy,
+    Touch: tree_commands.touch,
+    Undelete: tree_commands.undelete,
+    EmptyTrash: tree_commands.empty_trash,
+    CommitFile: content_commands.commit_file,
+    AppendExtents: content_commands.append_extents,
+    SetReplication: content_commands.set_replication,
+    PutServer: duty_commands.put_server,
+    ChangeReplicas: duty_commands.change_replicas,
+    ExpireTrash: duty_commands.expire_trash,
+    ForgetGarbage: duty_commands.forget_garbage,
+    ExpireSessions: duty_commands.expire_sessions,
+    SetOptions: duty_commands.set_options,
+}
+
+
+class MasterState:
+    """The state machine of `dfs.master.replicated_log`. One thread; queries see the state between two commands.
+
+    The two options must be the same on all masters until a `SetOptions` command replaces them: leave the defaults, and
+    let the leader propose its configuration.
+    """
+
+    def __init__(self, *, trash_keep_ms: int = TRASH_KEEP_MS, replication: int = REPLICATION) -> None:
+        self._parts = StateParts(trash_keep_ms, replication)
+        self._applied = 0  # commands since the start of this process; notices changes during a dump
+        self.fault: str | None = None  # the traceback of the last bug met in a handler; the daemon logs it
+
+    # --- commands
+
+    def apply(self, now_ms: int, command: Message) -> Message:
+        """Apply one command at the leader's time; return its reply or an `ErrorReply`. Never raises."""
+        parts = self._parts
+        self._applied += 1
+        try:
+            if not 0 <= now_ms <= TIME_MAX_MS:
+                raise InvalidArgument(f"the command's time {now_ms} ms is not between 1970 and the year 9999")
+            handler = _HANDLERS.get(type(command))
+            if handler is None:
+                raise InvalidArgument(f"{type(command).__name__} is not a command")
+            parts.clock_ms = max(parts.clock_ms, now_ms)
+            apply = self._apply_once if isinstance(command, Mutation) else self._run
+            reply = apply(command, handler)
+            if len(parts.released):
+                parts.released.step(parts.chunks, parts.clock_ms)
+        except DfsError as error:
+            return ErrorReply.of(error)
+        except Exception as error:  # noqa: BLE001 - one that escaped would be re-applied by the log for ever
+            return self._report(error, command)
+        return reply
+
+    def apply_encoded(self, command: bytes) -> Message:
+        """Apply a log entry; one that cannot be decoded changes nothing and gives an `ErrorReply`. Never raises."""
+        try:
+            now_ms, decoded = decode_command(command)
+        except DfsError as error:
+            return ErrorReply.of(error)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            return ErrorReply.of(InvalidArgument(f"a log entry is not a command: {error}"))
+        return self.apply(now_ms, decoded)
+
+    def _apply_once(self, command: Any, handler: Callable[[StateParts, Any], Message]) -> Message:
+        parts = self._parts
+        known = parts.sessions.begin(command.call, parts.clock_ms)
+        if known is not None:
+            return known
+        reply = self._run(command, handler)
+        parts.sessions.finish(command.call, reply)
+        return reply
+
+    def _run(self, command: Message, handler: Callable[[StateParts, Any], Message]) -> Message:
+        try:
+            return handler(self._parts, command)
+        except DfsError as error:
+            return ErrorReply.of(error)
+
+    def _report(self, error: Exception, command: Message) -> ErrorReply:
+        """Answer for a bug; every master meets it alike, so the log must go on."""
+        self.fault = "".join(traceback.format_exception(error))
+        name = type(command).__name__
+        return ErrorReply.of(InternalError(f"{name} met a bug in the master ({type(error).__name__}); see its log"))
+
+    # --- dump and load
+
+    def dump(self) -> Iterator[bytes]:
+        """Yield the state in pieces of bounded size.
+
+        Nothing may be applied meanwhile (`InternalError` when it was): dump in a forked child, or in one go.
+        """
+        applied = self._applied
+        for piece in checkpoint.dump(self._parts):
+            yield piece
+            if applied != self._applied:
+                raise InternalError("a command was applied during a dump; dump in a forked child or without a pause")
+
+    def load(self, pieces: Iterable[bytes]) -> None:
+        """Replace the state by a dumped one; raise `StorageCorrupt` and change nothing when it is damaged."""
+        self._parts = checkpoint.load(pieces)
+        self._applied += 1
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError with the story unless all parts agree. O(state): for tests and fsck."""
+        check_invariants(self._parts)
+
+    # --- queries
+
+    @property
+    def clock_ms(self) -> int:
+        """The state clock: the latest leader's time that a command brought; it never goes back."""
+        return self._parts.clock_ms
+
+    @property
+    def trash_keep_ms(self) -> int:
+        return self._parts.trash_keep_ms
+
+    @property
+    def replication(self) -> int:
+        """The default for files that are created without one."""
+        return self._parts.replication
+
+    def stat(self, path: str) -> FileStatus:
+        return status_of(path, self._parts.namespace.find(path))
+
+    def list_directory(self, path: str, after: str, limit: int) -> tuple[tuple[FileStatus, ...], bool]:
+        """Return at most `limit` entries named after `after`, by name, and whether there are more."""
+        _check_limit(limit, LIST_LIMIT_MAX)
+        node = self._parts.namespace.find(path)
+        if isinstance(node, File):
+            raise NotADirectory(f"{shown(path)} is a file")
+        entries, has_more = node.entries.page(after, limit)
+        return tuple(status_of(name, child) for name, child in entries), has_more
+
+    def extents(self, path: str, first_extent: int, count: int, version: int) -> ExtentsView:
+        """Return at most `count` extents from number `first_extent` on; `version` 0 is the present one."""
+        _check_limit(count, LOCATE_EXTENTS_MAX)
+        if first_extent < 0:
+            raise InvalidArgument(f"there is no extent number {first_extent}")
+        node = self._parts.namespace.find(path)
+        if isinstance(node, Directory):
+            raise IsADirectory(f"{shown(path)} is a directory")
+        if version not in (0, node.version):
+            raise Conflict(f"{shown(path)} changed: it has version {node.version}, {version} was asked for; begin anew")
+        first_offset, found = extents.window(node.extents, node.size, first_extent, count)
+        has_more = first_extent + count < extents.count(node.extents)
+        return ExtentsView(status_of(path, node), first_offset, found, has_more)
+
+    def chunk(self, handle: ChunkHandle) -> ChunkView | None:
+        return self._parts.chunks.view(handle)
+
+    def is_garbage(self, handle: ChunkHandle) -> bool:
+        """Whether the chunk was released and some server has not confirmed yet that it is gone."""
+        return self._parts.chunks.is_garbage(handle)
+
+    def garbage(self) -> Iterator[GarbageChunk]:
+        """Yield released chunks, oldest first; take a bounded number, and apply nothing in between."""
+        return self._parts.chunks.garbage()
+
+    def chunk_handles(self) -> list[ChunkHandle]:
+        """Return all known handles, a snapshot for walks in slices."""
+        return self._parts.chunks.handles()
+
+    def servers(self) -> tuple[RegisteredServer, ...]:
+        """Return all servers that ever registered, in that order."""
+        return self._parts.servers.all()
+
+    def server(self, server_id: ServerId) -> RegisteredServer | None:
+        return self._parts.servers.get(server_id)
+
+    def space(self, live: Collection[ServerId] | None) -> SpaceStatus:
+        """Return the counters, O(replica sets). `live` None takes every registered server for alive."""
+        parts, root = self._parts, self._parts.namespace.root
+        stored = under = under_live = missing = 0
+        for registered, alive, goal, count, size in parts.chunks.tallies(live):
+            stored += registered * size
+            under += count if registered < goal else 0
+            under_live += count if alive < goal else 0
+            missing += 0 if alive else count
+        return SpaceStatus(
+            file_count=root.file_count,
+            directory_count=root.directory_count,
+            live_size=root.size,
+            trash_size=parts.trash.size,
+            trash_count=len(parts.trash),
+            chunk_count=len(parts.chunks),
+            chunk_stored_size=stored,
+            garbage_count=parts.chunks.garbage_count,
+            garbage_stored_size=parts.chunks.garbage_stored_size,
+            under_replicated=under,
+            under_replicated_live=under_live,
+            missing=missing,
+        )
+
+    def list_trash(self, after: int, limit: int) -> tuple[tuple[TrashEntry, ...], bool]:
+        """Return at most `limit` entries with ids above `after`, oldest first, and whether there are more."""
+        _check_limit(limit, LIST_LIMIT_MAX)
+        return self._parts.trash.page(after, limit, self._parts.trash_keep_ms)
+
+    def next_trash_expiry_ms(self) -> int | None:
+        """Return when the state clock makes `ExpireTrash` worth proposing; that is now while a release is going on."""
+        parts = self._parts
+        if len(parts.released):
+            return parts.clock_ms
+        oldest_ms = parts.trash.oldest_ms()
+        return None if oldest_ms is None else oldest_ms + parts.trash_keep_ms
+
+    def has_idle_sessions(self, idle_ms: int) -> bool:
+        return self._parts.sessions.has_idle(idle_ms, self._parts.clock_ms)
+
+
+def _check_limit(limit: int, limit_max: int) -> None:
+    if not 1 <= limit <= limit_max:
+        raise InvalidArgument(f"{limit} entries were asked for; 1 to {limit_max} are possible")

@@ -1,0 +1,251 @@
+"""A connected TCP socket as a stream of bytes with deadlines: the wall between the blocking driver and the system.
+
+Owns: the socket, its read-ahead buffer, its kernel timeouts, and the translation of its errors. Refuses to know:
+frames, handshakes and messages (dfs.net.blocking).
+
+Waiting is done by the kernel: SO_RCVTIMEO and SO_SNDTIMEO stand at `KERNEL_WAIT_MAX_S`, or at what is left of the
+deadline when that is less, so that an ordinary call costs one send and one or two receives and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from typing import Final
+
+from dfs.checksum import Buffer
+from dfs.clock import Deadline
+from dfs.errors import ConnectionFailed, DeadlineExceeded, DfsError, DiskFailed
+from dfs.net.sockets import connect_error, is_self_connected, lost_error, resolve, tune
+
+KERNEL_WAIT_MAX_S: Final = 1.0  # longest single wait in the kernel; then the deadline is looked at again
+KERNEL_WAIT_MIN_S: Final = 0.001  # to the kernel 0 means for ever
+READ_AHEAD_SIZE: Final = 16 * 1024  # bytes: a prefix and its header arrive in one receive
+SEND_FILE_PIECE_MAX: Final = 1 << 30  # bytes in one sendfile, below the 2 GiB where systems disagree
+MSG_MORE: Final[int] = getattr(socket, "MSG_MORE", 0)  # more follows at once: do not send a small packet yet
+_MSG_WAITALL: Final[int] = getattr(socket, "MSG_WAITALL", 0)
+_TIMEVAL = struct.Struct("@ll")  # of setsockopt: seconds, microseconds
+_FILE_ERRORS = frozenset({errno.EIO, errno.EINVAL, errno.ESTALE, errno.EOVERFLOW})
+
+
+class SocketStream:
+    """One connection. Use from one thread at a time; `interrupt` and `close` may come from any.
+
+    Methods that wait raise `DeadlineExceeded` or `ConnectionFailed` (details: `address`); after either, how much was
+    sent or received is unknown, `is_broken` is set and the connection is only to be closed.
+    """
+
+    def __init__(self, sock: socket.socket, address: str) -> None:
+        sock.settimeout(None)  # the kernel's own timeouts rule
+        self.address = address
+        self.is_broken = False
+        self.is_closed = False
+        self._socket = sock
+        self._waits_s: dict[int, float] = {}  # socket option -> the kernel's present timeout
+        self._buffer = memoryview(bytearray(READ_AHEAD_SIZE))
+        self._start = 0  # unread bytes are _buffer[_start:_end]
+        self._end = 0
+        self._close_lock = threading.Lock()
+
+    @classmethod
+    def connect(cls, address: str, deadline: Deadline, *, is_bulk: bool) -> SocketStream:
+        """Return a connected stream; raise `ConnectionFailed` or `DeadlineExceeded`.
+
+        Resolving a host name is the system's business and obeys its own timeouts.
+        """
+        failure: DfsError | None = None
+        for family, kind, protocol, name in resolve(address):
+            sock = socket.socket(family, kind, protocol)
+            try:
+                tune(sock, is_bulk=is_bulk)
+                sock.settimeout(deadline.check(f"connecting to {address}"))
+                sock.connect(name)
+                if is_self_connected(sock):
+                    raise ConnectionRefusedError
+            except OSError as error:
+                sock.close()
+                failure = connect_error(address, error)
+                if isinstance(failure, DeadlineExceeded):
+                    raise failure from None
+            except DfsError:
+                sock.close()
+                raise
+            else:
+                return cls(sock, address)
+        raise failure or ConnectionFailed(f"cannot connect to {address}: it has no network address", address=address)
+
+    # --- sending --------------------------------------------------------------------------------------
+
+    def send(self, data: Buffer, deadline: Deadline, flags: int = 0) -> None:
+        """Send all of `data`."""
+        view: Buffer = data
+        left = len(data)
+        while left:
+            self._arm(socket.SO_SNDTIMEO, deadline, "sending to")
+            try:
+                sent = self._socket.send(view, flags)
+            except BlockingIOError:
+                continue  # the kernel's wait ended: look at the deadline
+            except (OSError, ValueError) as error:
+                raise self._lost(error) from None
+            left -= sent
+            if left:
+                view = memoryview(view)[sent:]
+
+    def send_pair(self, head: bytes, body: memoryview, deadline: Deadline) -> None:
+        """Send `head` and then `body` (of bytes), in one system call when the kernel takes that much."""
+        sent = 0
+        while not sent:
+            self._arm(socket.SO_SNDTIMEO, deadline, "sending to")
+            try:
+                sent = self._socket.sendmsg((head, body))
+            except BlockingIOError:
+                continue
+            except (OSError, ValueError) as error:
+                raise self._lost(error) from None
+        if sent < len(head):
+            self.send(head[sent:], deadline, MSG_MORE)
+            sent = len(head)
+        self.send(body[sent - len(head) :], deadline)
+
+    def send_file(self, fd: int, offset: int, size: int, deadline: Deadline) -> None:
+        """Send bytes of a file without copying them into this process; raise `DiskFailed` when it cannot be read or
+        is shorter."""
+        # A blocking sendfile gives each of its inner waits the whole kernel timeout; a non-blocking one obeys ours.
+        self._set_blocking(False)
+        try:
+            end = offset + size
+            while offset < end:
+                try:
+                    sent = os.sendfile(self._socket.fileno(), fd, offset, min(end - offset, SEND_FILE_PIECE_MAX))
+                except BlockingIOError:
+                    if not self._wait(select.POLLOUT, deadline):
+                        self._check(deadline, "sending to")
+                    continue
+                except (OSError, ValueError) as error:
+                    raise self._file_error(error) from None
+                if not sent:
+                    self.is_broken = True
+                    raise DiskFailed(f"a file of this node ended {end - offset} bytes too early while it was sent")
+                offset += sent
+        finally:
+            if not self.is_closed:
+                self._set_blocking(True)
+
+    # --- receiving ------------------------------------------------------------------------------------
+
+    def take(self, size: int, deadline: Deadline) -> memoryview:
+        """Return the next `size` bytes, valid until the next receive; read ahead what has come with them."""
+        unread = self._end - self._start
+        if unread < size:
+            if size > READ_AHEAD_SIZE:
+                large = memoryview(bytearray(size))
+                self.fill(large, deadline)
+                return large
+            if self._start:
+                self._buffer[:unread] = bytes(self._buffer[self._start : self._end])
+            self._start, self._end = 0, unread
+            while self._end < size:
+                self._end += self._receive(self._buffer[self._end :], 0, deadline)
+        start = self._start
+        self._start += size
+        return self._buffer[start : self._start]
+
+    def fill(self, buffer: memoryview, deadline: Deadline) -> None:
+        """Receive exactly `len(buffer)` bytes into `buffer` (of bytes), without copying what was not read ahead."""
+        size = len(buffer)
+        got = min(size, self._end - self._start)
+        if got:
+            buffer[:got] = self._buffer[self._start : self._start + got]
+            self._start += got
+        while got < size:
+            got += self._receive(buffer[got:] if got else buffer, _MSG_WAITALL, deadline)
+
+    def _receive(self, buffer: memoryview, flags: int, deadline: Deadline) -> int:
+        while True:
+            self._arm(socket.SO_RCVTIMEO, deadline, "waiting for")
+            try:
+                count = self._socket.recv_into(buffer, 0, flags)
+            except BlockingIOError:
+                continue  # the kernel's wait ended: look at the deadline
+            except (OSError, ValueError) as error:
+                raise self._lost(error) from None
+            if not count:
+                raise self._lost(None)
+            return count
+
+    def wait_readable(self, deadline: Deadline) -> bool:
+        """Say whether bytes, or the end of the stream, came before the deadline."""
+        return self._start < self._end or self.is_closed or self._wait(select.POLLIN, deadline)
+
+    # --- ending ---------------------------------------------------------------------------------------
+
+    def interrupt(self, *, reads_only: bool = False) -> None:
+        """Wake the thread that uses this stream (from another one): it meets the end of the stream."""
+        with contextlib.suppress(OSError):  # the peer was faster
+            self._socket.shutdown(socket.SHUT_RD if reads_only else socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the connection; again is harmless."""
+        with self._close_lock:
+            if self.is_closed:
+                return
+            self.is_closed = True
+        self.interrupt()  # a thread that still waits in the kernel would not notice a mere close
+        self._socket.close()
+
+    # --- the kernel's timeouts and errors ---------------------------------------------------------------
+
+    def _arm(self, option: int, deadline: Deadline, doing: str) -> None:
+        """Give the kernel's next wait its limit, by a system call only when it changes."""
+        wait_s = deadline.at_s - time.monotonic()
+        if wait_s <= 0:
+            self._check(deadline, doing)
+        wait_s = min(max(wait_s, KERNEL_WAIT_MIN_S), KERNEL_WAIT_MAX_S)
+        if self._waits_s.get(option) == wait_s:
+            return
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(int(wait_s), int(wait_s % 1 * 1_000_000)))
+        except OSError as error:
+            raise self._lost(error) from None
+        self._waits_s[option] = wait_s
+
+    def _wait(self, event: int, deadline: Deadline) -> bool:
+        poller = select.poll()
+        try:
+            poller.register(self._socket, event)
+        except (OSError, ValueError) as error:  # closed by another thread
+            raise self._lost(error) from None
+        return bool(poller.poll(math.ceil(deadline.remaining_s() * 1000)))
+
+    def _set_blocking(self, is_blocking: bool) -> None:
+        try:
+            self._socket.setblocking(is_blocking)
+        except OSError as error:
+            raise self._lost(error) from None
+
+    def _check(self, deadline: Deadline, doing: str) -> None:
+        try:
+            deadline.check(f"{doing} {self.address}")
+        except DeadlineExceeded as error:
+            self.is_broken = True
+            error.details["address"] = self.address
+            raise
+
+    def _file_error(self, error: OSError | ValueError) -> DfsError:
+        if isinstance(error, OSError) and error.errno in _FILE_ERRORS:
+            self.is_broken = True
+            return DiskFailed(f"a file of this node cannot be read while it is sent: {error.strerror}")
+        return self._lost(error)
+
+    def _lost(self, error: OSError | ValueError | None) -> DfsError:
+        """Return our error for a broken stream (`None`: the peer closed it; ValueError: a closed descriptor)."""
+        self.is_broken = True
+        return lost_error(self.address, error if isinstance(error, OSError) else None)

@@ -1,0 +1,80 @@
+"""Does a chunk server start only when it can, and stop when it is told?"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from dfs.chunk import daemon
+from dfs.chunk.daemon import run, serve
+from dfs.clock import Deadline
+from dfs.config import ChunkServerConfig, ClusterConfig, MasterConfig
+from dfs.errors import ConfigError, ConnectionFailed
+from dfs.net.auth import ClusterKey, make_secret
+from dfs.net.blocking import Channel
+from dfs.net.listener import Listener
+from dfs.net.messages import Ping, Pong
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ClusterConfig:
+    """A cluster whose one chunk server has a free port, and whose master is not there."""
+    make_secret(tmp_path / "secret")
+    taken = [Listener.bind("127.0.0.1:0") for _ in range(2)]
+    server, master = (listener.address for listener in taken)
+    for listener in taken:
+        listener.close()
+    return ClusterConfig(
+        source=tmp_path / "cluster.ini",
+        name="test",
+        secret_file=tmp_path / "secret",
+        run_dir=tmp_path,
+        masters=(MasterConfig(name="m1", address=master, raft_address="127.0.0.1:1", data_dir=tmp_path / "m1"),),
+        chunk_servers=(ChunkServerConfig(name="c1", address=server, data_dirs=(tmp_path / "c1",), rack="r1"),),
+        disk_reserve=0,
+    )
+
+
+def test_chunk_server_answers_until_it_is_stopped_even_without_a_master(config: ClusterConfig) -> None:
+    server = config.chunk_server("c1")
+    key = ClusterKey.load(config.secret_file, config.name)
+    stop = threading.Event()
+    thread = threading.Thread(target=serve, args=(config, server, key, stop), daemon=True)
+    thread.start()
+    deadline = Deadline.after(20)
+    try:
+        while True:
+            try:
+                channel = Channel.connect(server.address, key, deadline)
+                break
+            except ConnectionFailed:
+                deadline.check("waiting for a chunk server to listen")
+        with channel:
+            reply = channel.call(Ping(), deadline)
+            assert isinstance(reply, Pong)
+            assert (reply.node, reply.role) == ("c1", "chunk")
+    finally:
+        stop.set()
+        thread.join(20)
+    assert not thread.is_alive()
+    with pytest.raises(ConnectionFailed):
+        Channel.connect(server.address, key, Deadline.after(5))
+
+
+def test_start_with_a_taken_port_or_without_its_secret_is_refused(
+    config: ClusterConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "configure", lambda *_arguments: None)  # the log of the test run stays as it is
+    taken = Listener.bind(config.chunk_server("c1").address)
+    try:
+        with pytest.raises(ConfigError):
+            run(config, "c1", log_level="error")
+    finally:
+        taken.close()
+    config.secret_file.unlink()
+    with pytest.raises(ConfigError, match="secret"):
+        run(config, "c1", log_level="error")
+    with pytest.raises(ConfigError, match="c9"):
+        run(config, "c9", log_level="error")

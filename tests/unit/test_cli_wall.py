@@ -1,0 +1,275 @@
+"""Does every failure end as one line and one documented exit code, and is every verb found under its names?"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from dfs.cli import wall
+from dfs.cli.verbs import ALIASES, VERBS
+from dfs.cli.workers import Stopped, Workers
+from dfs.errors import (
+    AuthenticationFailed,
+    ConfigError,
+    ConnectionFailed,
+    DeadlineExceeded,
+    DfsError,
+    DiskFull,
+    InternalError,
+    NoQuorum,
+    NotFound,
+    OutcomeUnknown,
+)
+from dfs.testing.memory_client import MemoryClient
+
+Run = Callable[..., Result]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NotFound("gone"), 3),
+        (DiskFull("full"), 1),
+        (NoQuorum("no master leads"), 4),
+        (ConnectionFailed("refused"), 4),
+        (DeadlineExceeded("too late"), 4),
+        (OutcomeUnknown("perhaps"), 4),
+        (AuthenticationFailed("wrong secret"), 5),
+        (ConfigError("bad key"), 6),
+        (InternalError("odd"), 1),
+    ],
+)
+def test_each_error_has_its_exit_code_and_one_line(client: MemoryClient, run: Run, error: DfsError, code: int) -> None:
+    client.down = error
+    result = run("mkdir", "/x")
+    assert result.exit_code == code
+    assert result.stderr == f"dfs: mkdir: {error.message}\n"
+    assert result.stdout == ""
+
+
+def test_documented_exit_codes_are_the_ones_in_use() -> None:
+    documented = {code for code, _ in wall.EXIT_CODES}
+    assert documented == {
+        value for name, value in vars(wall).items() if name.startswith("EXIT_") and name != "EXIT_CODES"
+    }
+
+
+def test_an_unreachable_cluster_is_asked_once_not_for_every_operand(client: MemoryClient, run: Run) -> None:
+    client.down = NoQuorum("no master leads")
+    result = run("rm", "/a", "/b", "/c")
+    assert result.exit_code == 4
+    assert len(client.calls) == 1
+
+
+def test_different_failures_end_in_the_general_code(client: MemoryClient, run: Run) -> None:
+    client.make_directory("/d")
+    assert run("rm", "/no", "/d").exit_code == 1
+
+
+def test_a_bug_is_called_a_bug(client: MemoryClient, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: str) -> None:
+        raise KeyError("oops")
+
+    monkeypatch.setattr(client, "stat", broken)
+    result = run("stat", "/x")
+    assert result.exit_code == 1
+    assert result.stderr == "dfs: stat: a bug in dfs: KeyError: 'oops'; report it with the output of --debug\n"
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "stat", "/x"], ["stat", "--debug", "/x"]])
+def test_the_traceback_is_shown_only_with_debug(client: MemoryClient, run: Run, arguments: list[str]) -> None:
+    client.down = NoQuorum("no master leads")
+    assert "Traceback" in run(*arguments).stderr
+    assert "Traceback" not in run("stat", "/x").stderr
+
+
+def test_error_lines_cannot_be_forged_by_names(client: MemoryClient, run: Run) -> None:
+    client.faults["/a\nb"] = DiskFull("bad \x1b[2J /a\nb")
+    result = run("mkdir", "/a\nb")
+    assert result.stderr == "dfs: mkdir: bad \\x1b[2J /a\\nb\n"
+
+
+def test_unknown_verbs_get_a_suggestion(run: Run) -> None:
+    result = run("mkdri", "/x")
+    assert result.exit_code == 2
+    assert result.stderr == "dfs: there is no verb 'mkdri'; did you mean mkdir?\n"
+    assert "copyFromLocal" in run("copyfromlocal").stderr
+    assert run("frobnicate").stderr == "dfs: there is no verb 'frobnicate'; see `dfs --help`\n"
+
+
+def test_bad_options_are_usage_errors_that_point_to_help(run: Run) -> None:
+    result = run("ls", "--frob")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("dfs: ls: ")
+    assert result.stderr.endswith("(see `dfs ls --help`)\n")
+    assert run("mkdir").exit_code == 2
+    assert run("ls", "--timeout", "0").exit_code == 2
+
+
+def test_a_leading_dash_and_other_names_find_the_verb(client: MemoryClient, run: Run) -> None:
+    client.put(io.BytesIO(b"x"), "/d/f", parents=True)
+    assert run("-ls", "/d").output == "f\n"
+    assert run("--timeout", "5", "-ls", "/d").output == "f\n"
+    assert run("-mkdir", "-p", "/d/e").exit_code == 0
+    assert run("dus", "/d").output == "1  3  /d\n"
+    assert run("rmr", "/d").exit_code == 0
+
+
+@pytest.mark.parametrize("name", [*VERBS, *ALIASES, "moveFromLocal"])
+def test_every_verb_and_alias_has_help(run: Run, name: str) -> None:
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    assert "Usage: dfs" in result.output
+    assert run("help", name).exit_code == 0
+
+
+def test_without_arguments_all_verbs_are_listed(run: Run) -> None:
+    result = run()
+    assert result.exit_code == 0
+    for name, entry in VERBS.items():
+        assert f"  {name} " in result.output
+        assert entry.help[:30] in result.output
+    assert run("--version").output.startswith("dfs ")
+    assert run("version").output.startswith("dfs ")
+
+
+def test_interruption_ends_with_130_and_one_line(
+    client: MemoryClient, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "put", interrupted)
+    result = run("put", "-", "/f", stdin=b"x")
+    assert result.exit_code == 130
+    assert result.stderr.strip() == "dfs: put: interrupted"
+
+
+def test_a_closed_pipe_is_silent(client: MemoryClient, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: str) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(client, "stat", closed)
+    monkeypatch.setattr("dfs.cli.main._silence_stdout", lambda: None)
+    result = run("stat", "/x")
+    assert (result.exit_code, result.stderr) == (141, "")
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *arguments], env=environ, capture_output=True, check=False, cwd="/")
+
+
+def test_a_real_process_ends_quietly_when_its_reader_leaves() -> None:
+    code = "import sys; from dfs.cli.main import main; sys.argv = ['dfs', '--help']; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 141
+    assert errors == b""
+
+
+def test_pwd_imports_neither_network_nor_rich() -> None:
+    result = python(
+        "-c",
+        "import sys\n"
+        "from dfs.cli.main import cli\n"
+        "try:\n    cli.main(['pwd'])\n"
+        "except SystemExit:\n    pass\n"
+        "heavy = {'asyncio', 'rich', 'msgspec', 'dfs.net.messages', 'dfs.client.filesystem'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n",
+    )
+    assert result.stdout.decode().splitlines() == ["/", "[]"], result.stderr.decode()
+
+
+# --- the workers of trees ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reported() -> Iterator[list[tuple[str, BaseException]]]:
+    before = threading.active_count()
+    yield []
+    assert threading.active_count() == before, "a worker outlived its run"
+
+
+def test_workers_do_every_task_and_report_failures(reported: list[tuple[str, BaseException]]) -> None:
+    done: list[int] = []
+
+    def task(number: int) -> None:
+        if number % 10 == 0:
+            raise DiskFull(str(number))
+        done.append(number)
+
+    with Workers(lambda label, error: reported.append((label, error)), count=4) as workers:
+        for number in range(200):
+            workers.submit(f"t{number}", lambda number=number: task(number))  # type: ignore[misc]
+        workers.finish()
+    assert len(done) == 180
+    assert {label for label, _ in reported} == {f"t{number}" for number in range(0, 200, 10)}
+
+
+def test_workers_stop_at_an_error_that_all_tasks_would_meet(reported: list[tuple[str, BaseException]]) -> None:
+    def fail() -> None:
+        raise NoQuorum("no master leads")
+
+    def submit_many() -> None:
+        with Workers(lambda label, error: reported.append((label, error)), count=2) as workers:
+            for _ in range(10_000):
+                workers.submit("t", fail)
+            workers.finish()
+
+    with pytest.raises(NoQuorum):
+        submit_many()
+    assert reported == []
+
+
+def test_workers_raise_a_bug_of_a_task(reported: list[tuple[str, BaseException]]) -> None:
+    def submit_bug() -> None:
+        with Workers(lambda label, error: reported.append((label, error)), count=2) as workers:
+            workers.submit("t", lambda: next(iter(())))
+            workers.finish()
+
+    with pytest.raises(StopIteration):
+        submit_bug()
+    assert reported == []
+
+
+def test_interrupted_workers_end_running_transfers(reported: list[tuple[str, BaseException]]) -> None:
+    started, ended = threading.Event(), threading.Event()
+
+    def transfer(workers: Workers) -> None:
+        started.set()
+        try:
+            while True:
+                workers.check()
+        except Stopped:
+            ended.set()
+            raise
+
+    def interrupt() -> None:
+        with Workers(lambda label, error: reported.append((label, error)), count=1) as workers:
+            workers.submit("t", lambda: transfer(workers))
+            assert started.wait(10)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert ended.is_set()
+    assert reported == []

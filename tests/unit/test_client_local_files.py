@@ -1,0 +1,204 @@
+"""Are local files read whole, written whole, and never left behind half?"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from dfs.checksum import BLOCK_SIZE
+from dfs.client import local_files
+from dfs.client.local_files import SourceFile, StreamChunk, TargetFile, open_source
+from dfs.errors import AlreadyExists, Conflict, IsADirectory, LocalFileError, NotFound
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_files, "PIECE_SIZE", BLOCK_SIZE)
+
+
+def joined(chunk: StreamChunk) -> bytes:
+    return b"".join(bytes(piece) for piece in chunk.pieces())
+
+
+class Trickle(io.RawIOBase):
+    """A stream without readinto of its own that gives 1,000 bytes at a time."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._data.read(min(1000, len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class OnlyRead:
+    """The least that may be called a stream."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+
+    def read(self, size: int) -> bytes:
+        return self._data.read(min(size, 700))
+
+
+# --- sources -------------------------------------------------------------------------------------------------
+
+
+def test_pieces_of_a_range_are_whole_blocks_but_for_the_last(tmp_path: Path) -> None:
+    data = os.urandom(3 * BLOCK_SIZE)
+    (tmp_path / "f").write_bytes(data)
+    source = SourceFile(tmp_path / "f")
+    pieces = [bytes(piece) for piece in source.pieces(5, 2 * BLOCK_SIZE + 10)]
+    assert [len(piece) for piece in pieces] == [BLOCK_SIZE, BLOCK_SIZE, 10]
+    assert b"".join(pieces) == data[5 : 2 * BLOCK_SIZE + 15]
+    source.close()
+
+
+def test_a_source_that_got_shorter_is_a_conflict(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x" * 100)
+    with open_source(tmp_path / "f") as source:
+        assert isinstance(source, SourceFile)
+        os.truncate(tmp_path / "f", 50)
+        with pytest.raises(Conflict, match="changed while it was read"):
+            list(source.pieces(0, 100))
+
+
+def test_a_rewritten_source_of_the_same_size_is_a_conflict(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x" * 100)
+    with open_source(tmp_path / "f") as source:
+        assert isinstance(source, SourceFile)
+        source.check_unchanged()
+        (tmp_path / "f").write_bytes(b"y" * 100)
+        os.utime(tmp_path / "f", ns=(1, 1))
+        with pytest.raises(Conflict):
+            source.check_unchanged()
+
+
+def test_a_source_that_is_not_there_or_no_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="missing"), open_source(tmp_path / "missing"):
+        pass
+    with pytest.raises(IsADirectory), open_source(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("kind", [io.BytesIO, Trickle, OnlyRead])
+def test_a_stream_is_cut_into_chunks_of_whole_blocks(kind: type) -> None:
+    data = os.urandom(5 * BLOCK_SIZE + 17)
+    stream: BinaryIO = kind(data)
+    got = b""
+    while True:
+        chunk = StreamChunk()
+        chunk.fill(stream, 1)
+        chunk.fill(stream, 1000)
+        if not chunk.fill(stream, 2 * BLOCK_SIZE):
+            break
+        sizes = [len(piece) for piece in chunk.pieces()]
+        assert all(size == BLOCK_SIZE for size in sizes[:-1])
+        assert sum(sizes) == chunk.length <= 2 * BLOCK_SIZE
+        assert joined(chunk) == joined(chunk), "a chunk can be sent again"
+        got += joined(chunk)
+    assert got == data
+
+
+def test_a_stream_that_fails_is_a_local_error() -> None:
+    class Broken(io.RawIOBase):
+        def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(LocalFileError, match="Input/output error"):
+        StreamChunk().fill(Broken(), 10)  # type: ignore[arg-type]
+
+
+def test_a_non_blocking_stream_without_data_is_refused_and_not_spun_on() -> None:
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    try:
+        with os.fdopen(reading, "rb", buffering=0) as stream, pytest.raises(LocalFileError, match="blocking"):
+            StreamChunk().fill(stream, 10)
+    finally:
+        os.close(writing)
+
+
+# --- targets -----------------------------------------------------------------------------------------------------
+
+
+def test_a_target_appears_when_it_is_published_and_not_before(tmp_path: Path) -> None:
+    target = TargetFile(tmp_path / "t")
+    target.reserve(6)
+    target.write(memoryview(b"def"), 3)
+    target.write(memoryview(b"abc"), 0)
+    assert not (tmp_path / "t").exists()
+    target.publish(overwrite=True)
+    target.close()
+    assert (tmp_path / "t").read_bytes() == b"abcdef"
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+def test_a_target_that_is_closed_unpublished_leaves_nothing(tmp_path: Path) -> None:
+    target = TargetFile(tmp_path / "t")
+    target.reserve(100)
+    assert [path.name.startswith(".t.") for path in tmp_path.iterdir()] == [True]
+    target.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_target_has_the_mode_that_the_user_s_umask_gives(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        target = TargetFile(tmp_path / "t")
+        target.publish(overwrite=False)
+        target.close()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "t").stat().st_mode) == 0o640
+
+
+def test_a_name_taken_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    target = TargetFile(tmp_path / "t")
+    (tmp_path / "t").write_bytes(b"mine")
+    with pytest.raises(AlreadyExists):
+        target.publish(overwrite=False)
+    target.close()
+    assert (tmp_path / "t").read_bytes() == b"mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+def test_the_longest_name_fits_with_its_temporary(tmp_path: Path) -> None:
+    for name in ("n" * 255, "ü" * 127):
+        target = TargetFile(tmp_path / name)
+        target.publish(overwrite=False)
+        target.close()
+        assert (tmp_path / name).exists()
+
+
+def test_no_space_is_known_before_the_bytes_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int, _offset: int, _size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    target = TargetFile(tmp_path / "t")
+    with pytest.raises(LocalFileError, match="free some space"):
+        target.reserve(100)
+    target.close()
+
+
+def test_a_file_system_that_cannot_reserve_is_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(_descriptor: int, _offset: int, _size: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", cannot)
+    target = TargetFile(tmp_path / "t")
+    target.reserve(3)
+    target.publish(overwrite=True)
+    target.close()
+    assert (tmp_path / "t").read_bytes() == bytes(3)

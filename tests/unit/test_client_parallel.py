@@ -1,0 +1,122 @@
+"""Do the parts of a transfer come in order, stop together, and count each byte once?"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from dfs.client.parallel import Cancellation, CancelledTransfer, Meter, in_order
+
+
+def test_results_come_in_the_order_of_the_items() -> None:
+    released = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 0:
+            assert released.wait(10)
+        if item == 3:
+            released.set()
+        return item * 10
+
+    assert list(in_order(work, range(8), Cancellation(), workers=4, window=8)) == [item * 10 for item in range(8)]
+
+
+@pytest.mark.parametrize(("count", "workers"), [(0, 4), (1, 4), (5, 1)])
+def test_what_needs_no_threads_gets_none(count: int, workers: int) -> None:
+    used = list(in_order(lambda _: threading.current_thread(), range(count), Cancellation(), workers=workers, window=9))
+    assert used == [threading.current_thread()] * count
+
+
+def test_no_more_items_are_taken_than_the_window_allows() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(20):
+            taken.append(item)
+            yield item
+
+    results = in_order(lambda item: item, items(), Cancellation(), workers=2, window=3)
+    assert next(results) == 0
+    assert len(taken) == 3
+    assert list(results) == list(range(1, 20))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_items_that_are_done_are_not_kept(workers: int) -> None:
+    """An item of a stream holds a chunk's bytes: only as many may live as the window has places."""
+
+    class Item:
+        pass
+
+    living: weakref.WeakSet[Item] = weakref.WeakSet()
+    most = 0
+
+    def items() -> Iterator[Item]:
+        nonlocal most
+        for _ in range(10):
+            item = Item()
+            living.add(item)
+            most = max(most, len(living))
+            yield item
+            del item
+
+    assert len(list(in_order(lambda _: None, items(), Cancellation(), workers=workers, window=3))) == 10
+    assert most <= 3 + 1  # the worker that just finished one may not have let go of it yet
+
+
+def test_the_first_failure_cancels_all_parts_and_is_the_one_that_is_raised() -> None:
+    cancellation, failed = Cancellation(), threading.Event()
+    ended: list[int] = []
+
+    def work(item: int) -> None:
+        if item == 0:
+            failed.set()
+            raise ValueError("first")
+        assert failed.wait(10)
+        while True:
+            try:
+                cancellation.check()
+            except CancelledTransfer:
+                ended.append(item)
+                raise
+
+    with pytest.raises(ValueError, match="first"):
+        list(in_order(work, range(3), cancellation, workers=3, window=3))
+    assert sorted(ended) in ([1], [1, 2])
+
+
+def test_leaving_early_ends_the_parts() -> None:
+    cancellation = Cancellation()
+
+    def work(item: int) -> int:
+        while item > 1:
+            cancellation.check()
+        return item
+
+    results = in_order(work, range(4), cancellation, workers=2, window=2)
+    assert next(results) == 0
+    results.close()  # type: ignore[attr-defined]
+    with pytest.raises(CancelledTransfer):
+        cancellation.check()
+
+
+def test_progress_of_a_repeated_part_is_counted_once() -> None:
+    seen: list[int] = []
+    meter = Meter(seen.append)
+    part, other = meter.part(), meter.part()
+    for position in (10, 20, 10, 20, 30):
+        part(position)
+    other(5)
+    assert seen == [10, 10, 10, 5]
+    meter.restart()
+    assert sum(seen) == 0
+
+
+def test_a_meter_without_a_callback_counts_nothing() -> None:
+    meter = Meter(None)
+    meter.advance(5)
+    meter.restart()
+    assert meter.part()(3) is None

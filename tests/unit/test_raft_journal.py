@@ -1,0 +1,376 @@
+"""Does the Raft journal give back exactly what was on disk, cut what was not, and refuse what was damaged?
+
+Each test names the fault letter of the pysyncobj study it guards against (a: vote lost, b1: no fsync, b2: big record,
+b3: 4-byte offsets, b4: no CRC, b5: rewrite in place, b6: full disk).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dfs.errors import DfsError, DiskFull, StorageCorrupt
+from dfs.master.raft_journal import SLICE_ENTRIES_MAX, SLICE_SIZE_MAX, Journal
+from dfs.master.raft_records import MAGIC, Entry, Kind, encode_record, parse_head, parse_record
+
+SEGMENT = 16 * 1024
+
+
+class Inbox:
+    """Stands for the loop: callbacks posted by the writer thread are run by the test's thread."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.failures: list[DfsError] = []
+        self._posted: list[tuple[Callable[..., None], tuple[object, ...]]] = []
+        self._changed = threading.Condition()
+        journal.attach(self._post, lambda: None, self.failures.append)
+
+    def _post(self, callback: Callable[..., None], *arguments: object) -> None:
+        with self._changed:
+            self._posted.append((callback, arguments))
+            self._changed.notify()
+
+    def run_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not condition():
+            with self._changed:
+                assert self._posted or self._changed.wait(deadline - time.monotonic()), "the journal's writer is silent"
+                posted, self._posted = self._posted, []
+            for callback, arguments in posted:
+                callback(*arguments)
+
+    def sync(self) -> None:
+        self.journal.flush()
+        self.run_until(lambda: self.journal.durable == self.journal.sequence)
+
+
+def open_journal(folder: Path, **options: int) -> Journal:
+    return Journal(folder, name="m1", fsync=False, segment_size=options.get("segment_size", SEGMENT))
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        yield Path(name) / "log"
+
+
+def newest_segment(folder: Path) -> Path:
+    return max(folder.glob("*.seg"))
+
+
+def records_of(path: Path) -> list[tuple[int, int, int]]:
+    """Return (kind, a, end) of all records of a segment."""
+    data = path.read_bytes()
+    head = parse_head(data)
+    assert head is not None
+    found, offset = [], head.size
+    while (record := parse_record(data, offset, head.salt)) is not None:
+        found.append((record.kind, record.a, record.end))
+        offset = record.end
+    return found
+
+
+def test_everything_is_read_back_after_reopening(folder: Path) -> None:
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    journal.set_vote(3, "m2")
+    for index in range(1, 8):
+        journal.append(b"command %d" % index, index, 3)
+    journal.truncate_from(5)
+    journal.append(b"other", 6, 3)
+    inbox.sync()
+    entries = list(journal.entries)
+    journal.close()
+    again = open_journal(folder)
+    assert again.entries == entries
+    assert (again.term, again.vote, again.durable_index) == (3, "m2", 6)
+    again.close()
+
+
+def test_fault_a_a_vote_survives_a_kill_right_after_it_became_durable(folder: Path) -> None:
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    journal.set_vote(5, "m2")
+    inbox.sync()
+    copy = folder.with_name("killed")
+    shutil.copytree(folder, copy)
+    journal.close()
+    killed = open_journal(copy)
+    assert (killed.term, killed.vote) == (5, "m2")
+    killed.close()
+
+
+def test_fault_b1_nothing_is_durable_before_its_fdatasync_returned(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(folder, name="m1", segment_size=SEGMENT)
+    inbox = Inbox(journal)
+    synced = threading.Event()
+    gate = threading.Event()
+    real = os.fdatasync
+
+    def slow(fd: int) -> None:
+        gate.wait(20)
+        real(fd)
+        synced.set()
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    journal.append(b"x", 1, 1)
+    journal.flush()
+    assert journal.durable_index == 0
+    gate.set()
+    inbox.run_until(lambda: journal.durable_index == 1)
+    assert synced.is_set()
+    journal.close()
+
+
+def test_fault_b2_a_record_larger_than_a_segment_is_stored(folder: Path) -> None:
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    journal.set_vote(1, None)
+    for index in range(1, 4):
+        journal.append(os.urandom(5 * SEGMENT), index, 1)
+        inbox.sync()
+    entries = list(journal.entries)
+    journal.close()
+    again = open_journal(folder)
+    assert again.entries == entries
+    again.close()
+
+
+def test_fault_b3_offsets_and_indexes_have_64_bits() -> None:
+    big = 2**63 + 5
+    record = parse_record(encode_record(Kind.MARK, big, big - 1, salt=7), 0, 7)
+    assert record is not None
+    assert (record.a, record.b) == (big, big - 1)
+
+
+def test_fault_b6_a_full_disk_is_reported_once_and_nothing_more_becomes_durable(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    journal.append(b"safe", 1, 1)
+    inbox.sync()
+    real = os.pwrite
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    journal.append(b"lost", 2, 1)
+    journal.flush()
+    inbox.run_until(lambda: bool(inbox.failures))
+    monkeypatch.setattr(os, "pwrite", real)
+    journal.append(b"later", 3, 1)
+    journal.flush()
+    journal.close()
+    assert [type(error) for error in inbox.failures] == [DiskFull]
+    assert "free space" in str(inbox.failures[0])
+    assert journal.durable_index == 1
+
+
+def test_segments_roll_and_released_ones_are_deleted(folder: Path) -> None:
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    journal.set_vote(1, "m1")
+    for index in range(1, 101):
+        journal.append(bytes(1000), index, 1)
+        inbox.sync()
+    assert len(list(folder.glob("*.seg"))) > 5
+    journal.forget(79)
+    journal.release(60)
+    journal.append(b"after", 101, 1)
+    inbox.sync()
+    assert journal.first_index == 80
+    journal.close()
+    again = open_journal(folder)
+    assert 40 < again.first_index <= 60
+    assert again.last_index == 101
+    assert (again.term, again.vote) == (1, "m1")
+    again.close()
+
+
+def test_a_reset_log_starts_at_the_checkpoint_after_reopening(folder: Path) -> None:
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    for index in range(1, 6):
+        journal.append(b"old", index, 1)
+    journal.reset()
+    journal.append(b"new", 900, 1)
+    journal.set_vote(1, None)
+    inbox.sync()
+    journal.close()
+    again = open_journal(folder)
+    assert again.entries == [(b"new", 900, 1)]
+    again.close()
+
+
+def test_a_missing_segment_is_refused(folder: Path) -> None:
+    for _ in range(3):
+        open_journal(folder).close()
+    sorted(folder.glob("*.seg"))[1].unlink()
+    with pytest.raises(StorageCorrupt, match="misses segment 2"):
+        open_journal(folder)
+
+
+def test_a_journal_of_another_master_is_refused(folder: Path) -> None:
+    open_journal(folder).close()
+    with pytest.raises(StorageCorrupt, match="belongs to master 'm1'"):
+        Journal(folder, name="m2", fsync=False, segment_size=SEGMENT)
+
+
+def test_a_forged_record_inside_a_command_is_not_taken_for_a_mark(folder: Path) -> None:
+    forged = encode_record(Kind.MARK, 2**60, 0, salt=0)
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    journal.set_vote(1, None)
+    journal.append(b"first", 1, 1)
+    inbox.sync()
+    journal.append(b"torn" + forged, 2, 1)
+    inbox.sync()
+    segment = newest_segment(folder)
+    data = bytearray(segment.read_bytes())
+    data[data.index(b"torn")] ^= 1
+    journal.close()
+    copy = folder.with_name("copy")
+    copy.mkdir()
+    data[data.index(forged) + len(forged) :] = b""
+    (copy / segment.name).write_bytes(data)
+    again = open_journal(copy)
+    assert [entry[0] for entry in again.entries] == [b"first"]
+    again.close()
+
+
+def test_slices_are_bounded_but_never_empty(folder: Path) -> None:
+    journal = open_journal(folder)
+    for index in range(1, SLICE_ENTRIES_MAX + 100):
+        journal.append(b"", index, 1)
+    assert len(journal.slice(0, None)) == SLICE_ENTRIES_MAX
+    journal.append(bytes(2 * SLICE_SIZE_MAX), journal.last_index + 1, 1)
+    journal.append(bytes(10), journal.last_index + 1, 1)
+    tail = len(journal.entries) - 2
+    assert len(journal.slice(tail, None)) == 1
+    assert len(journal.slice(tail - 3, None)) == 3
+    journal.close()
+
+
+batches = st.lists(st.lists(st.binary(max_size=60), min_size=1, max_size=3), min_size=2, max_size=6)
+
+
+def written(folder: Path, groups: list[list[bytes]]) -> tuple[bytes, str, list[list[Entry]], list[int]]:
+    """Write each group as one durable batch; return the segment's bytes, its name, the log and the end per batch."""
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    journal.set_vote(1, None)
+    inbox.sync()
+    logs, ends = [list(journal.entries)], [records_of(newest_segment(folder))[-1][2]]
+    for group in groups:
+        for command in group:
+            journal.append(command, journal.last_index + 1, 1)
+        inbox.sync()
+        logs.append(list(journal.entries))
+        ends.append(records_of(newest_segment(folder))[-1][2])
+    segment = newest_segment(folder)
+    data = segment.read_bytes()
+    journal.close()
+    return data, segment.name, logs, ends
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(groups=batches, where=st.floats(0, 1), zero_filled=st.booleans())
+def test_a_tail_torn_at_any_byte_is_cut_to_whole_records(
+    groups: list[list[bytes]], where: float, zero_filled: bool
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        data, segment, logs, ends = written(Path(name) / "log", groups)
+        cut = ends[-2] + int(where * (ends[-1] - ends[-2]))  # within the last batch
+        copy = Path(name) / "copy"
+        copy.mkdir()
+        (copy / segment).write_bytes(data[:cut] + (bytes(len(data) - cut) if zero_filled else b""))
+        journal = open_journal(copy)
+        assert journal.entries[: len(logs[-2])] == logs[-2]
+        assert journal.entries == logs[-1][: len(journal.entries)]
+        again_from = list(journal.entries)
+        inbox = Inbox(journal)
+        journal.append(b"goes on", journal.last_index + 1, 1)
+        inbox.sync()
+        journal.close()
+        reopened = open_journal(copy)
+        assert reopened.entries == [*again_from, (b"goes on", len(again_from) + 1, 1)]
+        reopened.close()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(groups=batches, where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_fault_b4_a_flipped_bit_below_the_last_mark_is_refused(groups: list[list[bytes]], where: float, bit: int) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        data, segment, _, ends = written(Path(name) / "log", groups)
+        position = int(where * ends[-2])  # the last batch begins with a mark that covers all before it
+        copy = Path(name) / "copy"
+        copy.mkdir()
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << bit
+        (copy / segment).write_bytes(damaged)
+        with pytest.raises(StorageCorrupt, match="damaged"):
+            open_journal(copy)
+        assert not [path for path in copy.iterdir() if path.name != segment], "a refused journal is left as it was"
+
+
+def test_a_flipped_bit_in_an_older_segment_is_refused(folder: Path) -> None:
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    journal.append(b"precious", 1, 1)
+    journal.set_vote(1, None)
+    inbox.sync()
+    segment = newest_segment(folder)
+    journal.close()
+    open_journal(folder).close()
+    data = bytearray(segment.read_bytes())
+    data[data.index(b"precious")] ^= 4
+    segment.write_bytes(data)
+    with pytest.raises(StorageCorrupt, match="sound only below its end"):
+        open_journal(folder)
+
+
+def test_a_clean_close_covers_the_last_batch_with_a_mark(folder: Path) -> None:
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    journal.append(b"precious", 1, 1)
+    journal.set_vote(1, None)
+    inbox.sync()
+    segment = newest_segment(folder)
+    journal.close()
+    kind, covered, _ = records_of(segment)[-1]
+    assert kind == Kind.MARK
+    assert covered == records_of(segment)[-2][2]
+
+
+def test_a_kill_between_the_new_segment_and_the_trim_of_the_old_one_is_harmless(folder: Path) -> None:
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    journal.set_vote(1, None)
+    journal.append(b"kept", 1, 1)
+    inbox.sync()
+    segment = newest_segment(folder)
+    before = segment.read_bytes()
+    journal.close()
+    open_journal(folder).close()
+    end = segment.stat().st_size
+    with segment.open("r+b") as file:
+        file.seek(end)
+        file.write(MAGIC + b"rubbish of a torn write" + before[end : end + 500])
+    again = open_journal(folder)
+    assert [entry[0] for entry in again.entries] == [b"kept"]
+    again.close()

@@ -1,0 +1,349 @@
+"""Does the replicated state do, on any sequence of commands, exactly what the naive judge does?
+
+Owns: random histories with replays, interleaved sessions, dumps and loads. Refuses to know: the state's insides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dfs.ids import ChunkHandle, ServerId, SessionId
+from dfs.master.commands import (
+    ChangeReplicas,
+    ExpireTrash,
+    ForgetGarbage,
+    PutServer,
+    ReplicaChange,
+    SetOptions,
+    encode_command,
+)
+from dfs.master.state import MasterState
+from dfs.net import messages as m
+from dfs.paths import join
+from dfs.testing.naive_state import NaiveFile, NaiveState
+
+SERVERS = [ServerId(bytes([number]) * 16) for number in (9, 3, 7, 1)]
+STRANGER = ServerId(b"?" * 16)
+SESSIONS = [SessionId(bytes([0xA0 + number]) * 16) for number in range(3)]
+KEEP_MS = 5_000
+
+NAMES = ["a", "b", "ä ", "c\n"]
+BAD_PATHS = ["", "a", "/a//b", "/..", "/a/", "/\0", "/" + "x" * 256]
+
+
+class Chooser:
+    """Draws commands that mean something in the present tree: most touch what is there, some are broken in one way.
+
+    `rng` is a seeded Random, or hypothesis's, which shrinks.
+    """
+
+    def __init__(self, rng: Random, judge: NaiveState) -> None:
+        self.rng = rng
+        self.judge = judge
+        self.next_number = 1
+
+    def step(self) -> tuple[Callable[[m.CallId], m.Message] | m.Message, SessionId, int, str]:
+        rng = self.rng
+        kinds: list[Callable[[], Callable[[m.CallId], m.Message] | m.Message]] = [
+            self.tree,
+            self.tree,
+            self.content,
+            self.content,
+            self.trash,
+            self.duty,
+        ]
+        what = rng.choice(kinds)()
+        return what, rng.choice(SESSIONS), rng.choice([0, 1, 700, 2_000]), rng.choice(["", "", "replay", "reload"])
+
+    def flag(self) -> bool:
+        return self.rng.random() < 0.6
+
+    def path(self, *, fresh: bool = False) -> str:
+        rng = self.rng
+        known = sorted(self.judge.tree)
+        path = rng.choice(known[1:] or known)
+        mode = rng.randrange(20)
+        if mode == 0:
+            return rng.choice(BAD_PATHS)
+        if mode == 1:
+            return "/"
+        if mode == 2:
+            return join(join(path, rng.choice(NAMES)), rng.choice(NAMES))
+        if mode < 8 or (fresh and mode < 16):
+            directories = [known for known in known if isinstance(self.judge.tree[known], int)]
+            return join(rng.choice(directories), rng.choice(NAMES))
+        return path
+
+    def tree(self) -> Callable[[m.CallId], m.Message]:
+        path, target, fresh = self.path(), self.path(fresh=True), self.path(fresh=True)
+        x, y = self.flag(), self.flag()
+        makers: list[Callable[[m.CallId], m.Message]] = [
+            lambda call: m.MakeDirectory(call, fresh, x),
+            lambda call: m.MakeDirectory(call, fresh, x),
+            lambda call: m.RemoveDirectory(call, path),
+            lambda call: m.Delete(call, path, x, self.rng.random() < 0.3),
+            lambda call: m.Rename(call, path, target, y),
+            lambda call: m.Rename(call, path, target, y),
+            lambda call: m.Copy(call, path, target, x, y),
+            lambda call: m.Copy(call, path, target, x, y),
+            lambda call: m.Touch(call, fresh, self.rng.choice([0, 5, 5, -7]), x),
+        ]
+        return self.rng.choice(makers)
+
+    def content(self) -> Callable[[m.CallId], m.Message]:
+        path, x, y = self.path(), self.flag(), self.flag()
+        chunks, extents = self.chunks_and_extents()
+        goal = self.rng.choice([1, 2, 3, 3, 4, 16, 0, 17, -1])
+        mtime_ms = self.rng.choice([0, 0, 0, 77, 77, -1, 1 << 60])
+        makers: list[Callable[[m.CallId], m.Message]] = [
+            lambda call: m.CommitFile(call, self.path(fresh=True), chunks, extents, goal, x, y, mtime_ms),
+            lambda call: m.CommitFile(call, path, chunks, extents, 3, True, True),
+            lambda call: m.AppendExtents(call, path, chunks, extents, x),
+            lambda call: m.AppendExtents(call, self.path(fresh=True), chunks, extents, x),
+            lambda call: m.SetReplication(call, path, goal, x),
+        ]
+        return self.rng.choice(makers)
+
+    def handle(self) -> ChunkHandle:
+        """Return an old handle of any fate."""
+        return ChunkHandle(self.rng.randrange(self.next_number).to_bytes(16, "big"))
+
+    def chunks_and_extents(self) -> tuple[tuple[m.NewChunk, ...], tuple[m.NewExtent, ...]]:
+        rng = self.rng
+        chunks: list[m.NewChunk] = []
+        extents: list[m.NewExtent] = []
+        for index in range(rng.choice([0, 1, 1, 2, 3])):
+            handle = ChunkHandle(self.next_number.to_bytes(16, "big"))
+            self.next_number += 1
+            length, servers = rng.randint(1, 9), rng.sample(SERVERS[:3], rng.randint(1, 3))
+            chunks.append(m.NewChunk(handle, length, handle[15] * 7, tuple(servers)))
+            for _ in range(rng.randint(0, 2)):
+                offset = rng.randrange(length)
+                extents.append(m.NewExtent(index, offset, rng.randint(1, length - offset)))
+            extents.append(m.NewExtent(index, 0, length))
+        rng.shuffle(extents)
+        if chunks and rng.random() < 0.15:
+            self.break_one(chunks, extents)
+        return tuple(chunks), tuple(extents)
+
+    def break_one(self, chunks: list[m.NewChunk], extents: list[m.NewExtent]) -> None:
+        chunk, rng = chunks[0], self.rng
+        handle, length, crc, servers = chunk.handle, chunk.length, chunk.crc, chunk.servers
+        wrong_extents = [m.NewExtent(0, length, 1), m.NewExtent(len(chunks), 0, 1), m.NewExtent(0, -1, 1)]
+        wrong_chunks = [
+            m.NewChunk(handle, length, crc, ()),
+            m.NewChunk(handle, length, crc, (*servers, STRANGER)),
+            m.NewChunk(handle, length, crc, (servers[0], servers[0])),
+            m.NewChunk(ChunkHandle(b"short"), length, crc, servers),
+            m.NewChunk(handle, (1 << 28) + 1, crc, servers),
+            m.NewChunk(handle, length, 1 << 32, servers),
+            m.NewChunk(self.handle(), length, crc, servers),
+            chunks[-1],
+        ]
+        if rng.random() < 0.3:
+            extents.append(rng.choice(wrong_extents))
+        elif rng.random() < 0.1:
+            extents[:] = [extent for extent in extents if extent.chunk]
+        else:
+            chunks[0] = rng.choice(wrong_chunks)
+
+    def trash(self) -> Callable[[m.CallId], m.Message]:
+        rng, trash = self.rng, self.judge.trash
+        number = rng.choice([*trash, 99, -1])
+        path = trash[number].path if number in trash and rng.random() < 0.9 else self.path()
+        if rng.random() < 0.6:
+            return lambda call: m.Undelete(call, path, rng.choice([0, number]))
+        if rng.random() < 0.6:
+            return lambda call: m.Delete(call, self.path(), recursive=True)
+        return lambda call: m.EmptyTrash(call, rng.choice([0, number, number]))
+
+    def duty(self) -> m.Message:
+        rng = self.rng
+        server_id = rng.choice([*SERVERS, STRANGER])
+        handles = [self.handle() for _ in range(rng.randrange(8))]
+        chunks = self.judge.chunks
+        changes = [
+            ReplicaChange(handle, self.flag(), chunks[handle].length if handle in chunks else 1, handle[15] * 7)
+            for handle in handles
+        ]
+        makers: list[Callable[[], m.Message]] = [
+            lambda: PutServer(rng.choice(SERVERS), "c", "h:1", ""),
+            lambda: ChangeReplicas(server_id, tuple(changes)),
+            lambda: ChangeReplicas(server_id, tuple(changes)),
+            lambda: ForgetGarbage(server_id, tuple(handles)),
+            lambda: ExpireTrash(rng.choice([-1, 1, 9])),
+            lambda: SetOptions(rng.choice([0, KEEP_MS, KEEP_MS, KEEP_MS]), rng.randint(1, 3)),
+        ]
+        return rng.choice(makers)()
+
+
+class History:
+    """Two masters and the judge, fed the same commands; one of the masters is dumped and loaded at times."""
+
+    def __init__(self) -> None:
+        self.first, self.second = (MasterState(trash_keep_ms=KEEP_MS, replication=2) for _ in range(2))
+        self.judge = NaiveState(trash_keep_ms=KEEP_MS, replication=2)
+        self.now_ms = 1_000
+        self.sequences = dict.fromkeys(SESSIONS, 0)
+        for server_id in SERVERS[:3]:
+            self.apply(PutServer(server_id, "c", "h:1", "rack"))
+
+    def apply(self, command: m.Message) -> m.Message:
+        reply = self.first.apply(self.now_ms, command)
+        assert self.second.apply_encoded(encode_command(self.now_ms, command)) == reply
+        expected = self.judge.apply(self.now_ms, command)
+        assert (reply.code if isinstance(reply, m.ErrorReply) else "") == expected, (command, reply)
+        assert self.first.fault is None
+        return reply
+
+    def step(self, make: Any, session: SessionId, passed_ms: int, extra: str) -> None:
+        self.now_ms += passed_ms
+        before = list(self.first.dump())[1:-1]
+        if isinstance(make, m.Message):
+            command = make
+            self.apply(command)
+        else:
+            self.sequences[session] += 1
+            sequence = self.sequences[session]
+            command = make(m.CallId(session, sequence, max(1, sequence - 3)))
+            reply = self.apply(command)
+            if isinstance(reply, m.ErrorReply):
+                assert _without_sessions(self.first) == _without_sessions_of(before), "an error changed something"
+            if extra == "replay":
+                after = list(self.first.dump())
+                assert self.first.apply(self.now_ms, command) == reply
+                assert self.second.apply(self.now_ms, command) == reply
+                assert list(self.first.dump()) == after, "a replay changed something"
+        if extra == "reload":
+            pieces = list(self.second.dump())
+            self.second = MasterState()
+            self.second.load(pieces)
+            assert list(self.second.dump()) == pieces
+        self.first.check_invariants()
+        self.second.check_invariants()
+        self.compare()
+
+    def compare(self) -> None:
+        state, judge = self.first, self.judge
+        tree = _tree_of(state)
+        assert tree == {path: _shape(node) for path, node in judge.tree.items()}
+        entries, _ = state.list_trash(0, 1000)
+        assert [(e.trash_id, e.path, e.size, e.deleted_ms, e.expires_ms) for e in entries] == [
+            (number, e.path, judge.size_of(e.tree), e.deleted_ms, e.deleted_ms + judge.trash_keep_ms)
+            for number, e in judge.trash.items()
+        ]
+        used = judge.references()
+        assert set(state.chunk_handles()) == set(judge.chunks)
+        for handle, chunk in judge.chunks.items():
+            view = state.chunk(handle)
+            assert view is not None
+            assert (view.length, view.crc, view.servers) == (chunk.length, chunk.crc, tuple(sorted(chunk.servers)))
+            assert (view.reference_count, view.goal) == (len(used[handle]), max(used[handle]))
+        assert {item.handle: set(item.servers) for item in state.garbage()} == judge.garbage
+        self.compare_space()
+
+    def compare_space(self) -> None:
+        judge = self.judge
+        live = set(SERVERS[:2])
+        space = self.first.space(live)
+        files = [node for node in judge.tree.values() if isinstance(node, NaiveFile)]
+        used = judge.references()
+        short = [len(c.servers) < max(used[h]) for h, c in judge.chunks.items()]
+        short_live = [len(c.servers & live) < max(used[h]) for h, c in judge.chunks.items()]
+        assert space.file_count == len(files)
+        assert space.directory_count == len(judge.tree) - len(files) - 1
+        assert space.live_size == sum(file.size for file in files)
+        assert (space.trash_count, space.trash_size) == (
+            len(judge.trash),
+            sum(judge.size_of(entry.tree) for entry in judge.trash.values()),
+        )
+        assert space.chunk_count == len(judge.chunks)
+        assert space.chunk_stored_size == sum(c.length * len(c.servers) for c in judge.chunks.values())
+        assert (space.under_replicated, space.under_replicated_live) == (sum(short), sum(short_live))
+        assert space.missing == sum(not c.servers & live for c in judge.chunks.values())
+        assert space.garbage_count == len(judge.garbage)
+
+
+def _shape(node: NaiveFile | int) -> object:
+    return (node.extents, node.replication, node.mtime_ms) if isinstance(node, NaiveFile) else node
+
+
+def _tree_of(state: MasterState) -> dict[str, object]:
+    """Read the whole tree through the public queries, in small pages."""
+    found: dict[str, object] = {"/": state.stat("/").mtime_ms}
+    todo = ["/"]
+    while todo:
+        directory = todo.pop()
+        after, has_more = "", True
+        while has_more:
+            entries, has_more = state.list_directory(directory, after, 2)
+            for entry in entries:
+                after, path = entry.path, f"{directory.rstrip('/')}/{entry.path}"
+                if entry.kind is m.Kind.DIRECTORY:
+                    found[path] = entry.mtime_ms
+                    todo.append(path)
+                else:
+                    found[path] = (_extents_of(state, path, entry), entry.replication, entry.mtime_ms)
+    return found
+
+
+def _extents_of(state: MasterState, path: str, entry: m.FileStatus) -> list[tuple[ChunkHandle, int, int]]:
+    found: list[tuple[ChunkHandle, int, int]] = []
+    offset, has_more = 0, True
+    while has_more:
+        view = state.extents(path, len(found), 2, entry.version)
+        assert view.first_offset == offset
+        found += [(extent.handle, extent.chunk_offset, extent.length) for extent in view.extents]
+        offset += sum(extent.length for extent in view.extents)
+        has_more = view.has_more
+    assert (offset, len(found)) == (entry.size, entry.extent_count)
+    return found
+
+
+def _without_sessions(state: MasterState) -> list[bytes]:
+    return _without_sessions_of(list(state.dump())[1:-1])
+
+
+def _without_sessions_of(pieces: list[bytes]) -> list[bytes]:
+    """Leave out the pieces of sessions: msgpack arrays of two that begin with the tag 6."""
+    return [piece for piece in pieces if piece[:2] != b"\x92\x06"]
+
+
+def _run(rng: Random, count: int) -> None:
+    history = History()
+    chooser = Chooser(rng, history.judge)
+    for _ in range(count):
+        history.step(*chooser.step())
+    assert list(history.first.dump()) == list(history.second.dump())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_history_gives_what_the_naive_judge_gives(seed: int) -> None:
+    _run(Random(seed), 100)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.randoms(use_true_random=False), st.integers(1, 30))
+def test_short_histories_agree_too_and_shrink_when_not(rng: Random, count: int) -> None:
+    _run(rng, count)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.one_of(st.binary(max_size=80), st.tuples(st.integers(0, 1 << 63), st.integers(0, 0x900), st.binary(max_size=60)))
+)
+def test_garbage_in_the_log_is_answered_and_changes_nothing(entry: Any) -> None:
+    state = MasterState()
+    data = entry if isinstance(entry, bytes) else msgspec.msgpack.encode(entry)
+    before = list(state.dump())
+    assert isinstance(state.apply_encoded(data), m.Message)
+    assert state.fault is None
+    state.check_invariants()
+    assert list(state.dump())[1:] == before[1:]
