@@ -22,7 +22,7 @@ check: $(VENV)/.dev ## format, lint, types, import rules, house rules
 	@$(BIN)/ruff format --check --quiet . || { echo 'not formatted; run: make format'; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo || $(BIN)/lint-imports
+	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest -q tests/test_tidy.py
 
 format: $(VENV)/.dev ## let ruff format the code and sort the imports

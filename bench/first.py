@@ -58,7 +58,7 @@ class Bench:
     def works(self) -> dict[str, dict[str, Work]]:
         """Return the groups; the first work of a group is what the others are compared with."""
         return {
-            f"put {self._size / GIB:g} GiB": {
+            f"put {size_text(self._size)}": {
                 "cp": lambda _: self._cp(1, synced=False),
                 "cp + fsync": lambda _: self._cp(1, synced=True),
                 "3x cp": lambda _: self._cp(COPIES, synced=False),
@@ -68,7 +68,7 @@ class Bench:
                     "put", "--replication", "1", str(self._big), f"/single-{round_}.bin"
                 ),
             },
-            f"get {self._size / GIB:g} GiB": {
+            f"get {size_text(self._size)}": {
                 "cp": lambda _: self._cp(1, synced=False),
                 "cp + fsync": lambda _: self._cp(1, synced=True),
                 "dfs get": lambda _: self._dfs("get", "/big.bin", str(self._target("got"))),
@@ -125,6 +125,10 @@ class Bench:
         done = self._cluster.run_cli(*arguments, timeout_s=COMMAND_TIMEOUT_S)
         if done.returncode != 0:
             raise Failure(f"dfs {' '.join(arguments)}: {done.stderr.decode(errors='replace')}")
+
+
+def size_text(size: int) -> str:
+    return f"{size / GIB:g} GiB" if size % GIB == 0 else f"{size / MIB:g} MiB"
 
 
 def sync_file(path: Path) -> None:

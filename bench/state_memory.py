@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfs.ids import ChunkHandle, ServerId, SessionId
 from dfs.master.commands import PutServer, encode_command
 from dfs.master.state import MasterState
-from dfs.net.messages import CallId, CommitFile, ErrorReply, MakeDirectory, Message, NewChunk, NewExtent
+from dfs.net.messages import CommitFile, ErrorReply, MakeDirectory, Message
+from dfs.net.parts import CallId, NewChunk, NewExtent
 
 START_MS = 1_750_000_000_000
 SERVERS = 12

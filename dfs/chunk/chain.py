@@ -8,7 +8,7 @@ the commit; each server acknowledges only when itself and all after it have the 
 before it is verified here (cut-through); the next server verifies for itself.
 
 A chain of n servers divides the writer's patience: with k servers after this one, this one waits for them k/(k+1) of
-what is left. So the server next to a silent one gives up first and names it, and its word arrives in time.
+it. So the server next to a silent one gives up first and names it, and its word arrives in time.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ from dfs.errors import (
 )
 from dfs.ids import ServerId, id_text
 from dfs.net.blocking import Channel, Received
-from dfs.net.messages import FinishChunk, Message, WriteChunk, WriteChunkReply, WriteData
+from dfs.net.messages import FinishChunk, WriteChunk, WriteChunkReply, WriteData
 
 WRITE_PIECE_SIZE_MAX = 4 * 1024 * 1024  # bytes of payload in one WriteData
-STALL_MAX_S = 60.0  # longest wait for the next piece, whatever the writer says: a stream is a scarce thing
+PATIENCE_MAX_S = 60.0  # longest wait for the rest of the chain, whatever the writer says
+STALL_MAX_S = 60.0  # longest wait for a silent writer: a stream is a scarce thing
+STALL_STEP_S = 2.0  # less of it for each server behind this one: who is nearer to the writer speaks first
 WATCH_S = 0.1  # how late a refusal of the rest of the chain may be noticed while the writer is silent
+REFUSAL_TIMEOUT_S = 5.0  # for the whole of a refusal whose first bytes are here
 
 _NOW = Deadline(0.0)  # has passed: look, do not wait
 _ABOUT_THE_CHUNK = (ChunkExists, TokenExpired, TokenInvalid, InvalidArgument, LimitExceeded)  # no server's fault
@@ -46,17 +49,18 @@ class Upstream:
 
     def __init__(self, channel: Channel, opening: Received) -> None:
         self.is_lost = False
-        self.deadline = opening.deadline(STALL_MAX_S)
+        self.patience_s = _patience_s(opening)
+        self.stall_s = STALL_MAX_S
         self._channel = channel
         self._unread = opening.payload_size
 
-    def is_ready(self) -> bool:
-        """Wait a moment for the next message; True also when waiting longer makes no sense."""
-        return self._channel.wait_readable(self.deadline.no_later_than(WATCH_S)) or self.deadline.has_passed
-
-    def next(self) -> Received:
-        """Return the next message of the stream; its patience is ours from now on."""
-        return self._receive(self.deadline)
+    def next(self, onward: Onward | None) -> Received:
+        """Return the next message of the stream; raise as soon as the rest of the chain refuses the chunk."""
+        stalled = Deadline.after(self.stall_s)
+        if onward is not None:
+            while not self._channel.wait_readable(stalled.no_later_than(WATCH_S)) and not stalled.has_passed:
+                onward.check()
+        return self._receive(stalled)
 
     def _receive(self, deadline: Deadline) -> Received:
         try:
@@ -65,13 +69,13 @@ class Upstream:
             self.is_lost = True
             raise
         self._unread = received.payload_size
-        self.deadline = received.deadline(STALL_MAX_S)
+        self.patience_s = _patience_s(received)
         return received
 
     def fill(self, buffer: memoryview) -> None:
         """Fill `buffer` with the next bytes of the payload."""
         try:
-            self._channel.receive_into(buffer, self.deadline)
+            self._channel.receive_into(buffer, Deadline.after(self.stall_s))
         except DfsError:
             self.is_lost = True
             raise
@@ -82,7 +86,7 @@ class Upstream:
         None when its FinishChunk came."""
         while True:
             if self._unread:
-                self._channel.skip_payload(self._unread, Deadline.after(STALL_MAX_S))
+                self._channel.skip_payload(self._unread, Deadline.after(self.stall_s))
             received = self._receive(Deadline.after(idle_s))
             if isinstance(received.message, FinishChunk):
                 return None
@@ -93,21 +97,22 @@ class Upstream:
 class Onward:
     """The rest of the chain. Every failure of it comes out as `ChainBroken` that names whom to leave out next time."""
 
-    def __init__(self, peers: PeerConnections, opening: WriteChunk, deadline: Deadline) -> None:
+    def __init__(self, peers: PeerConnections, opening: WriteChunk, patience_s: float) -> None:
         """Connect to the first server of the rest and open the chunk there."""
         self._peers = peers
         self._address = opening.chain[0]
         self._share = len(opening.chain) / (len(opening.chain) + 1)
         self._channel: Channel | None = None
-        patience = self._patience(deadline)
+        deadline = self.deadline(patience_s)
         try:
-            self._channel = peers.take(self._address, patience)
-            self._channel.send(WriteChunk(opening.handle, opening.token, opening.chain[1:]), patience)
+            self._channel = peers.take(self._address, deadline)
+            self._channel.send(WriteChunk(opening.handle, opening.token, opening.chain[1:]), deadline)
         except DfsError as error:
             raise self._broken(error) from None
 
-    def _patience(self, deadline: Deadline) -> Deadline:
-        return Deadline.after(deadline.remaining_s() * self._share)
+    def deadline(self, patience_s: float) -> Deadline:
+        """Return when to give the rest up, so that a writer of that patience still hears why."""
+        return Deadline.after(patience_s * self._share)
 
     def _broken(self, error: DfsError) -> DfsError:
         """Close the connection and return the error that goes upstream."""
@@ -124,40 +129,40 @@ class Onward:
         assert self._channel is not None, "used after it was closed"
         return self._channel
 
-    def check(self, deadline: Deadline) -> None:
+    def check(self) -> None:
         """Raise when the rest of the chain has refused the chunk or gone."""
         try:
             if self._open.wait_readable(_NOW):
-                self._open.expect(self._open.receive(self._patience(deadline)).message, WriteChunkReply)
+                self._open.expect(self._open.receive(Deadline.after(REFUSAL_TIMEOUT_S)).message, WriteChunkReply)
                 raise ProtocolError(f"{self._address} acknowledged a chunk that is not finished")
         except DfsError as error:
             raise self._broken(error) from None
 
-    def send(self, message: Message, deadline: Deadline) -> None:
-        try:
-            self._open.send(message, self._patience(deadline))
-        except DfsError as error:
-            raise self._broken(error) from None
-
-    def announce(self, message: Message, payload_size: int, deadline: Deadline) -> None:
+    def announce(self, piece: WriteData, payload_size: int, deadline: Deadline) -> None:
         """Send a message whose payload follows by `send_bytes`; raise when the rest has refused the chunk."""
-        self.check(deadline)
+        self.check()
         try:
-            self._open.send(message, self._patience(deadline), payload_size=payload_size)
+            self._open.send(piece, deadline, payload_size=payload_size)
         except DfsError as error:
             raise self._broken(error) from None
 
     def send_bytes(self, data: memoryview, deadline: Deadline) -> None:
         try:
-            self._open.send_bytes(data, self._patience(deadline))
+            self._open.send_bytes(data, deadline)
+        except DfsError as error:
+            raise self._broken(error) from None
+
+    def finish(self, finish: FinishChunk, deadline: Deadline) -> None:
+        """Let the rest make the chunk durable; `wait` tells how that went."""
+        try:
+            self._open.send(finish, deadline)
         except DfsError as error:
             raise self._broken(error) from None
 
     def wait(self, deadline: Deadline) -> tuple[ServerId, ...]:
         """Return the servers of the rest once all of them have the chunk on disk."""
         try:
-            received = self._open.receive(self._patience(deadline))
-            reply = self._open.expect(received.message, WriteChunkReply)
+            reply = self._open.expect(self._open.receive(deadline).message, WriteChunkReply)
         except DfsError as error:
             raise self._broken(error) from None
         self._peers.give(self._open)
@@ -189,11 +194,12 @@ class ChunkTransfer:
         except (DiskFull, DiskFailed) as error:
             raise self._blame_here(error) from None
         onward: Onward | None = None
+        upstream.stall_s = STALL_MAX_S - STALL_STEP_S * len(opening.chain)
         try:
             if opening.chain:
-                onward = Onward(self._peers, opening, upstream.deadline)
+                onward = Onward(self._peers, opening, upstream.patience_s)
             finish = self._receive_data(upstream, writer, onward, buffer)
-            return self._finish(finish, upstream.deadline, opening, writer, onward)
+            return self._finish(finish, upstream.patience_s, opening, writer, onward)
         except (DiskFull, DiskFailed) as error:
             raise self._blame_here(error) from None
         finally:
@@ -210,9 +216,7 @@ class ChunkTransfer:
     ) -> FinishChunk:
         """Move all pieces; return the message that ends the chunk."""
         while True:
-            while onward is not None and not upstream.is_ready():
-                onward.check(upstream.deadline)
-            received = upstream.next()
+            received = upstream.next(onward)
             if isinstance(received.message, FinishChunk):
                 return received.message
             self._move_piece(received, upstream, writer, onward, buffer)
@@ -230,35 +234,41 @@ class ChunkTransfer:
         if len(piece.checksums) != block_count(size) * CRC_SIZE:
             raise InvalidArgument(f"{len(piece.checksums)} bytes of checksums came with {size} bytes of data")
         if onward is not None:
-            onward.announce(piece, size, upstream.deadline)
+            onward.announce(piece, size, onward.deadline(upstream.patience_s))
         for start in range(0, size, len(buffer)):
             part = buffer[: min(len(buffer), size - start)]
             upstream.fill(part)
             if onward is not None:
-                onward.send_bytes(part, upstream.deadline)
+                onward.send_bytes(part, onward.deadline(upstream.patience_s))
             first = block_count(start) * CRC_SIZE
             writer.write(part, piece.checksums[first : first + block_count(len(part)) * CRC_SIZE])
 
     def _finish(
         self,
         finish: FinishChunk,
-        deadline: Deadline,
+        patience_s: float,
         opening: WriteChunk,
         writer: ReplicaWriter,
         onward: Onward | None,
     ) -> WriteChunkReply:
         """Make the chunk durable here while the rest of the chain does the same; then hear the rest."""
         writer.check(finish.length, finish.crc)
-        if onward is not None:
-            onward.send(finish, deadline)
-        writer.publish()
         if onward is None:
+            writer.publish()
             return WriteChunkReply((self._store.server_id,))
+        deadline = onward.deadline(patience_s)  # counted from here: the writer waits since it sent its word
+        onward.finish(finish, deadline)
+        writer.publish()
         try:
             return WriteChunkReply((self._store.server_id, *onward.wait(deadline)))
         except DfsError:
             self._store.delete(opening.handle)  # its writer will hear of the failure and use another handle
             raise
+
+
+def _patience_s(received: Received) -> float:
+    """Return how long the sender of a message waits for what follows from it."""
+    return min(received.timeout_ms / 1000, PATIENCE_MAX_S) if received.timeout_ms else PATIENCE_MAX_S
 
 
 def check_chain(opening: WriteChunk, own_address: str, chain_max: int) -> None:

@@ -24,7 +24,7 @@ from dfs.clock import Clock
 from dfs.errors import ChunkCorrupt, DfsError, DiskFailed, DiskFull, Overloaded, VersionMismatch
 from dfs.ids import ID_SIZE, ChunkHandle, id_text
 from dfs.log import get_logger
-from dfs.net.messages import DiskReport
+from dfs.net.parts import DiskReport
 
 FOLDER_COUNT = 256  # below chunks/, named by the first byte of a handle
 QUARANTINE_FILES_MAX = 1000  # damaged files kept on a disk; the oldest go first

@@ -16,7 +16,7 @@ from dfs.chunk.replicas import BlockSequence, Replica, Space
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DiskFull
 from dfs.ids import ChunkHandle, ServerId, id_text
-from dfs.net.messages import DiskReport
+from dfs.net.parts import DiskReport
 
 
 class MemoryReader:

@@ -17,7 +17,7 @@ from dfs.chunk.changes import ReplicaChanges
 from dfs.chunk.layout import CHUNK_SIZE_MAX, Tail
 from dfs.errors import ChunkCorrupt, InvalidArgument, LimitExceeded
 from dfs.ids import ChunkHandle, ServerId, id_text
-from dfs.net.messages import DiskReport, ReplicaReport
+from dfs.net.parts import DiskReport, ReplicaReport
 
 
 @dataclass(frozen=True, slots=True)

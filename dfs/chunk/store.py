@@ -30,7 +30,7 @@ from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DfsError, DiskFailed, DiskFull
 from dfs.ids import ChunkHandle, id_text
 from dfs.log import get_logger
-from dfs.net.messages import DiskReport
+from dfs.net.parts import DiskReport
 
 SCAN_THREADS = 8  # folders of a disk read at the same time at start
 VERIFY_PIECE_SIZE = 16 * BLOCK_SIZE  # bytes read at a time when a replica is verified

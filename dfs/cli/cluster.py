@@ -25,7 +25,14 @@ CONFIG_NAME: Final = "cluster.ini"
 
 
 @verb("up")
-@click.option("--wait", "wait_s", type=click.FloatRange(1, 3600), default=60.0, help="Seconds to wait for health (60).")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(1, 3600),
+    metavar="SECONDS",
+    default=60.0,
+    help="Seconds to wait for health (60).",
+)
 @pass_cli
 def up_verb(cli: Cli, wait_s: float) -> None:
     """Start all masters and chunk servers of a cluster.ini on this machine, and wait until they are healthy.
@@ -118,7 +125,14 @@ def _tell_next(local: LocalCluster, started: list[str], seconds: float) -> None:
 
 
 @verb("down")
-@click.option("--grace", "grace_s", type=click.FloatRange(0, 600), default=10.0, help="Seconds before SIGKILL (10).")
+@click.option(
+    "--grace",
+    "grace_s",
+    type=click.FloatRange(0, 600),
+    metavar="SECONDS",
+    default=10.0,
+    help="Seconds before SIGKILL (10).",
+)
 @pass_cli
 def down_verb(cli: Cli, grace_s: float) -> None:
     """Stop all masters and chunk servers of the cluster that run on this machine. What is stored stays."""

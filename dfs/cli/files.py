@@ -19,7 +19,8 @@ from dfs.cli.operands import REMOTE, Operand, expand, has_magic, operands
 from dfs.cli.verb import json_option, pass_cli, verb
 from dfs.cli.wall import LocalError
 from dfs.errors import AlreadyExists, IsADirectory, NotADirectory, NotFound
-from dfs.net.messages import REPLICATION_MAX, DeleteReply, FileStatus, Kind
+from dfs.net.messages import REPLICATION_MAX, DeleteReply
+from dfs.net.parts import FileStatus, Kind
 
 _EPOCH: Final = re.compile(r"@(\d{1,11})(?:\.(\d{1,3}))?")
 TIME_MS_MAX: Final = 253_402_300_799_999  # the last millisecond of the year 9999
@@ -95,7 +96,7 @@ def _removal_text(operand: Operand, reply: DeleteReply) -> str:
 @verb("cp")
 @click.argument("paths", nargs=-1, required=True, type=REMOTE, metavar="SOURCE... TARGET")
 @click.option("-r", "-R", "-a", "--recursive", is_flag=True, help="Directories with all they hold.")
-@click.option("-f", "--force", is_flag=True, help="Replace existing files (their old content goes to the trash).")
+@click.option("-f", "--force", is_flag=True, help="Replace existing files.")
 @click.option("-T", "--no-target-directory", "exact", is_flag=True, help="TARGET is the new name, never a place.")
 @pass_cli
 def cp_verb(cli: Cli, paths: tuple[str, ...], recursive: bool, force: bool, exact: bool) -> None:
@@ -108,7 +109,9 @@ def cp_verb(cli: Cli, paths: tuple[str, ...], recursive: bool, force: bool, exac
         try:
             cli.client.copy(source.path, target, recursive=recursive, overwrite=force)
         except AlreadyExists as error:
-            raise LocalError(f"{target!r} exists{'; add -f to replace it' * (not force)}") from error
+            if force:
+                raise
+            raise LocalError(f"{target!r} exists; add -f to replace it") from error
         except IsADirectory as error:
             raise LocalError(f"{error}" if recursive else f"{source.typed!r} is a directory; add -r") from error
 
@@ -124,8 +127,8 @@ def cp_verb(cli: Cli, paths: tuple[str, ...], recursive: bool, force: bool, exac
 def mv_verb(cli: Cli, paths: tuple[str, ...], force: bool, no_clobber: bool, exact: bool) -> None:
     """Move or rename SOURCE... TARGET, each in one atomic step.
 
-    An existing directory as TARGET takes the sources in under their own names. An existing file is replaced, its old
-    content goes to the trash; a directory is never replaced.
+    An existing directory as TARGET takes the sources in under their own names. An existing file is replaced; a
+    directory never is.
     """
     if force and no_clobber:
         raise click.UsageError("-f and -n contradict each other; give one of them")

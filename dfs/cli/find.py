@@ -18,7 +18,7 @@ from dfs.cli.operands import REMOTE, Operand, operands
 from dfs.cli.quantities import AgeBound, Bound, SizeBound
 from dfs.cli.verb import json_option, pass_cli, verb
 from dfs.cli.wall import Failures
-from dfs.net.messages import FileStatus, Kind
+from dfs.net.parts import FileStatus, Kind
 
 Condition = Callable[[Operand, FileStatus], bool]
 
@@ -33,8 +33,10 @@ Condition = Callable[[Operand, FileStatus], bool]
 @click.option("-mtime", "--mtime", type=AgeBound(86400), metavar="[+-]N", help="Older (+), younger (-) than N days.")
 @click.option("-mmin", "--mmin", type=AgeBound(60), metavar="[+-]N", help="The same in minutes.")
 @click.option("-empty", "--empty", is_flag=True, help="Empty files and empty directories.")
-@click.option("-maxdepth", "--maxdepth", type=click.IntRange(0), help="Go down at most this many levels.")
-@click.option("-mindepth", "--mindepth", type=click.IntRange(0), default=0, help="Leave out fewer levels than this.")
+@click.option("-maxdepth", "--maxdepth", type=click.IntRange(0), metavar="N", help="Go down at most this many levels.")
+@click.option(
+    "-mindepth", "--mindepth", type=click.IntRange(0), metavar="N", default=0, help="Leave out fewer levels than this."
+)
 @click.option("-print", "--print", is_flag=True, expose_value=False, hidden=True)
 @click.option("-0", "--null", "-print0", "--print0", "is_raw", is_flag=True, help="Raw names, ended by NUL.")
 @json_option

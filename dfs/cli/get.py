@@ -23,7 +23,7 @@ from dfs.cli.trees import local_child, remote_entries
 from dfs.cli.verb import json_option, pass_cli, verb
 from dfs.cli.wall import LocalError
 from dfs.errors import AlreadyExists, IsADirectory
-from dfs.net.messages import FileStatus, Kind
+from dfs.net.parts import FileStatus, Kind
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -151,6 +151,8 @@ def _fetch(run: Run, status: FileStatus, path: str, local: Path, options: GetOpt
     try:
         status = run.cli.client.get(path, local, overwrite=options.force, progress=run.advance)
     except AlreadyExists as error:
+        if options.force:
+            raise
         raise _local_exists(local) from error
     if options.preserve:
         os.utime(local, ns=(status.mtime_ms * 1_000_000,) * 2)

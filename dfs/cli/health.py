@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dfs.cli import output, wall
-from dfs.errors import DfsError
-from dfs.net.messages import GetClusterStatusReply, MasterStatus, ServerStatus
+from dfs.errors import DfsError, NoQuorum
+from dfs.net.messages import GetClusterStatusReply
+from dfs.net.parts import MasterStatus, ServerStatus
 
 if TYPE_CHECKING:
     from dfs.client import DfsClient
@@ -24,6 +25,11 @@ class SilentMaster:
     name: str
     address: str
     error: DfsError
+
+    @property
+    def is_refusal(self) -> bool:
+        """Return whether it is there and does not let us in."""
+        return wall.exit_code_of(self.error) == wall.EXIT_REFUSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +64,13 @@ class Health:
     @property
     def problems(self) -> list[str]:
         """Return what is wrong, in words; nothing when all is well."""
-        found = [f"master {master.name} does not answer" for master in self.silent]
+        found = [
+            f"master {silent.name} {'refuses this client' if silent.is_refusal else 'does not answer'}"
+            for silent in self.silent
+        ]
         if self.cluster is None:
-            found.append("no master leads: fewer than a majority of them reach each other")
+            if self.masters or not any(silent.is_refusal for silent in self.silent):
+                found.append("no master leads: fewer than a majority of them reach each other")
             return found
         found += [
             f"chunk server {server.info.name} is {server.state}"
@@ -120,7 +130,7 @@ class Health:
             uptime = output.duration_text(master.uptime_s)
             yield master.name, master.role, str(master.term), str(master.applied), master.leader or "-", uptime
         for silent in self.silent:
-            yield silent.name, "unreachable", "-", "-", "-", "-"
+            yield silent.name, "refuses us" if silent.is_refusal else "unreachable", "-", "-", "-", "-"
 
     @staticmethod
     def _totals(cluster: GetClusterStatusReply) -> Iterator[str]:
@@ -174,9 +184,7 @@ class Health:
 
 def _cause(masters: list[MasterStatus], silent: list[SilentMaster]) -> DfsError:
     """Return why no leader is there: a refusal of all masters tells more than their silence."""
-    from dfs.errors import AuthenticationFailed, NoQuorum
-
-    refusals = [master.error for master in silent if isinstance(master.error, AuthenticationFailed)]
+    refusals = [master.error for master in silent if master.is_refusal]
     if refusals and not masters:
         return refusals[0]
     return NoQuorum(f"{len(masters)} of {len(masters) + len(silent)} masters answer and none of them leads")

@@ -19,7 +19,7 @@ from dfs.cli.context import Cli
 from dfs.cli.operands import REMOTE, Operand, operands
 from dfs.cli.verb import human_option, json_option, pass_cli, verb
 from dfs.cli.wall import Failures
-from dfs.net.messages import FileStatus, Kind
+from dfs.net.parts import FileStatus, Kind
 
 LONG_ROWS: Final = 1000  # rows that are aligned together; a larger directory is printed in pieces
 LINE_WIDTH: Final = 80  # when the terminal does not tell

@@ -20,7 +20,7 @@ from dfs.errors import NotADirectory
 from dfs.paths import PATH_DEPTH_MAX
 
 if TYPE_CHECKING:
-    from dfs.net.messages import FileStatus
+    from dfs.net.parts import FileStatus
 
 
 @verb("pwd")
@@ -42,7 +42,7 @@ def cd_verb(cli: Cli, path: str) -> None:
 
     It is kept in your settings and holds for every later command, in any terminal.
     """
-    from dfs.net.messages import Kind
+    from dfs.net.parts import Kind
 
     settings = cli.settings
     if path == "-":
@@ -62,7 +62,7 @@ def cd_verb(cli: Cli, path: str) -> None:
 
 @verb("tree")
 @click.argument("paths", nargs=-1, type=REMOTE_DIRECTORY)
-@click.option("-L", "--level", type=click.IntRange(1), help="Go down at most this many levels.")
+@click.option("-L", "--level", type=click.IntRange(1), metavar="N", help="Go down at most this many levels.")
 @click.option("-d", "directories_only", is_flag=True, help="Directories only.")
 @click.option("-s", "--size", "with_sizes", is_flag=True, help="Show sizes.")
 @human_option
@@ -104,7 +104,7 @@ class _Tree:
     """One walk of `tree`: counts what it shows."""
 
     def __init__(self, cli: Cli, level: int | None, directories_only: bool, with_sizes: bool, human: bool) -> None:
-        from dfs.net.messages import Kind
+        from dfs.net.parts import Kind
 
         self._directory = Kind.DIRECTORY
         self._client = cli.client

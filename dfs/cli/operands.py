@@ -122,7 +122,7 @@ class RemotePath(click.ParamType):  # type: ignore[type-arg]
     def _candidates(self, cli: Cli, incomplete: str) -> Iterator[Any]:
         from click.shell_completion import CompletionItem
 
-        from dfs.net.messages import Kind
+        from dfs.net.parts import Kind
 
         cli.timeout_s = min(cli.timeout_s or COMPLETION_TIMEOUT_S, COMPLETION_TIMEOUT_S)
         directory, slash, prefix = incomplete.rpartition("/")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from dfs.net.messages import FileStatus
+    from dfs.net.parts import FileStatus
 
 # Control characters, invisible and direction-changing format characters, line separators, lone surrogates.
 _CONTROLS: Final = (

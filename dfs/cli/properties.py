@@ -16,7 +16,7 @@ from dfs.cli.context import Cli
 from dfs.cli.operands import REMOTE, Operand, operands
 from dfs.cli.verb import human_option, json_option, pass_cli, verb
 from dfs.errors import DfsError, IsADirectory, NotADirectory, NotFound
-from dfs.net.messages import FileStatus, Kind
+from dfs.net.parts import FileStatus, Kind
 
 if TYPE_CHECKING:
     from dfs.cli.wall import Failures

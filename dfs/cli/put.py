@@ -23,7 +23,8 @@ from dfs.cli.trees import local_entries, local_size, make_root
 from dfs.cli.verb import json_option, pass_cli, verb
 from dfs.cli.wall import LocalError
 from dfs.errors import AlreadyExists, IsADirectory, NotADirectory, NotFound
-from dfs.net.messages import REPLICATION_MAX, Kind
+from dfs.net.messages import REPLICATION_MAX
+from dfs.net.parts import Kind
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -56,7 +57,9 @@ class PutOptions:
 def put_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--preserve", is_flag=True, help="Keep the local modification times."),
-        click.option("--replication", type=click.IntRange(1, REPLICATION_MAX), help="Replicas of the new files."),
+        click.option(
+            "--replication", type=click.IntRange(1, REPLICATION_MAX), metavar="N", help="Replicas of the new files."
+        ),
         click.option("-p", "--parents", is_flag=True, help="Make missing directories of TARGET."),
         click.option("-f", "--force", is_flag=True, help="Replace existing files."),
     ):
@@ -200,18 +203,20 @@ def _put_open(run: Run, source: Path | BinaryIO, target: str, options: PutOption
             progress=run.advance,
         )
     except AlreadyExists as error:
-        raise _exists(target, options) from error
+        if options.force:
+            raise
+        raise _exists(target) from error
     run.tally.add_file(status.size)
 
 
 def _check_free(cli: Cli, size: int, target: str, options: PutOptions) -> None:
     """Refuse early what the commit would refuse after all bytes have travelled."""
     if size >= EARLY_CHECK_SIZE and not options.force and cli.client.exists(target):
-        raise _exists(target, options)
+        raise _exists(target)
 
 
-def _exists(target: str, options: PutOptions) -> LocalError:
-    return LocalError(f"{target!r} exists{'' if options.force else '; add -f to replace it'}")
+def _exists(target: str) -> LocalError:
+    return LocalError(f"{target!r} exists; add -f to replace it")
 
 
 def _put_tree(run: Run, source: Path, target: str, options: PutOptions) -> None:

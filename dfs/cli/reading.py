@@ -20,7 +20,7 @@ from dfs.cli.quantities import Size, parse_size
 from dfs.cli.verb import pass_cli, verb
 from dfs.cli.wall import Failures
 from dfs.errors import IsADirectory
-from dfs.net.messages import Kind
+from dfs.net.parts import Kind
 
 FIRST_READ_SIZE: Final = 256 * 1024  # `head` of an ordinary text file needs no more
 BACKWARD_READ_SIZE: Final = 64 * 1024  # first step of `tail` back from the end; the steps double
@@ -53,7 +53,9 @@ def cat_verb(cli: Cli, paths: tuple[str, ...]) -> None:
 
 @verb("head", count_option="-n")
 @click.argument("paths", nargs=-1, required=True, type=REMOTE)
-@click.option("-n", "--lines", type=click.IntRange(0, LINES_MAX), help="Print N lines (default 10); -5 is -n 5.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(0, LINES_MAX), metavar="N", help="Print N lines (default 10); -5 is -n 5."
+)
 @click.option("-c", "--bytes", "size", type=Size(), help="Print the first bytes; K, M, G are powers of 1024.")
 @click.option("-q", "--quiet", is_flag=True, help="No headers between several files.")
 @pass_cli
@@ -152,6 +154,7 @@ class _From(click.ParamType):  # type: ignore[type-arg]
     "--sleep-interval",
     "interval_s",
     type=click.FloatRange(0.05, 3600),
+    metavar="SECONDS",
     default=1.0,
     help="Seconds between two looks of -f.",
 )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from dfs.client.settings import Settings
 
-EXPLAINED: Final = {
+EXPLAINED: Final = {  # for the shell; the docstring below tells people
     "cwd": "the remote current directory",
     "config": "the cluster.ini used when --config, DFS_CONFIG and ./cluster.ini are absent",
     "masters": "addresses host:port, comma separated; with cluster and secret_file instead of config",
@@ -52,6 +52,16 @@ def config_verb(cli: Cli, key: str | None, value: str | None, unset: str | None,
     """Show your settings, show one KEY, or set KEY to VALUE.
 
     They live in metadata.json of your configuration folder (DFS_SETTINGS names another file).
+
+    \b
+    cwd          the remote current directory
+    config       the cluster.ini used when --config, DFS_CONFIG and ./cluster.ini are absent
+    masters      addresses host:port, comma separated; with cluster and secret_file instead of config
+    cluster      the name of the cluster
+    secret_file  the file with the cluster's secret
+    replication  replicas of new files, 0 for the cluster's default
+    timeout_s    seconds that one call may take
+    output       text or json
     """
     if unset is not None:
         if key is not None:
@@ -110,8 +120,7 @@ def _show(cli: Cli, keys: list[str], is_json: bool) -> None:
     if is_json:
         output.print_json({key: {"value": value, "source": source} for key, value, source in rows})
         return
-    table = [("SETTING", "VALUE", "FROM", "MEANING")]
-    table += [(key, _text(value), source, EXPLAINED[key]) for key, value, source in rows]
+    table = [("SETTING", "VALUE", "FROM"), *((key, _text(value), source) for key, value, source in rows)]
     for text in output.table(table):
         output.line(text)
 

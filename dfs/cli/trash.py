@@ -13,12 +13,15 @@ from dfs.cli import output
 from dfs.cli.context import Cli
 from dfs.cli.operands import REMOTE
 from dfs.cli.verb import Verb, json_option, pass_cli, verb
-from dfs.net.messages import EmptyTrashReply, TrashEntry
+from dfs.net.messages import EmptyTrashReply
+from dfs.net.parts import TrashEntry
 
 
 @verb("undelete")
 @click.argument("paths", nargs=-1, required=True, type=REMOTE)
-@click.option("--id", "trash_id", type=click.IntRange(1), help="This entry of `dfs trash ls`, not the newest one.")
+@click.option(
+    "--id", "trash_id", type=click.IntRange(1), metavar="N", help="This entry of `dfs trash ls`, not the newest one."
+)
 @json_option
 @pass_cli
 def undelete_verb(cli: Cli, paths: tuple[str, ...], trash_id: int | None, as_json: bool) -> None:
@@ -131,7 +134,7 @@ def _empty(cli: Cli, trash_ids: tuple[int, ...], as_json: bool) -> None:
             count, size = count + reply.entry_count, size + reply.size
     if cli.wants_json(as_json):
         output.print_json({"entry_count": count, "size": size})
-    else:
+    elif count or not failures.count:
         entries = output.count_text(count, "trash entry", "trash entries")
         output.line(f"released {entries}, {output.size_text(size)}")
     failures.finish()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from dfs import paths
 from dfs.cli.wall import LocalError
 from dfs.errors import AlreadyExists, DfsError
-from dfs.net.messages import FileStatus, Kind
+from dfs.net.parts import FileStatus, Kind
 
 if TYPE_CHECKING:
     from dfs.client import DfsClient

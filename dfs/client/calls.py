@@ -19,7 +19,8 @@ from dfs.clock import Deadline
 from dfs.errors import DeadlineExceeded, SessionExpired
 from dfs.ids import SessionId, new_session_id
 from dfs.net.blocking import expect
-from dfs.net.messages import OUTSTANDING_CALLS_MAX, CallId, ErrorReply, Message, Mutation
+from dfs.net.messages import OUTSTANDING_CALLS_MAX, ErrorReply, Message, Mutation
+from dfs.net.parts import CallId
 
 T = TypeVar("T", bound=Message)
 

@@ -20,7 +20,8 @@ from dfs.client.transfer import PIECE_SIZE, Transfer
 from dfs.clock import Deadline
 from dfs.errors import Conflict, InvalidArgument, IsADirectory, ProtocolError
 from dfs.net.frames import PAYLOAD_SIZE_MAX
-from dfs.net.messages import FileStatus, Kind, Locate, LocatedExtent, LocateReply, ServerInfo
+from dfs.net.messages import Locate, LocateReply
+from dfs.net.parts import FileStatus, Kind, LocatedExtent, ServerInfo
 
 STREAM_PIECE_SIZE = 4 * 1024 * 1024  # bytes of one piece that `read` yields
 STREAM_WINDOW = 8  # pieces read ahead; with the size above they bound the memory of a stream to 32 MiB

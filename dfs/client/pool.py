@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
-from dfs.errors import ConnectionFailed, ProtocolError
+from dfs.errors import InvalidArgument, ProtocolError
 from dfs.net.auth import ClusterKey
 from dfs.net.blocking import Channel
 from dfs.net.messages import Message
@@ -59,7 +59,7 @@ class ChannelPool:
         while True:
             with self._lock:
                 if self._is_closed:
-                    raise ConnectionFailed(f"this client is closed; {address} is not called", address=address)
+                    raise InvalidArgument("this client is closed; make a new one")
                 channels = self._idle.get((address, bulk))
                 if not channels:
                     return None

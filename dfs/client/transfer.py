@@ -38,17 +38,15 @@ from dfs.log import get_logger
 from dfs.net.blocking import Channel, expect
 from dfs.net.messages import (
     FinishChunk,
-    LocatedExtent,
-    NewChunk,
     ReadChunk,
     ReadChunkReply,
-    ServerInfo,
     VerifyReplica,
     VerifyReplicaReply,
     WriteChunk,
     WriteChunkReply,
     WriteData,
 )
+from dfs.net.parts import LocatedExtent, NewChunk, ServerInfo
 
 PIECE_SIZE = 1024 * 1024  # bytes received and verified at a time: the measured optimum, and it bounds memory
 CONNECT_TIMEOUT_S = 2.0  # to a chunk server; there are others

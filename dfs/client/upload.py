@@ -24,17 +24,8 @@ from dfs.client.transfer import ChunkNotWritten, Transfer
 from dfs.clock import Deadline
 from dfs.errors import AlreadyExists, ChainBroken, IsADirectory, LimitExceeded, NotADirectory, NotFound, Retry
 from dfs.ids import ServerId
-from dfs.net.messages import (
-    COMMIT_CHUNKS_MAX,
-    AppendExtents,
-    CommitFile,
-    FileStatus,
-    Kind,
-    NewChunk,
-    NewExtent,
-    Stat,
-    StatReply,
-)
+from dfs.net.messages import COMMIT_CHUNKS_MAX, AppendExtents, CommitFile, Stat, StatReply
+from dfs.net.parts import FileStatus, Kind, NewChunk, NewExtent
 
 CHUNK_TRIES_MAX = 6  # chains tried for one chunk
 CHECK_FIRST_SIZE = 1024 * 1024  # bytes; before storing more than that it is asked whether the name may be taken

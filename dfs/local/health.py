@@ -13,7 +13,7 @@ from dfs.client import ClusterAccess, DfsClient
 from dfs.clock import Deadline
 from dfs.config import ClusterConfig
 from dfs.errors import DeadlineExceeded, DfsError
-from dfs.net.messages import MasterStatus
+from dfs.net.parts import MasterStatus
 
 POLL_INTERVAL_S = 0.1
 _CALL_TIMEOUT_S = 3.0

@@ -24,13 +24,11 @@ from dfs.net.messages import (
     LOCATE_EXTENTS_MAX,
     REPLICATION_MAX,
     Allocate,
-    AllocatedChunk,
     AllocateReply,
     Locate,
-    LocatedExtent,
     LocateReply,
-    ServerInfo,
 )
+from dfs.net.parts import AllocatedChunk, LocatedExtent, ServerInfo
 
 COMMIT_MARGIN = 0.9  # of the orphan grace: the rest covers clocks, resends and the age a server rounds down
 SERVERS_NAMED_MAX = 12  # in an error message

@@ -12,20 +12,23 @@ heartbeats, and what heartbeats mentioned meanwhile is left alone.
 from __future__ import annotations
 
 import enum
+import struct
+from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise, takewhile
-from typing import overload
 
 from dfs.errors import InvalidArgument
 from dfs.ids import ID_SIZE, ChunkHandle, ServerId
 from dfs.master.views import ChunkView
-from dfs.net.messages import ChunkReport, ReplicaReport
+from dfs.net.messages import ChunkReport
+from dfs.net.parts import ReplicaReport
 
 HEARTBEATS_AWAITED = 2  # after a comparison, before a replica counts as missing (see above)
 CHANGE_MEMORY_S = 600.0  # far longer than from reading the disks to the first page of a report
 CHANGES_KEPT_MAX = 200_000  # of one server; at the most that heartbeats can carry, more than half a minute
 STALLED_AFTER_S = 30.0  # an unfinished report without a new page is asked for again
+_HALVES = struct.Struct(">QQ")
 
 
 class Verdict(enum.Enum):
@@ -56,36 +59,40 @@ def judge(
     return Verdict.ORPHAN if replica.age_s > orphan_grace_s else Verdict.YOUNG
 
 
-class HandleColumn(Sequence[bytes]):
-    """Ascending handles at 16 bytes each; a set would take six times as much, and every server reports at once."""
+class HandleColumn:
+    """Ascending handles at 16 bytes each; a set would take six times as much, and every server reports at once.
+
+    Kept as two columns of 64-bit halves, so that looking one up is a bisection in C.
+    """
 
     def __init__(self) -> None:
-        self._data = bytearray()
+        self._high = array("Q")
+        self._low = array("Q")
 
-    def extend(self, handles: Iterable[bytes]) -> None:
-        self._data += b"".join(handles)
+    def extend(self, handles: Sequence[bytes]) -> None:
+        """Add handles above all that are here."""
+        halves = struct.unpack(f">{2 * len(handles)}Q", b"".join(handles))
+        self._high.extend(halves[0::2])
+        self._low.extend(halves[1::2])
+
+    @property
+    def last(self) -> bytes | None:
+        return _HALVES.pack(self._high[-1], self._low[-1]) if self._high else None
 
     def __len__(self) -> int:
-        return len(self._data) // ID_SIZE
+        return len(self._high)
 
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return bytes(self._data[index * ID_SIZE : (index + 1) * ID_SIZE])
+    def __iter__(self) -> Iterator[bytes]:
+        return (_HALVES.pack(high, low) for high, low in zip(self._high, self._low, strict=True))
 
-    def __contains__(self, handle: object) -> bool:
-        if not isinstance(handle, bytes):
-            return False
-        place = bisect_left(self, handle)
-        return place < len(self) and self[place] == handle
+    def __contains__(self, handle: bytes) -> bool:
+        high, low = _HALVES.unpack(handle)
+        place = bisect_left(self._high, high)
+        while place < len(self._high) and self._high[place] == high:
+            if self._low[place] == low:
+                return True
+            place += 1
+        return False
 
 
 class ReportIntake:
@@ -110,8 +117,8 @@ class ReportIntake:
                 f"{self.report_id}; start a new report at page 0"
             )
         check_handles(handles)
-        first_after = self.handles[-1:] if not is_resend else []
-        if any(low >= high for low, high in pairwise([*first_after, *handles])):
+        before = [self.handles.last] if self.handles.last is not None and not is_resend else []
+        if any(low >= high for low, high in pairwise([*before, *handles])):
             raise InvalidArgument(f"page {report.page} of chunk report {report.report_id} is not in ascending order")
         if not is_resend:
             self.handles.extend(handles)

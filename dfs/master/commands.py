@@ -11,7 +11,8 @@ from __future__ import annotations
 import msgspec
 
 from dfs.ids import ChunkHandle, ServerId
-from dfs.net.messages import Message, Part, decode, encode, message
+from dfs.net.messages import Message, decode, encode, message
+from dfs.net.parts import Part
 
 
 class ReplicaChange(Part, frozen=True, array_like=True):

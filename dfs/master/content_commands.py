@@ -21,12 +21,11 @@ from dfs.net.messages import (
     REPLICATION_MAX,
     AppendExtents,
     CommitFile,
-    NewChunk,
-    NewExtent,
     SetReplication,
     SetReplicationReply,
     StatReply,
 )
+from dfs.net.parts import NewChunk, NewExtent
 
 CRC_MAX = 0xFFFFFFFF
 

@@ -19,7 +19,7 @@ from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView, Liveness, Transition
 from dfs.master.reports import Reports
 from dfs.master.state import MasterState
-from dfs.net.messages import ReplicaReport
+from dfs.net.parts import ReplicaReport
 
 TRASH_BATCH = 100  # trash entries released by one command; a directory may hold many files
 TRASH_ROUNDS_MAX = 20  # commands in one turn; the next turn goes on

@@ -14,7 +14,7 @@ from itertools import islice
 
 from dfs.ids import ChunkHandle, ServerId
 from dfs.master.views import GarbageChunk
-from dfs.net.messages import ReplicaReport
+from dfs.net.parts import ReplicaReport
 
 ORDERS_WAITING_MAX = 5_000  # in the book of one server; the rest stays garbage in the state until there is room
 RESEND_AFTER_S = 10.0  # a confirmation travels in one of the next heartbeats; a busy disk may need a few

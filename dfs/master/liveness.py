@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dfs.ids import ServerId
-from dfs.net.messages import DiskReport, Heartbeat
+from dfs.net.messages import Heartbeat
+from dfs.net.parts import DiskReport
 
 LATE_INTERVALS = 3  # heartbeats missed in a row before a server gets no new chunks
 RESTART_INTERVALS = 2  # heartbeats missed before another process may take over a server's identity

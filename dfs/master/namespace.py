@@ -18,7 +18,7 @@ import msgspec
 from dfs.errors import NotADirectory, NotFound
 from dfs.master.entries import EntryTable
 from dfs.master.extents import count as extent_count
-from dfs.net.messages import FileStatus, Kind
+from dfs.net.parts import FileStatus, Kind
 from dfs.paths import ROOT, join, split
 
 _SHOWN_MAX = 200  # characters of a path in an error message

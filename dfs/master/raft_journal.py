@@ -38,7 +38,7 @@ SEGMENT_SIZE = 8 * 1024 * 1024  # bytes; prepared ahead and zero-filled, so that
 _FILL_SIZE = 256 * 1024  # bytes zero-filled per step: a larger sync would hold up the journal's own
 _FIRST_BATCH_ROOM = 4096  # bytes; a segment this empty takes a batch of any size
 SLICE_ENTRIES_MAX = 512  # a slice of the log: what the engine sends in one message or applies in one turn
-SLICE_SIZE_MAX = 512 * 1024  # bytes of commands in a slice, except for its first entry
+SLICE_SIZE_MAX = 512 * 1024  # bytes of commands in a slice of three or more
 _SETTLE_S = 1.0  # quiet time after which the last batch gets its MARK
 _SPARE = "next.tmp"
 _SEGMENT_GLOB = "[0-9]" * 16 + ".seg"
@@ -204,10 +204,10 @@ class Journal:
         return self.entries[position][2] if 0 <= position < len(self.entries) else None
 
     def slice(self, start: int, stop: int | None) -> list[Entry]:
-        """Return entries by position, as many as `SLICE_ENTRIES_MAX` and `SLICE_SIZE_MAX` allow, at least one."""
+        """Return entries by position, as many as `SLICE_ENTRIES_MAX` and `SLICE_SIZE_MAX` allow, but a last two always."""
         stop = len(self.entries) if stop is None else stop
         found = self.entries[start : min(stop, start + SLICE_ENTRIES_MAX)]
-        if len(found) < 2:
+        if len(found) <= 2:  # a checkpoint needs two entries, whatever their size
             return found
         size = 0
         for count, entry in enumerate(found):

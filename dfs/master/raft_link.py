@@ -22,7 +22,7 @@ import os
 import struct
 import time
 from collections import deque
-from typing import Protocol
+from typing import Protocol, cast
 
 from dfs.errors import AuthenticationFailed, ConfigError, DfsError, FrameTooLarge, ProtocolError, VersionMismatch
 from dfs.log import get_logger
@@ -31,7 +31,7 @@ from dfs.master.raft_wire import RaftMessage, decode_body, join_bodies
 MAGIC = b"DFSr"
 VERSION = 1
 NAME_SIZE_MAX = 64  # bytes of a master's name
-FRAME_SIZE_MAX = 16 * 1024 * 1024  # bytes; one entry of the largest command with room
+FRAME_SIZE_MAX = 32 * 1024 * 1024  # bytes; two entries of the largest command with room
 FRAME_SIZE_GOAL = 1024 * 1024  # bytes after which waiting messages go into the next frame
 HANDSHAKE_TIMEOUT_S = 5.0
 WRITE_BUFFER_HIGH = 8 * 1024 * 1024  # bytes
@@ -213,6 +213,7 @@ class Link(asyncio.Protocol):
         self.settled = asyncio.Event()  # up, or lost
         self.failure: DfsError | None = None
         self.received_at_s = self.sent_at_s = time.monotonic()
+        self._is_aborted = False
         self.is_paused = False  # the owner sends nothing large until the backlog has gone
 
     @property
@@ -261,14 +262,19 @@ class Link(asyncio.Protocol):
             self.sent_at_s = time.monotonic()
 
     def abort(self) -> None:
+        """Drop the connection, or refuse it when it is only being made."""
+        self._is_aborted = True
         if self._transport is not None:
             self._transport.abort()
 
     # --- asyncio.Protocol ----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
         self._transport = transport
+        if self._is_aborted:
+            transport.abort()
+            return
         transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH)
         name = transport.get_extra_info("peername")
         self.address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unknown"

@@ -10,7 +10,6 @@ durable. Only the configured address is bound.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -126,6 +125,8 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
             oldest.abort()
             self._unproved.discard(oldest)
         self._unproved.add(link)
+        if self._is_closed:
+            link.abort()
         return link
 
     async def _dial_forever(self, peer: str) -> None:
@@ -142,18 +143,21 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await loop.create_connection(lambda: link, host, port)
-        except (OSError, TimeoutError):
-            return None
-        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await link.settled.wait()
-        if not link.is_up:
-            link.abort()
+        except (OSError, TimeoutError):
+            return None
+        finally:
+            if not link.is_up:
+                link.abort()
         return link
 
     def link_up(self, link: Link) -> None:
         peer = link.peer
         self._unproved.discard(link)
+        if self._is_closed:
+            link.abort()
+            return
         old = self._links.pop(peer, None)
         if old is not None:
             old.abort()

@@ -39,13 +39,12 @@ from dfs.net.messages import (
     REPORT_PAGE_MAX,
     ChunkReport,
     ChunkReportReply,
-    DeleteReplica,
     Heartbeat,
     HeartbeatReply,
     RegisterServer,
     RegisterServerReply,
-    ReplicaReport,
 )
+from dfs.net.parts import DeleteReplica, ReplicaReport
 
 SLICE_S = 0.005  # work on the loop between two breaths: below what a waiting call notices
 SLICE_STEPS = 64  # steps between two looks at the clock

@@ -50,7 +50,6 @@ from dfs.net.messages import (
     ListTrashReply,
     Locate,
     MakeDirectory,
-    MasterStatus,
     Message,
     Mutation,
     Ping,
@@ -58,13 +57,13 @@ from dfs.net.messages import (
     RegisterServer,
     RemoveDirectory,
     Rename,
-    ServerStatus,
     SetReplication,
     Stat,
     StatReply,
     Touch,
     Undelete,
 )
+from dfs.net.parts import MasterStatus, ServerStatus
 from dfs.paths import split
 
 MUTATIONS: frozenset[type[Mutation]] = frozenset(

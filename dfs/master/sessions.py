@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 from dfs.errors import InvalidArgument, Overloaded, SessionExpired
 from dfs.ids import ID_SIZE, SessionId, id_text
-from dfs.net.messages import OUTSTANDING_CALLS_MAX, CallId, Message, decode, encode
+from dfs.net.messages import OUTSTANDING_CALLS_MAX, Message, decode, encode
+from dfs.net.parts import CallId
 
 SESSIONS_MAX = 100_000  # about 700 bytes each; a command line call is a session
 _TYPE_SIZE = 2  # bytes of the message number before an encoded result

@@ -40,18 +40,16 @@ from dfs.net.messages import (
     Delete,
     EmptyTrash,
     ErrorReply,
-    FileStatus,
     MakeDirectory,
     Message,
     Mutation,
     RemoveDirectory,
     Rename,
     SetReplication,
-    SpaceStatus,
     Touch,
-    TrashEntry,
     Undelete,
 )
+from dfs.net.parts import FileStatus, SpaceStatus, TrashEntry
 
 __all__ = ["ChunkView", "Extent", "ExtentsView", "GarbageChunk", "MasterState", "RegisteredServer"]
 

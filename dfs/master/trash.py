@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dfs.master import extents
 from dfs.master.chunkmap import ChunkMap
 from dfs.master.namespace import File, Node
-from dfs.net.messages import Kind, TrashEntry
+from dfs.net.parts import Kind, TrashEntry
 
 RELEASE_STEP_MAX = 2_000  # extents and nodes released after each command: a few milliseconds
 

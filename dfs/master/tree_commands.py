@@ -26,7 +26,6 @@ from dfs.net.messages import (
     Done,
     EmptyTrash,
     EmptyTrashReply,
-    Kind,
     MakeDirectory,
     RemoveDirectory,
     Rename,
@@ -34,6 +33,7 @@ from dfs.net.messages import (
     Touch,
     Undelete,
 )
+from dfs.net.parts import Kind
 
 EMPTY_TRASH_MAX = 1_000  # entries that one EmptyTrash releases
 

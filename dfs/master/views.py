@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dfs.ids import ChunkHandle, ServerId
-from dfs.net.messages import FileStatus
+from dfs.net.parts import FileStatus
 
 
 @dataclass(frozen=True, slots=True)

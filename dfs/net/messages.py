@@ -8,13 +8,29 @@ so that neighbouring versions understand each other. Sizes are bytes, times are 
 
 from __future__ import annotations
 
-import enum
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
 from dfs.errors import DfsError, ProtocolError, from_code
-from dfs.ids import ChunkHandle, ServerId, SessionId
+from dfs.ids import ChunkHandle, ServerId
+from dfs.net.parts import (
+    AllocatedChunk,
+    CallId,
+    DeleteReplica,
+    DiskReport,
+    FileStatus,
+    Kind,
+    LocatedExtent,
+    MasterStatus,
+    NewChunk,
+    NewExtent,
+    ReplicaReport,
+    ServerInfo,
+    ServerStatus,
+    SpaceStatus,
+    TrashEntry,
+)
 
 LIST_LIMIT_MAX = 1000  # entries in a ListDirectoryReply or ListTrashReply
 LOCATE_EXTENTS_MAX = 1000  # extents in a LocateReply
@@ -38,10 +54,6 @@ class Mutation(Message, frozen=True, array_like=True):
     """Base of the client's replicated calls: applied exactly once for each `call`."""
 
     call: CallId
-
-
-class Part(msgspec.Struct, frozen=True, array_like=True):
-    """Base of the pieces that messages are made of."""
 
 
 MessageT = TypeVar("MessageT", bound=type[Message])
@@ -81,163 +93,6 @@ def decode(type_code: int, header: bytes | bytearray | memoryview) -> Message:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise ProtocolError(f"bad {_TYPES[type_code].__name__} header: {error}") from None
     return value
-
-
-# --- pieces -----------------------------------------------------------------------------------------
-
-
-class CallId(Part, frozen=True, array_like=True):
-    """Names one replicated call for ever. Results of calls before `first_unacked` may be forgotten.
-
-    `sequence` starts at 1 and grows by 1 per new call of a session; a resend repeats it.
-    """
-
-    session: SessionId
-    sequence: int
-    first_unacked: int
-
-
-class Kind(enum.IntEnum):
-    FILE = 1
-    DIRECTORY = 2
-
-
-class FileStatus(Part, frozen=True, array_like=True):
-    """What `stat` tells. For a directory the counts are of its whole subtree, itself not counted."""
-
-    path: str  # the full path; in a ListReply the name only
-    kind: Kind
-    size: int  # bytes; of a directory: all files below
-    stored_size: int  # size times replication, likewise summed
-    mtime_ms: int
-    inode: int  # grows with each created file or directory; never reused
-    version: int  # of a file: grows with each change of content
-    replication: int  # 0 for a directory
-    extent_count: int  # 0 for a directory
-    file_count: int = 0
-    directory_count: int = 0
-
-
-class ServerInfo(Part, frozen=True, array_like=True):
-    """A chunk server as clients need it."""
-
-    server_id: ServerId
-    name: str
-    address: str  # host:port
-    rack: str
-    is_alive: bool
-
-
-class LocatedExtent(Part, frozen=True, array_like=True):
-    """Bytes [`chunk_offset`, +`length`) of a sealed chunk. Extents of a reply follow each other in the file."""
-
-    handle: ChunkHandle
-    chunk_offset: int
-    length: int
-    chunk_length: int
-    chunk_crc: int  # CRC32C of the whole chunk
-    token: bytes  # READ token
-    replicas: tuple[int, ...]  # indexes into `servers` of the reply, live ones first
-
-
-class AllocatedChunk(Part, frozen=True, array_like=True):
-    handle: ChunkHandle
-    token: bytes  # WRITE token
-    chain: tuple[int, ...]  # indexes into `servers` of the reply, in chain order
-
-
-class NewChunk(Part, frozen=True, array_like=True):
-    """A chunk that was written and acknowledged by `servers` and now becomes known to the masters."""
-
-    handle: ChunkHandle
-    length: int
-    crc: int
-    servers: tuple[ServerId, ...]
-
-
-class NewExtent(Part, frozen=True, array_like=True):
-    """A range of the call's `chunks[chunk]`."""
-
-    chunk: int
-    offset: int
-    length: int
-
-
-class TrashEntry(Part, frozen=True, array_like=True):
-    trash_id: int
-    path: str  # where it was deleted from, and where undelete puts it
-    kind: Kind
-    size: int
-    deleted_ms: int
-    expires_ms: int
-
-
-class ReplicaReport(Part, frozen=True, array_like=True):
-    """A chunk that a server holds. `age_s`: seconds since it was published there."""
-
-    handle: ChunkHandle
-    length: int
-    crc: int
-    age_s: int
-
-
-class DiskReport(Part, frozen=True, array_like=True):
-    """One data directory. `state`: ok, full, failed."""
-
-    path: str
-    capacity: int
-    free: int
-    chunk_count: int
-    state: str
-    reason: str = ""
-
-
-class DeleteReplica(Part, frozen=True, array_like=True):
-    """An order: remove this replica. Reported back in `Heartbeat.removed`."""
-
-    handle: ChunkHandle
-
-
-class MasterStatus(Part, frozen=True, array_like=True):
-    """One master's own view. `role`: leader, follower, candidate."""
-
-    name: str
-    role: str
-    term: int
-    applied: int  # log index
-    commit: int
-    leader: str  # name of the leader it follows, "" when none
-    version: str
-    uptime_s: float
-
-
-class ServerStatus(Part, frozen=True, array_like=True):
-    """The leader's view of a chunk server. `state`: alive, late, dead."""
-
-    info: ServerInfo
-    state: str
-    heartbeat_age_s: float  # -1.0 when this leader never heard from it
-    capacity: int
-    free: int
-    chunk_count: int
-    disks: tuple[DiskReport, ...]
-
-
-class SpaceStatus(Part, frozen=True, array_like=True):
-    """All counted in the replicated state. Sizes are logical unless they say stored (summed over replicas)."""
-
-    file_count: int
-    directory_count: int
-    live_size: int
-    trash_size: int
-    trash_count: int
-    chunk_count: int
-    chunk_stored_size: int
-    garbage_count: int
-    garbage_stored_size: int
-    under_replicated: int  # chunks with fewer registered replicas than their goal
-    under_replicated_live: int  # the same, counting live servers only
-    missing: int  # chunks without any live replica
 
 
 # --- any daemon ---------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def address_text(name: object) -> str:
 
 
 def connect_error(address: str, error: OSError) -> DfsError:
-    """Return our error for a connection that could not be made; a timeout of ours, not the system's, is the deadline."""
+    """Return our error for a connection that could not be made. A timeout without errno is ours: the deadline."""
     if isinstance(error, TimeoutError) and error.errno is None:
         return DeadlineExceeded(
             f"the deadline passed while connecting to {address}; is the machine up, and does a firewall drop the port?",

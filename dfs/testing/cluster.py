@@ -25,7 +25,7 @@ from dfs.clock import Deadline
 from dfs.config import MIB, load_config
 from dfs.errors import DeadlineExceeded, DfsError
 from dfs.local.cluster import LocalCluster
-from dfs.net.messages import MasterStatus
+from dfs.net.parts import MasterStatus
 
 WAIT_S = 60.0  # patience on a busy test machine; nothing waits that long on a good day
 _PORTS = range(20_000, 32_000)  # below the ports that the system hands out to outgoing connections

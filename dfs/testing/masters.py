@@ -23,21 +23,17 @@ from dfs.net.auth import ClusterKey
 from dfs.net.messages import (
     Allocate,
     AllocateReply,
-    CallId,
     ChunkReport,
     ChunkReportReply,
     CommitFile,
-    DiskReport,
     ErrorReply,
     Heartbeat,
     HeartbeatReply,
     Message,
-    NewChunk,
-    NewExtent,
     RegisterServer,
-    ReplicaReport,
     StatReply,
 )
+from dfs.net.parts import CallId, DiskReport, NewChunk, NewExtent, ReplicaReport
 from dfs.testing.clock import FakeClock
 
 MIB = 1024 * 1024

@@ -26,18 +26,8 @@ from dfs.errors import (
     NotADirectory,
     NotFound,
 )
-from dfs.net.messages import (
-    DeleteReply,
-    EmptyTrashReply,
-    FileStatus,
-    GetClusterStatusReply,
-    Kind,
-    MasterStatus,
-    ServerInfo,
-    ServerStatus,
-    SpaceStatus,
-    TrashEntry,
-)
+from dfs.net.messages import DeleteReply, EmptyTrashReply, GetClusterStatusReply
+from dfs.net.parts import FileStatus, Kind, MasterStatus, ServerInfo, ServerStatus, SpaceStatus, TrashEntry
 
 START_MS = 1_700_000_000_000  # the first moment of a memory client's time; each change is a second later
 TRASH_KEEP_MS = 3 * 86_400_000

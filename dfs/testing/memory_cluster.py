@@ -30,7 +30,8 @@ from dfs.net.aio import AioServer
 from dfs.net.auth import ClusterKey, make_secret
 from dfs.net.blocking import Channel
 from dfs.net.listener import Listener, ServeLimits, serve_forever
-from dfs.net.messages import ChunkReport, DiskReport, Heartbeat, Message, RegisterServer, ReplicaReport
+from dfs.net.messages import ChunkReport, Heartbeat, Message, RegisterServer
+from dfs.net.parts import DiskReport, ReplicaReport
 
 T = TypeVar("T")
 

@@ -13,6 +13,7 @@ from typing import Any
 from dfs import errors
 from dfs.ids import ChunkHandle, ServerId
 from dfs.net import messages as m
+from dfs.net import parts
 from dfs.paths import ROOT, join, parent, split
 
 Extents = list[tuple[ChunkHandle, int, int]]
@@ -230,7 +231,7 @@ class NaiveState:
 
     # --- content
 
-    def _content(self, chunks: tuple[m.NewChunk, ...], extents: tuple[m.NewExtent, ...]) -> Extents:
+    def _content(self, chunks: tuple[parts.NewChunk, ...], extents: tuple[parts.NewExtent, ...]) -> Extents:
         if len(chunks) > m.COMMIT_CHUNKS_MAX or len(extents) > m.COMMIT_CHUNKS_MAX:
             raise errors.LimitExceeded("count")
         for chunk in chunks:
@@ -253,7 +254,7 @@ class NaiveState:
             raise errors.InvalidArgument("unused")
         return [(chunks[extent.chunk].handle, extent.offset, extent.length) for extent in extents]
 
-    def _learn(self, chunks: tuple[m.NewChunk, ...]) -> None:
+    def _learn(self, chunks: tuple[parts.NewChunk, ...]) -> None:
         for chunk in chunks:
             self.chunks[chunk.handle] = NaiveChunk(chunk.length, chunk.crc, set(chunk.servers))
 

@@ -150,6 +150,23 @@ def test_frame_left_unfinished_by_an_authenticated_peer_is_cut_off(size: int) ->
     serve(answer, work, stall_timeout_s=0.2)
 
 
+def test_stranger_that_waited_longest_makes_room_before_its_time_is_up() -> None:
+    async def answer(message: Message, context: RequestContext) -> Message:
+        return Done()
+
+    async def work(server: AioServer) -> None:
+        strangers = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(3)]
+        async with asyncio.timeout(PATIENCE_S):
+            assert await strangers[0][0].read() == b""
+        assert server.connection_count == 2
+        assert server.refusals.total == 1
+        for _, writer in strangers:
+            writer.close()
+        await until(lambda: server.connection_count == 0)
+
+    serve(answer, work, handshakes_max=2, handshake_timeout_s=10 * PATIENCE_S)
+
+
 def test_replies_of_one_turn_of_the_loop_leave_in_one_write() -> None:
     class FakeTransport(asyncio.Transport):
         def __init__(self) -> None:

@@ -27,7 +27,7 @@ from dfs.errors import (
 from dfs.net.auth import ClusterKey
 from dfs.net.blocking import Channel, expect
 from dfs.net.frames import encode_frame
-from dfs.net.listener import Listener
+from dfs.net.listener import Listener, ServeLimits, serve_forever
 from dfs.net.messages import Done, ErrorReply, Ping, Pong, ReadChunkReply, Stat, WriteData, encode
 from dfs.net.stream import READ_AHEAD_SIZE
 
@@ -318,6 +318,22 @@ def test_expect_narrows_or_explains() -> None:
         expect(Done(), Pong)
     with pytest.raises(NotFound):
         expect(ErrorReply.of(NotFound("no /a")), Pong)
+
+
+def test_stranger_that_waited_longest_makes_room_before_its_time_is_up() -> None:
+    listener, stop = Listener.bind("127.0.0.1:0"), threading.Event()
+    limits = ServeLimits(handshakes_max=2, handshake_timeout_s=10 * PATIENCE_S, drain_s=1.0)
+    serving = in_thread(lambda: serve_forever(listener, KEY, lambda _: None, limits, stop))
+    with contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", listener.port)
+        oldest, _, newest = [stack.enter_context(socket.create_connection(address, PATIENCE_S)) for _ in range(3)]
+        assert oldest.recv(1) == b""
+        newest.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            newest.recv(1)
+    stop.set()
+    serving.join(PATIENCE_S)
+    assert not serving.is_alive()
 
 
 def test_address_in_use_or_foreign_is_a_config_error_that_says_what_to_do() -> None:

@@ -19,6 +19,7 @@ from dfs.errors import (
     ConnectionFailed,
     DeadlineExceeded,
     DfsError,
+    InvalidArgument,
     NoQuorum,
     NotEnoughServers,
     NotFound,
@@ -29,7 +30,8 @@ from dfs.errors import (
 from dfs.net.auth import ClusterKey
 from dfs.net.blocking import Channel
 from dfs.net.listener import Listener, ServeLimits, serve_forever
-from dfs.net.messages import CallId, Done, ErrorReply, MakeDirectory, Message, Ping, Pong, Stat, StatReply
+from dfs.net.messages import Done, ErrorReply, MakeDirectory, Message, Ping, Pong, Stat, StatReply
+from dfs.net.parts import CallId
 
 KEY = ClusterKey.from_secret(b"s" * 32, "test")
 OTHER_KEY = ClusterKey.from_secret(b"x" * 32, "test")
@@ -238,6 +240,15 @@ def test_an_impatient_call_hands_out_what_a_patient_one_waits_for(cluster: Clust
     with pytest.raises(NotEnoughServers):
         cluster.masters(leader.address).call(Ping(), Pong, Deadline.after(60), is_patient=False)
     assert len(leader.heard) == 1
+
+
+def test_a_closed_client_says_so_at_once(cluster: Cluster) -> None:
+    leader = cluster.start(lambda _: PONG)
+    masters = cluster.masters(leader.address)
+    ping(masters)
+    cluster.pools[-1].close()
+    with pytest.raises(InvalidArgument, match="closed"):
+        ping(masters, timeout_s=60)
 
 
 # --- exactly once -----------------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ from dfs.errors import (
 )
 from dfs.ids import ChunkHandle
 from dfs.net.blocking import Channel
-from dfs.net.messages import FileStatus, Locate, LocateReply
+from dfs.net.messages import Locate, LocateReply
+from dfs.net.parts import FileStatus
 from dfs.testing.memory_cluster import MemoryChunkServer, MemoryCluster
 
 CHUNK = 256 * 1024

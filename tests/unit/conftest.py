@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dfs.cli.context import Cli
-from dfs.cli.main import cli
+from dfs.cli.group import cli
 from dfs.client import DfsClient
 from dfs.testing.memory_client import MemoryClient
 

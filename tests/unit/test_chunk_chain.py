@@ -19,6 +19,7 @@ from dfs.chunk import chain as chain_module
 from dfs.chunk import streams as streams_module
 from dfs.chunk.chain import WRITE_PIECE_SIZE_MAX
 from dfs.chunk.disk import measure_space
+from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import Space
 from dfs.chunk.service import ChunkService
 from dfs.chunk.store import FileStore
@@ -223,6 +224,23 @@ def test_connections_are_used_again_all_along_the_chain(servers: list[Server], c
     for _ in range(20):
         write(channel, servers, os.urandom(1000))
     assert [server.connections for server in servers] == [1, 1, 1]
+
+
+def test_idle_connections_to_peers_grow_old_and_are_made_anew(servers: list[Server], channel: Channel) -> None:
+    peers = PeerConnections(KEY)
+    first = peers.take(servers[1].address, soon())
+    peers.give(first)
+    assert peers.take(servers[1].address, soon()) is first
+    peers.give(first)
+    peers.close_old(0.0)
+    assert first.is_broken
+    second = peers.take(servers[1].address, soon())
+    assert second is not first
+    second.close()
+    peers.give(second)  # a broken one is not kept
+    with peers.take(servers[1].address, soon()) as third:
+        assert third is not second
+    peers.close()
 
 
 def test_small_chunk_sent_in_one_go_is_answered_once(servers: list[Server], channel: Channel) -> None:
@@ -460,6 +478,16 @@ def test_writer_that_stalls_is_dropped(
     with pytest.raises(ConnectionFailed):
         channel.receive(soon())
     assert_nothing_left(servers, handle)
+
+
+def test_writer_may_pause_for_longer_than_it_waits_itself(servers: list[Server], channel: Channel) -> None:
+    handle = new_chunk_handle()
+    data = os.urandom(2 * BLOCK_SIZE)
+    open_chunk(channel, servers, handle)
+    send_piece(channel, data[:BLOCK_SIZE], deadline=Deadline.after(0.3))
+    assert not channel.wait_readable(Deadline.after(0.5))  # nobody lost patience
+    send_piece(channel, data[BLOCK_SIZE:])
+    assert len(finish(channel, data)) == 3
 
 
 def test_streams_are_bounded_and_refused_ones_are_told(

@@ -105,6 +105,27 @@ def test_kill_while_writing_leaves_only_a_temporary_that_the_next_start_removes(
         assert store.handles() == []
 
 
+def test_replica_is_synced_before_it_gets_its_name_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    rename = Path.rename
+
+    def renamed(path: Path, target: Path) -> Path:
+        steps.append("rename")
+        return rename(path, target)
+
+    store = FileStore([tmp_path / "a"], "test", disk_reserve=0, fsync=True)
+    try:
+        monkeypatch.setattr(os, "fdatasync", lambda fd: steps.append(f"sync {os.fstat(fd).st_size}"))
+        monkeypatch.setattr(os, "fsync", lambda fd: steps.append(Path(f"/proc/self/fd/{fd}").readlink().name))
+        monkeypatch.setattr(Path, "rename", renamed)
+        handle = put(store).handle
+        assert steps == [f"sync {file_size(len(DATA))}", "rename", id_text(handle)[:2]]
+    finally:
+        store.close()
+
+
 @pytest.mark.parametrize("kept", [0, 1, 43, 44, 45, BLOCK_SIZE, len(DATA), len(DATA) + 12, len(DATA) + 55])
 def test_file_that_was_cut_off_is_quarantined_at_start(tmp_path: Path, kept: int) -> None:
     with opened(tmp_path / "a") as store:

@@ -26,7 +26,6 @@ from dfs.net.listener import Listener, ServeLimits, serve_forever
 from dfs.net.messages import (
     ChunkReport,
     ChunkReportReply,
-    DeleteReplica,
     ErrorReply,
     Heartbeat,
     HeartbeatReply,
@@ -34,6 +33,7 @@ from dfs.net.messages import (
     RegisterServer,
     RegisterServerReply,
 )
+from dfs.net.parts import DeleteReplica
 
 KEY = ClusterKey.from_secret(b"0" * 64, "test")
 SERVER = ServerId(bytes(range(16)))

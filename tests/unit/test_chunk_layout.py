@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from dfs.checksum import BLOCK_SIZE, block_checksums, crc32c
+from dfs.checksum import BLOCK_SIZE, block_checksums, combine_blocks, crc32c
 from dfs.chunk.layout import (
     CHUNK_SIZE_MAX,
     TAIL_SIZE_MAX,
@@ -82,3 +82,9 @@ def test_replica_of_a_newer_format_is_named_so() -> None:
 def test_checksum_list_that_does_not_fit_is_a_bug_of_the_caller() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         encode_tail(HANDLE, BLOCK_SIZE + 1, 0, bytes(4))
+
+
+@pytest.mark.parametrize("length", [0, 1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 9 * BLOCK_SIZE + 4321])
+def test_block_checksums_add_up_to_the_crc_of_the_whole(length: int) -> None:
+    data = os.urandom(length)
+    assert combine_blocks(block_checksums(data), length) == crc32c(data)

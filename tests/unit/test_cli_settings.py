@@ -15,13 +15,13 @@ from click.testing import Result
 
 from dfs.cli.cluster import _config_to_start
 from dfs.cli.context import Cli
-from dfs.cli.main import cli
+from dfs.cli.group import cli
 from dfs.client import DfsClient
 from dfs.client.plan import MASTERS_MAX
 from dfs.client.settings import MASTERS_MAX as SETTINGS_MASTERS_MAX
 from dfs.config import EMBEDDED_DEFAULT
-from dfs.errors import ConnectionFailed
-from dfs.net.messages import MasterStatus
+from dfs.errors import AuthenticationFailed, ConnectionFailed
+from dfs.net.parts import MasterStatus
 from dfs.testing.memory_client import MemoryClient
 
 Run = Callable[..., Result]
@@ -71,7 +71,7 @@ def test_without_a_cluster_the_error_says_how_to_get_one(run: Run) -> None:
 def test_config_shows_values_with_their_source(run: Run, tmp_path: Path) -> None:
     assert run("config", "replication", "2").exit_code == 0
     shown = run("config", "--timeout", "7").output.splitlines()
-    assert shown[0].split() == ["SETTING", "VALUE", "FROM", "MEANING"]
+    assert shown[0].split() == ["SETTING", "VALUE", "FROM"]
     by_key = {line.split()[0]: line for line in shown[1:]}
     assert by_key["replication"].split()[1:3] == ["2", str(tmp_path / "metadata.json")]
     assert "--timeout" in by_key["timeout_s"]
@@ -171,6 +171,14 @@ def test_status_works_without_a_quorum(client: MemoryClient, run: Run) -> None:
     assert "candidate" in result.output
     assert "1 of 3 masters answer and none of them leads" in result.output
     assert json.loads(run("status", "--json").output)["chunk_servers"] is None
+
+
+def test_status_tells_a_wrong_secret_from_silence(client: MemoryClient, run: Run) -> None:
+    client.masters = [(f"127.0.0.1:740{number}", AuthenticationFailed("wrong secret")) for number in (1, 2, 3)]
+    result = run("status")
+    assert result.exit_code == 5
+    assert result.output.splitlines()[0].count("refuses this client") == 3
+    assert "no master leads" not in result.output
 
 
 def test_limits_of_settings_and_client_agree() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 
+from dfs.cli.progress import Progress
 from dfs.errors import DiskFull, NoQuorum
 from dfs.testing.memory_client import MemoryClient
 
@@ -258,6 +259,49 @@ def test_cat_prints_bytes_unchanged(client: MemoryClient, run: Run) -> None:
     partly = run("cat", "/no", "/b")
     assert (partly.exit_code, partly.stdout_bytes) == (3, b"\n")
     assert run("cat", "/").exit_code == 1
+
+
+class Terminal(io.StringIO):
+    """A stderr that a person watches."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_appears_only_for_a_watcher_of_a_long_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("dfs.cli.progress.time.monotonic", lambda: now_s[0])
+    for stderr, seconds, has_bar in ((Terminal(), 2.0, True), (Terminal(), 0.5, False), (io.StringIO(), 2.0, False)):
+        monkeypatch.setattr("sys.stderr", stderr)
+        with Progress("put", 100) as progress:
+            now_s[0] += seconds
+            progress.advance(50)
+            progress.note("a line of its own")
+        assert "a line of its own" in stderr.getvalue()
+        assert ("put" in stderr.getvalue()) == has_bar
+
+
+def test_tail_follows_what_is_appended(client: MemoryClient, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.put(io.BytesIO(b"old\nlast\n"), "/log")
+    steps: Iterator[Callable[[], object]] = iter(
+        [
+            lambda: client.append(io.BytesIO(b"more\n"), "/log"),
+            lambda: None,
+            lambda: client.put(io.BytesIO(b"new\n"), "/log", overwrite=True),
+        ]
+    )
+
+    def sleep(_seconds: float) -> None:
+        step = next(steps, None)
+        if step is None:
+            raise KeyboardInterrupt
+        step()
+
+    monkeypatch.setattr("dfs.cli.reading.time.sleep", sleep)
+    result = run("tail", "-n", "1", "-f", "/log")
+    assert result.exit_code == 130
+    assert result.stdout_bytes == b"last\nmore\nnew\n"
+    assert "was replaced by a shorter file" in result.stderr
 
 
 LINES = b"".join(b"line %d\n" % number for number in range(100_000))

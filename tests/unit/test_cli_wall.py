@@ -10,10 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import Result
 
 from dfs.cli import wall
+from dfs.cli.group import cli
 from dfs.cli.verbs import ALIASES, VERBS
 from dfs.cli.workers import Stopped, Workers
 from dfs.errors import (
@@ -61,6 +63,21 @@ def test_documented_exit_codes_are_the_ones_in_use() -> None:
     assert documented == {
         value for name, value in vars(wall).items() if name.startswith("EXIT_") and name != "EXIT_CODES"
     }
+
+
+def test_the_manual_tells_of_every_verb_option_alias_and_exit_code() -> None:
+    manual = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    missing = [f"| {code} | {text} |" for code, text in wall.EXIT_CODES if f"| {code} | {text} |" not in manual]
+    missing += [name for name in [*ALIASES, "moveFromLocal"] if f"`{name}`" not in manual]
+    context = click.Context(cli, info_name="dfs")
+    for name in VERBS:
+        start = manual.find(f"\n### {name}\n")
+        section = manual[start : manual.find("\n### ", start + 1)] if start >= 0 else ""
+        command = cli.get_command(context, name)
+        assert command is not None
+        options = [o for p in command.params if isinstance(p, click.Option) and not p.hidden for o in p.opts]
+        missing += [f"{name} {option}" for option in ["Usage:", *options] if option not in section]
+    assert missing == []
 
 
 def test_an_unreachable_cluster_is_asked_once_not_for_every_operand(client: MemoryClient, run: Run) -> None:
@@ -159,7 +176,7 @@ def test_a_closed_pipe_is_silent(client: MemoryClient, run: Run, monkeypatch: py
         raise BrokenPipeError(32, "Broken pipe")
 
     monkeypatch.setattr(client, "stat", closed)
-    monkeypatch.setattr("dfs.cli.main._silence_stdout", lambda: None)
+    monkeypatch.setattr("dfs.cli.group._silence_stdout", lambda: None)
     result = run("stat", "/x")
     assert (result.exit_code, result.stderr) == (141, "")
 
@@ -190,7 +207,7 @@ def test_pwd_imports_neither_network_nor_rich() -> None:
     result = python(
         "-c",
         "import sys\n"
-        "from dfs.cli.main import cli\n"
+        "from dfs.cli.group import cli\n"
         "try:\n    cli.main(['pwd'])\n"
         "except SystemExit:\n    pass\n"
         "heavy = {'asyncio', 'rich', 'msgspec', 'dfs.net.messages', 'dfs.client.filesystem'}\n"

@@ -11,7 +11,8 @@ from dfs.client.calls import Calls, Session
 from dfs.clock import Deadline
 from dfs.errors import AlreadyExists, DeadlineExceeded, SessionExpired
 from dfs.ids import new_session_id
-from dfs.net.messages import OUTSTANDING_CALLS_MAX, CallId, Done, ErrorReply, MakeDirectory, Message, Mutation
+from dfs.net.messages import OUTSTANDING_CALLS_MAX, Done, ErrorReply, MakeDirectory, Message, Mutation
+from dfs.net.parts import CallId
 
 EXPIRED = ErrorReply.of(SessionExpired("gone"))
 

@@ -25,7 +25,7 @@ from dfs.client.plan import (
 )
 from dfs.errors import ERRORS, ChainBroken, DfsError, DiskFull, Retry, TokenExpired
 from dfs.ids import ChunkHandle, ServerId
-from dfs.net.messages import LocatedExtent, ServerInfo
+from dfs.net.parts import LocatedExtent, ServerInfo
 
 CHUNK_SIZE = 4 * BLOCK_SIZE
 

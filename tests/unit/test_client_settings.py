@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from dfs.client import plan
+from dfs.client import settings as settings_module
 from dfs.client.settings import FILE_SIZE_MAX, Settings, settings_path
 from dfs.errors import ConfigError
 
@@ -131,6 +133,10 @@ def test_a_linked_settings_file_stays_a_link(tmp_path: Path) -> None:
     Settings(cwd="/x").save(link)
     assert link.is_symlink()
     assert Settings.load(real).cwd == "/x"
+
+
+def test_limit_of_masters_is_the_client_s() -> None:
+    assert settings_module.MASTERS_MAX == plan.MASTERS_MAX
 
 
 def test_place_of_the_file_can_be_chosen_by_the_environment(tmp_path: Path) -> None:

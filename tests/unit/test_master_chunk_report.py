@@ -11,7 +11,8 @@ from dfs.ids import ChunkHandle, ServerId
 from dfs.master import chunk_report
 from dfs.master.chunk_report import HandleColumn, RecentChanges, ReportIntake, Verdict, judge
 from dfs.master.views import ChunkView
-from dfs.net.messages import ChunkReport, ReplicaReport
+from dfs.net.messages import ChunkReport
+from dfs.net.parts import ReplicaReport
 
 A, B = ServerId(b"a" * 16), ServerId(b"b" * 16)
 GRACE_S = 100.0
@@ -47,11 +48,15 @@ def test_only_stale_garbage_and_orphaned_replicas_are_deleted() -> None:
     assert {verdict for verdict in Verdict if verdict.is_delete} == {Verdict.STALE, Verdict.GARBAGE, Verdict.ORPHAN}
 
 
-@given(st.sets(st.binary(min_size=16, max_size=16)), st.sets(st.binary(min_size=16, max_size=16)))
+HANDLES = st.one_of(st.binary(min_size=16, max_size=16), st.integers(0, 40).map(lambda n: bytes(15) + bytes([n])))
+
+
+@given(st.sets(HANDLES), st.sets(HANDLES))
 def test_a_handle_column_holds_exactly_what_was_put_in(held: set[bytes], others: set[bytes]) -> None:
     column = HandleColumn()
     column.extend(sorted(held))
     assert list(column) == sorted(held)
+    assert (len(column), column.last) == (len(held), max(held, default=None))
     assert all(one in column for one in held)
     assert not any(one in column for one in others - held)
 

@@ -6,7 +6,7 @@ from dfs.ids import ChunkHandle, ServerId
 from dfs.master import garbage
 from dfs.master.garbage import ORDERS_WAITING_MAX, RESEND_AFTER_S, SCAN_MAX, OrderBook, plan_garbage
 from dfs.master.views import GarbageChunk
-from dfs.net.messages import ReplicaReport
+from dfs.net.parts import ReplicaReport
 
 A, B = ServerId(b"a" * 16), ServerId(b"b" * 16)
 

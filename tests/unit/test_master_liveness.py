@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dfs.ids import ServerId
 from dfs.master.liveness import NEVER_HEARD_S, ClusterView, Liveness, Transition
-from dfs.net.messages import DiskReport, Heartbeat
+from dfs.net.messages import Heartbeat
+from dfs.net.parts import DiskReport
 
 A, B = ServerId(b"a" * 16), ServerId(b"b" * 16)
 HOME, AWAY = "10.0.0.1:7500", "10.0.0.2:7500"

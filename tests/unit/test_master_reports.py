@@ -17,14 +17,12 @@ from dfs.net.messages import (
     ORDERS_MAX,
     CommitFile,
     Delete,
-    DeleteReplica,
     Heartbeat,
     HeartbeatReply,
-    NewChunk,
-    NewExtent,
     RegisterServer,
     RegisterServerReply,
 )
+from dfs.net.parts import DeleteReplica, NewChunk, NewExtent
 from dfs.testing.masters import MIB, MasterTrio, PretendServer
 
 
@@ -132,6 +130,9 @@ def test_a_copied_data_directory_is_refused_with_advice_until_the_first_server_i
         trio.clock.advance(1.5)
         with pytest.raises(InvalidArgument, match=r"alive at 10\.0\.1\.1:7500.*copied"):
             await twin.register()
+        known = trio.leader.state.server(server.server_id)
+        assert known is not None
+        assert known.address == server.address, "the registry still sends clients to the first one"
         assert not (await server.beat()).must_register, "the first one is left alone"
         trio.clock.advance(2.5)
         await twin.register()
@@ -439,6 +440,30 @@ def test_many_lost_replicas_are_settled_in_bounded_steps(monkeypatch: pytest.Mon
         assert left == [5, 2, 0]
         assert trio.leader.state.space(None).missing == 8
         trio.check_invariants()
+
+    run(test())
+
+
+def test_a_report_that_begins_during_a_comparison_replaces_the_older_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "SLICE_S", 0.0)
+    monkeypatch.setattr(reports, "SLICE_STEPS", 1)
+
+    async def test() -> None:
+        trio, servers = await started(1)
+        server = servers[0]
+        handles = await stored(trio, servers, "/f", 8 * MIB)
+        held = dict(server.replicas)
+        server.replicas.clear()
+        await server.report()
+        comparison = asyncio.create_task(trio.leader.reports.compare_next())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not comparison.done(), "it gives way to other work"
+        server.replicas.update(held)
+        await server.report(page_size=3)
+        await comparison
+        await settle(trio, server, beats=4)
+        assert all(holders(trio, handle) == {"c1"} for handle in handles)
 
     run(test())
 

@@ -31,7 +31,6 @@ from dfs.net.messages import (
     Allocate,
     AllocateReply,
     AppendExtents,
-    CallId,
     Copy,
     Delete,
     DeleteReply,
@@ -50,8 +49,6 @@ from dfs.net.messages import (
     LocateReply,
     MakeDirectory,
     Message,
-    NewChunk,
-    NewExtent,
     Ping,
     Pong,
     RemoveDirectory,
@@ -63,6 +60,7 @@ from dfs.net.messages import (
     Touch,
     Undelete,
 )
+from dfs.net.parts import CallId, NewChunk, NewExtent
 from dfs.testing.masters import MIB, MasterTrio, PretendServer
 
 

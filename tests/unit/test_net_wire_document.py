@@ -18,10 +18,11 @@ import pytest
 
 import dfs.master.commands as _commands  # registers its numbers, too
 from dfs.ids import ChunkHandle
-from dfs.net import messages
+from dfs.net import messages, parts
 from dfs.net.auth import ClusterKey, Rights, sign_token
 from dfs.net.frames import PREFIX_SIZE, decode_prefix, encode_frame
-from dfs.net.messages import Message, Part, Stat, decode, encode
+from dfs.net.messages import Message, Stat, decode, encode
+from dfs.net.parts import Part
 from dfs.net.session import NONCE_SIZE, Handshake, Role
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,7 +45,7 @@ def types() -> list[type[Message]]:
     return [messages._TYPES[code] for code in sorted(messages._TYPES) if messages._TYPES[code].__module__ in SHIPPED]
 
 
-SHIPPED = (messages.__name__, _commands.__name__)
+SHIPPED = (messages.__name__, parts.__name__, _commands.__name__)
 
 
 # --- golden bytes -------------------------------------------------------------------------------------

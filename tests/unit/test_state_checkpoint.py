@@ -16,6 +16,7 @@ from dfs.master import checkpoint
 from dfs.master.commands import PutServer
 from dfs.master.state import MasterState
 from dfs.net import messages as m
+from dfs.net import parts
 
 SESSION = SessionId(b"s" * 16)
 
@@ -27,12 +28,12 @@ def _filled(files: int = 12) -> MasterState:
     for server_id in servers:
         state.apply(1_000, PutServer(server_id, "c", "h:1", "r"))
     for number in range(1, files + 1):
-        chunk = m.NewChunk(ChunkHandle(rng.randbytes(16)), 10, 5, tuple(rng.sample(servers, 3)))
-        extents = (m.NewExtent(0, 0, 10),) if number % 2 else (m.NewExtent(0, 0, 4), m.NewExtent(0, 4, 6))
+        chunk = parts.NewChunk(ChunkHandle(rng.randbytes(16)), 10, 5, tuple(rng.sample(servers, 3)))
+        extents = (parts.NewExtent(0, 0, 10),) if number % 2 else (parts.NewExtent(0, 0, 4), parts.NewExtent(0, 4, 6))
         path = f"/d{number % 3}/sub/{number:08d}"
-        call = m.CallId(SESSION, number, max(1, number - 5))
+        call = parts.CallId(SESSION, number, max(1, number - 5))
         state.apply(1_000 + number, m.CommitFile(call, path, (chunk,), extents, 1 + number % 3, parents=True))
-    calls = (m.CallId(SessionId(bytes([number]) * 16), 1, 1) for number in range(100))
+    calls = (parts.CallId(SessionId(bytes([number]) * 16), 1, 1) for number in range(100))
     state.apply(50_000, m.Delete(next(calls), "/d0", recursive=True))
     state.apply(50_001, m.Delete(next(calls), "/d1/sub/00000001"))
     state.apply(50_002, m.Delete(next(calls), "/d1/sub/00000004", skip_trash=True))
@@ -78,10 +79,10 @@ def test_the_results_of_a_session_may_span_pieces(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(checkpoint, "PIECE_SIZE", 1_000)
     state, other = MasterState(), MasterState()
     for sequence in range(1, 60):
-        state.apply(1_000, m.Touch(m.CallId(SESSION, sequence, 1), f"/{sequence}"))
+        state.apply(1_000, m.Touch(parts.CallId(SESSION, sequence, 1), f"/{sequence}"))
     other.load(state.dump())
     assert list(other.dump()) == list(state.dump())
-    assert other.apply(1_000, m.Touch(m.CallId(SESSION, 7, 1), "/7")) == m.StatReply(state.stat("/7"))
+    assert other.apply(1_000, m.Touch(parts.CallId(SESSION, 7, 1), "/7")) == m.StatReply(state.stat("/7"))
 
 
 @pytest.mark.parametrize(
@@ -133,6 +134,6 @@ def test_applying_during_a_dump_is_noticed() -> None:
     state = _filled()
     pieces = state.dump()
     next(pieces)
-    state.apply(60_000, m.Touch(m.CallId(SessionId(b"n" * 16), 1, 1), "/x"))
+    state.apply(60_000, m.Touch(parts.CallId(SessionId(b"n" * 16), 1, 1), "/x"))
     with pytest.raises(InternalError, match="during a dump"):
         next(pieces)

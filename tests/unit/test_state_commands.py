@@ -26,6 +26,7 @@ from dfs.master.commands import (
 from dfs.master.state import MasterState
 from dfs.master.trash import RELEASE_STEP_MAX
 from dfs.net import messages as m
+from dfs.net import parts
 from dfs.paths import PATH_SIZE_MAX
 
 SERVERS = [ServerId(bytes([number]) * 16) for number in (1, 2, 3, 4)]
@@ -51,7 +52,7 @@ class Master:
     def call(self, command: type[m.Mutation], *args: Any, **kwargs: Any) -> m.Message:
         self.sequence += 1
         make: Callable[..., m.Message] = command
-        return self.duty(make(m.CallId(SessionId(b"s" * 16), self.sequence, self.sequence), *args, **kwargs))
+        return self.duty(make(parts.CallId(SessionId(b"s" * 16), self.sequence, self.sequence), *args, **kwargs))
 
     def ok(self, reply_type: type[MessageT], command: type[m.Mutation], *args: Any, **kwargs: Any) -> MessageT:
         reply = self.call(command, *args, **kwargs)
@@ -63,13 +64,13 @@ class Master:
         assert isinstance(reply, m.ErrorReply), reply
         return reply.code
 
-    def chunk(self, length: int = 10, servers: tuple[ServerId, ...] = tuple(SERVERS[:3])) -> m.NewChunk:
-        return m.NewChunk(ChunkHandle(next(self.handles).to_bytes(16, "big")), length, 7, servers)
+    def chunk(self, length: int = 10, servers: tuple[ServerId, ...] = tuple(SERVERS[:3])) -> parts.NewChunk:
+        return parts.NewChunk(ChunkHandle(next(self.handles).to_bytes(16, "big")), length, 7, servers)
 
     def put(self, path: str, length: int = 10, replication: int = 3, **kwargs: Any) -> ChunkHandle:
         """Put a file of one chunk; return the chunk."""
         chunk = self.chunk(length)
-        self.ok(m.StatReply, m.CommitFile, path, (chunk,), (m.NewExtent(0, 0, length),), replication, **kwargs)
+        self.ok(m.StatReply, m.CommitFile, path, (chunk,), (parts.NewExtent(0, 0, length),), replication, **kwargs)
         return chunk.handle
 
     def names(self, path: str = "/") -> list[str]:
@@ -121,7 +122,7 @@ def test_append_adds_to_the_end_and_changes_the_version(master: Master) -> None:
     first = master.put("/f", 10)
     version = master.state.stat("/f").version
     chunk = master.chunk(8)
-    extents = (m.NewExtent(0, 4, 4), m.NewExtent(0, 0, 2))
+    extents = (parts.NewExtent(0, 4, 4), parts.NewExtent(0, 0, 2))
     master.ok(m.StatReply, m.AppendExtents, "/f", (chunk,), extents)
     view = master.state.extents("/f", 0, 10, 0)
     assert view.extents == ((first, 0, 10), (chunk.handle, 4, 4), (chunk.handle, 0, 2))
@@ -141,28 +142,28 @@ def test_append_beyond_the_extents_of_a_file_is_refused(master: Master, monkeypa
     monkeypatch.setattr(packing, "EXTENTS_MAX", 2)
     master.put("/f")
     chunk = master.chunk()
-    extents = (m.NewExtent(0, 0, 1), m.NewExtent(0, 0, 10))
+    extents = (parts.NewExtent(0, 0, 1), parts.NewExtent(0, 0, 10))
     assert master.refused(m.AppendExtents, "/f", (chunk,), extents) == "limit_exceeded"
     assert master.ok(m.StatReply, m.AppendExtents, "/f", (chunk,), extents[1:]).status.extent_count == 2
 
 
 def test_a_chunk_on_an_unregistered_server_is_refused(master: Master) -> None:
     chunk = master.chunk(10, (ServerId(b"?" * 16),))
-    assert master.refused(m.CommitFile, "/f", (chunk,), (m.NewExtent(0, 0, 10),), 3) == "invalid_argument"
+    assert master.refused(m.CommitFile, "/f", (chunk,), (parts.NewExtent(0, 0, 10),), 3) == "invalid_argument"
     assert master.names() == []
 
 
 def test_a_handle_is_never_taken_twice_not_even_from_the_garbage(master: Master) -> None:
     handle = master.put("/f")
-    chunk = m.NewChunk(handle, 10, 7, (SERVERS[0],))
-    content = ((chunk,), (m.NewExtent(0, 0, 10),))
+    chunk = parts.NewChunk(handle, 10, 7, (SERVERS[0],))
+    content = ((chunk,), (parts.NewExtent(0, 0, 10),))
     assert master.refused(m.CommitFile, "/g", *content, 3) == "chunk_exists"
     master.ok(m.DeleteReply, m.Delete, "/f", skip_trash=True)
     assert master.refused(m.CommitFile, "/g", *content, 3) == "chunk_exists"
 
 
 def test_too_many_chunks_in_one_call_are_refused(master: Master) -> None:
-    extents = (m.NewExtent(0, 0, 1),) * (m.COMMIT_CHUNKS_MAX + 1)
+    extents = (parts.NewExtent(0, 0, 1),) * (m.COMMIT_CHUNKS_MAX + 1)
     assert master.refused(m.CommitFile, "/f", (master.chunk(),), extents, 3) == "limit_exceeded"
 
 
@@ -390,7 +391,7 @@ def test_a_large_release_is_spread_over_the_next_commands(master: Master) -> Non
     master.ok(m.StatReply, m.MakeDirectory, "/d")
     chunk = master.chunk(10)
     count = 2 * RELEASE_STEP_MAX + 10
-    master.ok(m.StatReply, m.CommitFile, "/d/f", (chunk,), (m.NewExtent(0, 0, 10),) * count, 3)
+    master.ok(m.StatReply, m.CommitFile, "/d/f", (chunk,), (parts.NewExtent(0, 0, 10),) * count, 3)
     master.put("/d/g")
     master.ok(m.DeleteReply, m.Delete, "/d", recursive=True, skip_trash=True)
     assert master.names() == []
@@ -524,14 +525,14 @@ def test_very_deep_trees_need_no_recursion(master: Master) -> None:
     master.ok(m.StatReply, m.MakeDirectory, "/d" * 500, parents=True)
     for number in range(3):
         master.sequence += 1
-        call = m.CallId(SessionId(b"s" * 16), master.sequence, master.sequence)
+        call = parts.CallId(SessionId(b"s" * 16), master.sequence, master.sequence)
         master.state.apply(5, m.MakeDirectory(call, f"/t{number}" + "/d" * 498, True))
         master.sequence += 1
-        call = m.CallId(SessionId(b"s" * 16), master.sequence, master.sequence)
+        call = parts.CallId(SessionId(b"s" * 16), master.sequence, master.sequence)
         reply = master.state.apply(5, m.Rename(call, "/d", f"/t{number}" + "/d" * 499))
         assert isinstance(reply, m.StatReply), reply
         master.sequence += 1
-        call = m.CallId(SessionId(b"s" * 16), master.sequence, master.sequence)
+        call = parts.CallId(SessionId(b"s" * 16), master.sequence, master.sequence)
         master.state.apply(5, m.Rename(call, f"/t{number}", "/d"))
     assert master.state.stat("/").directory_count > 1_500
     other = MasterState()

@@ -26,6 +26,7 @@ from dfs.master.commands import (
 )
 from dfs.master.state import MasterState
 from dfs.net import messages as m
+from dfs.net import parts
 from dfs.paths import join
 from dfs.testing.naive_state import NaiveFile, NaiveState
 
@@ -49,9 +50,9 @@ class Chooser:
         self.judge = judge
         self.next_number = 1
 
-    def step(self) -> tuple[Callable[[m.CallId], m.Message] | m.Message, SessionId, int, str]:
+    def step(self) -> tuple[Callable[[parts.CallId], m.Message] | m.Message, SessionId, int, str]:
         rng = self.rng
-        kinds: list[Callable[[], Callable[[m.CallId], m.Message] | m.Message]] = [
+        kinds: list[Callable[[], Callable[[parts.CallId], m.Message] | m.Message]] = [
             self.tree,
             self.tree,
             self.content,
@@ -81,10 +82,10 @@ class Chooser:
             return join(rng.choice(directories), rng.choice(NAMES))
         return path
 
-    def tree(self) -> Callable[[m.CallId], m.Message]:
+    def tree(self) -> Callable[[parts.CallId], m.Message]:
         path, target, fresh = self.path(), self.path(fresh=True), self.path(fresh=True)
         x, y = self.flag(), self.flag()
-        makers: list[Callable[[m.CallId], m.Message]] = [
+        makers: list[Callable[[parts.CallId], m.Message]] = [
             lambda call: m.MakeDirectory(call, fresh, x),
             lambda call: m.MakeDirectory(call, fresh, x),
             lambda call: m.RemoveDirectory(call, path),
@@ -97,12 +98,12 @@ class Chooser:
         ]
         return self.rng.choice(makers)
 
-    def content(self) -> Callable[[m.CallId], m.Message]:
+    def content(self) -> Callable[[parts.CallId], m.Message]:
         path, x, y = self.path(), self.flag(), self.flag()
         chunks, extents = self.chunks_and_extents()
         goal = self.rng.choice([1, 2, 3, 3, 4, 16, 0, 17, -1])
         mtime_ms = self.rng.choice([0, 0, 0, 77, 77, -1, 1 << 60])
-        makers: list[Callable[[m.CallId], m.Message]] = [
+        makers: list[Callable[[parts.CallId], m.Message]] = [
             lambda call: m.CommitFile(call, self.path(fresh=True), chunks, extents, goal, x, y, mtime_ms),
             lambda call: m.CommitFile(call, path, chunks, extents, 3, True, True),
             lambda call: m.AppendExtents(call, path, chunks, extents, x),
@@ -115,36 +116,36 @@ class Chooser:
         """Return an old handle of any fate."""
         return ChunkHandle(self.rng.randrange(self.next_number).to_bytes(16, "big"))
 
-    def chunks_and_extents(self) -> tuple[tuple[m.NewChunk, ...], tuple[m.NewExtent, ...]]:
+    def chunks_and_extents(self) -> tuple[tuple[parts.NewChunk, ...], tuple[parts.NewExtent, ...]]:
         rng = self.rng
-        chunks: list[m.NewChunk] = []
-        extents: list[m.NewExtent] = []
+        chunks: list[parts.NewChunk] = []
+        extents: list[parts.NewExtent] = []
         for index in range(rng.choice([0, 1, 1, 2, 3])):
             handle = ChunkHandle(self.next_number.to_bytes(16, "big"))
             self.next_number += 1
             length, servers = rng.randint(1, 9), rng.sample(SERVERS[:3], rng.randint(1, 3))
-            chunks.append(m.NewChunk(handle, length, handle[15] * 7, tuple(servers)))
+            chunks.append(parts.NewChunk(handle, length, handle[15] * 7, tuple(servers)))
             for _ in range(rng.randint(0, 2)):
                 offset = rng.randrange(length)
-                extents.append(m.NewExtent(index, offset, rng.randint(1, length - offset)))
-            extents.append(m.NewExtent(index, 0, length))
+                extents.append(parts.NewExtent(index, offset, rng.randint(1, length - offset)))
+            extents.append(parts.NewExtent(index, 0, length))
         rng.shuffle(extents)
         if chunks and rng.random() < 0.15:
             self.break_one(chunks, extents)
         return tuple(chunks), tuple(extents)
 
-    def break_one(self, chunks: list[m.NewChunk], extents: list[m.NewExtent]) -> None:
+    def break_one(self, chunks: list[parts.NewChunk], extents: list[parts.NewExtent]) -> None:
         chunk, rng = chunks[0], self.rng
         handle, length, crc, servers = chunk.handle, chunk.length, chunk.crc, chunk.servers
-        wrong_extents = [m.NewExtent(0, length, 1), m.NewExtent(len(chunks), 0, 1), m.NewExtent(0, -1, 1)]
+        wrong_extents = [parts.NewExtent(0, length, 1), parts.NewExtent(len(chunks), 0, 1), parts.NewExtent(0, -1, 1)]
         wrong_chunks = [
-            m.NewChunk(handle, length, crc, ()),
-            m.NewChunk(handle, length, crc, (*servers, STRANGER)),
-            m.NewChunk(handle, length, crc, (servers[0], servers[0])),
-            m.NewChunk(ChunkHandle(b"short"), length, crc, servers),
-            m.NewChunk(handle, (1 << 28) + 1, crc, servers),
-            m.NewChunk(handle, length, 1 << 32, servers),
-            m.NewChunk(self.handle(), length, crc, servers),
+            parts.NewChunk(handle, length, crc, ()),
+            parts.NewChunk(handle, length, crc, (*servers, STRANGER)),
+            parts.NewChunk(handle, length, crc, (servers[0], servers[0])),
+            parts.NewChunk(ChunkHandle(b"short"), length, crc, servers),
+            parts.NewChunk(handle, (1 << 28) + 1, crc, servers),
+            parts.NewChunk(handle, length, 1 << 32, servers),
+            parts.NewChunk(self.handle(), length, crc, servers),
             chunks[-1],
         ]
         if rng.random() < 0.3:
@@ -154,7 +155,7 @@ class Chooser:
         else:
             chunks[0] = rng.choice(wrong_chunks)
 
-    def trash(self) -> Callable[[m.CallId], m.Message]:
+    def trash(self) -> Callable[[parts.CallId], m.Message]:
         rng, trash = self.rng, self.judge.trash
         number = rng.choice([*trash, 99, -1])
         path = trash[number].path if number in trash and rng.random() < 0.9 else self.path()
@@ -212,7 +213,7 @@ class History:
         else:
             self.sequences[session] += 1
             sequence = self.sequences[session]
-            command = make(m.CallId(session, sequence, max(1, sequence - 3)))
+            command = make(parts.CallId(session, sequence, max(1, sequence - 3)))
             reply = self.apply(command)
             if isinstance(reply, m.ErrorReply):
                 assert _without_sessions(self.first) == _without_sessions_of(before), "an error changed something"
@@ -286,7 +287,7 @@ def _tree_of(state: MasterState) -> dict[str, object]:
             entries, has_more = state.list_directory(directory, after, 2)
             for entry in entries:
                 after, path = entry.path, f"{directory.rstrip('/')}/{entry.path}"
-                if entry.kind is m.Kind.DIRECTORY:
+                if entry.kind is parts.Kind.DIRECTORY:
                     found[path] = entry.mtime_ms
                     todo.append(path)
                 else:
@@ -294,7 +295,7 @@ def _tree_of(state: MasterState) -> dict[str, object]:
     return found
 
 
-def _extents_of(state: MasterState, path: str, entry: m.FileStatus) -> list[tuple[ChunkHandle, int, int]]:
+def _extents_of(state: MasterState, path: str, entry: parts.FileStatus) -> list[tuple[ChunkHandle, int, int]]:
     found: list[tuple[ChunkHandle, int, int]] = []
     offset, has_more = 0, True
     while has_more:

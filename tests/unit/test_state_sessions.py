@@ -11,7 +11,8 @@ from dfs.ids import SessionId
 from dfs.master.commands import ExpireSessions
 from dfs.master.sessions import SessionTable
 from dfs.master.state import MasterState
-from dfs.net.messages import OUTSTANDING_CALLS_MAX, CallId, Done, ErrorReply, MakeDirectory, Message, RemoveDirectory
+from dfs.net.messages import OUTSTANDING_CALLS_MAX, Done, ErrorReply, MakeDirectory, Message, RemoveDirectory
+from dfs.net.parts import CallId
 
 ONE, TWO = SessionId(b"1" * 16), SessionId(b"2" * 16)
 

@@ -1,0 +1,558 @@
+"""Do the overrides of pysyncobj decide right, message by message? One node, no network, no clock to wait for.
+
+Each test names the fault letter of the pysyncobj study whose experiment it makes again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pysyncobj.syncobj as library
+import pytest
+
+from dfs.errors import ConfigError, DfsError, StorageCorrupt
+from dfs.master import raft_engine
+from dfs.master.raft_checkpoint import (
+    CheckpointFolder,
+    CheckpointHead,
+    CheckpointSender,
+    write_checkpoint,
+)
+from dfs.master.raft_engine import CANDIDATE, FOLLOWER, LEADER, Engine, EngineJournal, EngineStopped, check_library
+from dfs.master.raft_gate import Gate
+from dfs.master.raft_transport import RaftTransport
+from dfs.master.raft_wire import (
+    Append,
+    AppendPiece,
+    AppendReply,
+    PreVote,
+    PreVoteReply,
+    RaftMessage,
+    ReadRound,
+    ReadRoundReply,
+    RequestVote,
+    StaleTerm,
+    TakeOver,
+    Vote,
+    decode_body,
+    encode_raft,
+    join_bodies,
+)
+
+NOTHING = b"\x01"
+
+
+def entry(index: int, term: int, text: bytes = b"x") -> tuple[bytes, int, int]:
+    return b"\x00" + b"\x91\xc4" + bytes([len(text)]) + text, index, term  # a msgpack list of one bin
+
+
+class Machine:
+    """Collects commands; raises on `poison`."""
+
+    def __init__(self) -> None:
+        self.commands: list[bytes] = []
+        self.attempts = 0
+
+    def apply_encoded(self, command: bytes) -> int:
+        self.attempts += 1
+        if command == b"poison":
+            raise ValueError(command)
+        self.commands.append(command)
+        return len(self.commands)
+
+    def dump(self) -> Iterator[bytes]:
+        yield from self.commands
+
+    def load(self, pieces: Iterable[bytes]) -> None:
+        self.commands = list(pieces)
+
+
+class Recorder(RaftTransport):
+    """Keeps what would be sent."""
+
+    def __init__(self, name: str, peers: list[str]) -> None:
+        addresses = dict.fromkeys([name, *peers], "127.0.0.1:1")
+        super().__init__(name=name, peers=addresses, key=b"k" * 32, dead_after_s=9)
+        self.sent: list[tuple[str, RaftMessage]] = []
+
+    def join(self, gate: Gate) -> None:
+        self._user = gate
+        for node in self._nodes.values():
+            self._onNodeConnected(node)
+
+    def send(self, node: Any, message: dict[str, Any]) -> bool:
+        translated = self.user.translate(str(node.id), message)
+        return translated is not None and self.put(str(node.id), *translated)
+
+    def put(self, peer: str, message: RaftMessage, needed: int) -> bool:
+        (decoded,) = decode_body(join_bodies([encode_raft(message)]))
+        self.sent.append((peer, decoded))
+        return True
+
+
+class Node:
+    """One engine behind its gate."""
+
+    def __init__(self, folder: Path, *, peers: tuple[str, ...] = ("b", "c"), own: str = "a") -> None:
+        self.folder = folder
+        self.failures: list[DfsError] = []
+        self.prevotes: list[tuple[str, int]] = []
+        self.confirmed: list[tuple[str, int]] = []
+        self.machine = Machine()
+        self.journal = EngineJournal(folder / "log", name=own, fsync=False, segment_size=16 * 1024)
+        self.transport = Recorder(own, list(peers))
+        self.checkpoints = CheckpointFolder(folder / "checkpoints", fsync=False)
+        self.engine = Engine(
+            name=own,
+            peers=list(peers),
+            journal=self.journal,
+            folder=self.checkpoints,
+            machine=self.machine,
+            transport=self.transport,
+            is_congested=lambda _peer: False,
+            election_timeout_s=(0.5, 1.0),
+            heartbeat_s=0.1,
+            on_role=lambda _old, _new: None,
+            on_failure=self.failures.append,
+        )
+        self.engine.heard_at_s = time.monotonic() - 100
+        self.gate = Gate(self.engine, self.transport, self)
+        self.transport.join(self.gate)
+        self.sync()
+
+    def prevote_granted(self, peer: str, number: int) -> None:
+        self.prevotes.append((peer, number))
+
+    def leadership_confirmed(self, peer: str, number: int) -> None:
+        self.confirmed.append((peer, number))
+
+    def sync(self) -> None:
+        """Let the disk catch up."""
+        self.journal.durable = self.journal.sequence
+        self.journal.durable_index = self.journal.last_index
+        self.gate.release_held()
+
+    def get(self, peer: str, message: RaftMessage) -> list[RaftMessage]:
+        """Receive a message; return what is answered to that peer."""
+        self.transport.sent.clear()
+        self.gate.received(peer, message)
+        return [sent for to, sent in self.transport.sent if to == peer]
+
+    def lead(self) -> None:
+        """Win an election and get the first entry of the term committed."""
+        self.engine.may_campaign = True
+        self.engine.tick()
+        for peer in self.transport.peers:
+            self.gate.received(peer, Vote(self.journal.term))
+        self.engine.replicate()
+        self.sync()
+        for peer in self.transport.peers:
+            self.acknowledge(peer)
+        self.engine.tick()
+        assert self.engine.leads_with_own_entry
+
+    def acknowledge(self, peer: str, next_index: int | None = None, serial: int = 10**9) -> None:
+        upto = self.journal.last_index + 1 if next_index is None else next_index
+        self.gate.received(peer, AppendReply(self.journal.term, serial, upto, False, True))
+
+    def propose(self, *commands: bytes) -> list[Any]:
+        """Propose one log entry; return the list that will hold (results, reason)."""
+        outcome: list[Any] = []
+        self.engine.submit(list(commands), lambda results, reason: outcome.append((results, reason)))
+        self.engine.tick()
+        self.engine.replicate()
+        return outcome
+
+    def restart(self) -> Node:
+        """Stop cleanly (what is buffered reaches the file) and open again."""
+        self.engine.stop()
+        self.journal.attach(lambda *_: None, lambda: None, self.failures.append)
+        self.journal.close()
+        return Node(self.folder)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def node(folder: Path) -> Iterator[Node]:
+    node = Node(folder)
+    yield node
+    node.engine.stop()
+
+
+def entries(first: int, last: int, term: int = 1) -> list[tuple[bytes, int, int]]:
+    return [entry(index, term) for index in range(first, last + 1)]
+
+
+def append(
+    previous: int, new: list[tuple[bytes, int, int]], *, term: int = 1, previous_term: int = 1, commit: int = 1
+) -> Append:
+    return Append(term, 1, commit, previous, previous_term, new)
+
+
+def filled(node: Node, last: int = 10, commit: int = 1) -> Node:
+    """A follower of b in term 1 that holds entries up to `last`."""
+    (reply,) = node.get("b", append(1, entries(2, last), previous_term=0, commit=commit))
+    assert isinstance(reply, AppendReply)
+    assert (reply.next_index, reply.is_success) == (last + 1, True)
+    node.engine.tick()
+    return node
+
+
+def piece_of(folder: Path, head: CheckpointHead, *, flip: int | None = None, term: int = 2) -> AppendPiece:
+    path = folder / "foreign.dfs"
+    write_checkpoint(path, head, [b"state"], fsync=False)
+    sender = CheckpointSender(path, head.index)
+    piece = sender.next_piece()
+    sender.close()
+    assert piece.is_last
+    data = bytearray(piece.data)
+    if flip is not None:
+        data[flip] ^= 1
+    return AppendPiece(term, 7, head.index + 5, head.index, 0, bytes(data), True)
+
+
+def test_the_installed_library_is_the_one_the_overrides_are_written_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_library()
+    monkeypatch.setattr(library, "VERSION", "0.3.18")
+    with pytest.raises(ConfigError, match=r"0\.3\.18 is installed"):
+        check_library()
+
+
+def test_fault_a_no_second_vote_in_a_term_after_a_restart(node: Node) -> None:
+    ask = RequestVote(5, 100, 4, False)
+    assert node.get("b", ask) == [Vote(5)]
+    again = node.restart()
+    assert again.journal.term == 5
+    assert again.get("c", ask) == []
+    assert again.get("c", RequestVote(6, 100, 4, False)) == [Vote(6)]
+
+
+def test_fault_a_a_vote_waits_for_the_disk(node: Node) -> None:
+    before = node.journal.durable
+    translated = []
+    real = node.transport.put
+    node.transport.put = lambda peer, message, needed: translated.append(needed) or real(peer, message, needed)  # type: ignore[method-assign, func-returns-value]
+    assert node.get("b", RequestVote(5, 100, 4, False)) == [Vote(5)]
+    assert translated[0] > before == node.journal.durable
+
+
+def test_fault_c_a_resent_or_older_message_truncates_nothing(node: Node) -> None:
+    filled(node)
+    (reply,) = node.get("b", append(1, entries(2, 5), previous_term=0))
+    assert node.journal.last_index == 10
+    assert isinstance(reply, AppendReply)
+    assert (reply.next_index, reply.is_success) == (6, True)
+    node.get("b", append(3, []))
+    assert node.journal.last_index == 10
+
+
+def test_fault_c_a_real_conflict_is_truncated(node: Node) -> None:
+    filled(node)
+    node.get("b", append(6, [entry(7, 3, b"new")], term=3))
+    assert node.journal.entries[-1] == entry(7, 3, b"new")
+
+
+def test_fault_c_overwriting_a_committed_entry_stops_the_node(node: Node) -> None:
+    filled(node, commit=8)
+    assert node.engine.commit_index == 8
+    node.get("b", append(6, [entry(7, 3, b"new")], term=3))
+    assert "overwrites the committed log entry 7" in str(node.failures[0])
+    assert node.journal.last_index == 10
+    with pytest.raises(EngineStopped):
+        node.engine.tick()
+
+
+def test_fault_d1_a_reply_beyond_the_own_log_counts_for_nothing(node: Node) -> None:
+    node.lead()
+    outcome = node.propose(b"x")
+    node.sync()
+    node.acknowledge("b", 1000)
+    node.engine.tick()
+    assert outcome == []
+    node.acknowledge("b")
+    node.engine.tick()
+    assert outcome == [([1], 0)]
+
+
+def test_fault_d1_a_reply_of_an_older_term_counts_for_nothing(node: Node) -> None:
+    node.lead()
+    outcome = node.propose(b"x")
+    node.sync()
+    node.gate.received("b", AppendReply(node.journal.term - 1, 1, node.journal.last_index + 1, False, True))
+    node.engine.tick()
+    assert outcome == []
+
+
+def test_fault_d2_one_voter_counts_once(folder: Path) -> None:
+    node = Node(folder, peers=("b", "c", "d", "e"))
+    node.engine.may_campaign = True
+    node.engine.tick()
+    node.gate.received("b", Vote(1))
+    node.gate.received("b", Vote(1))
+    assert node.engine.role == CANDIDATE
+    node.gate.received("c", Vote(1))
+    assert node.engine.role == LEADER
+
+
+def test_nothing_commits_before_it_is_on_the_own_disk(node: Node) -> None:
+    node.lead()
+    outcome = node.propose(b"x")
+    node.acknowledge("b")
+    node.acknowledge("c")
+    node.engine.tick()
+    assert outcome == []
+    node.sync()
+    node.engine.tick()
+    assert outcome == [([1], 0)]
+
+
+def test_fault_e4_a_follower_never_forwards_a_command(node: Node) -> None:
+    filled(node)
+    node.transport.sent.clear()
+    node.engine.submit([b"x"], lambda _results, _reason: None)
+    node.engine.tick()
+    assert node.transport.sent == []
+
+
+def test_fault_e5_an_exception_in_apply_stops_the_node_after_one_attempt(node: Node) -> None:
+    node.lead()
+    node.propose(b"poison")
+    node.sync()
+    node.acknowledge("b")
+    for _ in range(3):
+        with pytest.raises(EngineStopped):
+            node.engine.tick()
+    assert node.machine.attempts == 1
+    assert "a bug" in str(node.failures[0])
+    assert len(node.failures) == 1
+
+
+def test_fault_f1_a_live_leader_is_not_deposed_by_a_vote_request(node: Node) -> None:
+    node.lead()
+    term = node.journal.term
+    assert node.get("c", RequestVote(10**6, 10**6, 10**6, False)) == []
+    assert node.engine.is_leader
+    assert node.journal.term == term
+
+
+def test_fault_f1_a_follower_that_hears_its_leader_refuses_votes_and_prevotes(node: Node) -> None:
+    filled(node)
+    assert node.get("c", RequestVote(9, 100, 8, False)) == []
+    assert node.journal.term == 1
+    (reply,) = node.get("c", PreVote(1, 4, 2, 100, 8))
+    assert reply == PreVoteReply(1, 4, False)
+
+
+def test_fault_f1_without_a_won_prevote_there_is_no_election(node: Node) -> None:
+    node.engine.election_deadline_s = 0.0
+    for _ in range(5):
+        node.engine.tick()
+    assert node.engine.role == FOLLOWER
+    assert node.journal.term == 0
+
+
+def test_a_prevote_changes_nothing_and_is_refused_to_a_shorter_log(node: Node) -> None:
+    filled(node)
+    node.engine.heard_at_s -= 100
+    assert node.get("c", PreVote(1, 1, 2, 9, 1)) == [PreVoteReply(1, 1, False)]
+    assert node.get("c", PreVote(1, 2, 2, 10, 1)) == [PreVoteReply(1, 2, True)]
+    assert (node.journal.term, node.journal.vote) == (1, None)
+
+
+def test_a_leader_that_hands_over_may_be_replaced_at_once(node: Node) -> None:
+    filled(node)
+    node.gate.received("b", TakeOver(1))
+    node.transport.sent.clear()
+    node.engine.tick()
+    assert ("c", RequestVote(2, 10, 1, True)) in node.transport.sent
+
+
+def test_fault_f3_a_sender_of_an_older_term_is_told(node: Node) -> None:
+    node.get("b", RequestVote(5, 100, 4, False))
+    assert node.get("c", append(1, [], term=3, previous_term=0)) == [StaleTerm(5)]
+    assert node.get("c", RequestVote(4, 1, 0, False)) == [StaleTerm(5)]
+    assert node.get("c", ReadRound(4, 1)) == [StaleTerm(5)]
+
+
+def test_a_leader_told_of_a_higher_term_steps_down_without_a_vote(node: Node) -> None:
+    node.lead()
+    node.gate.received("b", StaleTerm(77))
+    assert node.engine.role == FOLLOWER
+    assert (node.journal.term, node.journal.vote) == (77, None)
+
+
+def test_a_round_is_answered_in_the_same_term_only(node: Node) -> None:
+    filled(node)
+    assert node.get("b", ReadRound(1, 8)) == [ReadRoundReply(1, 8)]
+    assert node.get("b", ReadRound(2, 9)) == []
+
+
+def test_a_conflict_is_answered_a_whole_term_back(node: Node) -> None:
+    filled(node, commit=4)
+    (reply,) = node.get("b", append(9, [entry(10, 3)], term=3, previous_term=2))
+    assert isinstance(reply, AppendReply)
+    assert (reply.next_index, reply.is_reset) == (5, True)
+
+
+def test_a_gap_is_answered_with_the_own_end(node: Node) -> None:
+    filled(node)
+    (reply,) = node.get("b", append(50, [entry(51, 1)]))
+    assert isinstance(reply, AppendReply)
+    assert (reply.next_index, reply.is_reset) == (11, True)
+
+
+def test_acknowledgements_do_not_make_the_leader_send_again(node: Node) -> None:
+    node.lead()
+    for _ in range(5):
+        node.propose(b"x")
+    node.sync()
+    node.acknowledge("b", node.journal.last_index - 2)
+    node.transport.sent.clear()
+    node.propose(b"y")
+    sizes = [len(sent.entries) for to, sent in node.transport.sent if to == "b" and isinstance(sent, Append)]
+    assert sizes == [1]
+
+
+def test_a_second_reset_for_the_same_gap_is_not_streamed_twice(node: Node) -> None:
+    node.lead()
+    for _ in range(5):
+        node.propose(b"x")
+    node.sync()
+    node.gate.received("b", AppendReply(node.journal.term, 2, 3, True, False))
+    node.transport.sent.clear()
+    node.engine.replicate()
+    node.gate.received("b", AppendReply(node.journal.term, 3, 3, True, False))
+    node.engine.replicate()
+    counts = [len(sent.entries) for to, sent in node.transport.sent if to == "b" and isinstance(sent, Append)]
+    assert sum(counts) == node.journal.last_index - 2
+
+
+def test_fault_j8_a_large_command_is_sent_whole_and_unpickled(node: Node) -> None:
+    node.lead()
+    node.propose(bytes(3 << 20))
+    (sent,) = [sent for to, sent in node.transport.sent if to == "c" and isinstance(sent, Append) and sent.entries][-1:]
+    assert len(sent.entries[0][0]) > 3 << 20
+
+
+def test_fault_k1_a_piece_of_a_checkpoint_commits_nothing(node: Node) -> None:
+    node.lead()
+    outcome = node.propose(b"never committed")
+    node.engine.adopt_term(2)
+    committed = node.engine.commit_index
+    sender_head = CheckpointHead((NOTHING, 499, 2), entry(500, 2))
+    piece = piece_of(node.folder, sender_head)
+    first = AppendPiece(piece.term, 1, 600, 500, 0, piece.data[:20], False)
+    node.gate.received("b", first)
+    node.engine.tick()
+    assert node.engine.commit_index == committed
+    assert node.machine.commands == []
+    assert outcome == []
+
+
+def test_a_whole_checkpoint_replaces_state_and_log(node: Node) -> None:
+    filled(node)
+    head = CheckpointHead((NOTHING, 499, 2), entry(500, 2, b"last"))
+    (reply,) = node.get("b", piece_of(node.folder, head))
+    assert node.machine.commands == [b"state"]
+    assert isinstance(reply, AppendReply)
+    assert (reply.next_index, reply.is_success) == (501, True)
+    again = node.restart()
+    assert again.machine.commands == [b"state"]
+    assert (again.engine.applied_index, again.journal.last_index) == (500, 500)
+
+
+def test_fault_h3_a_damaged_checkpoint_is_neither_loaded_nor_acknowledged(node: Node) -> None:
+    filled(node, commit=10)
+    before = list(node.machine.commands)
+    head = CheckpointHead((NOTHING, 499, 2), entry(500, 2))
+    replies = node.get("b", piece_of(node.folder, head, flip=60))
+    assert replies == []
+    assert node.machine.commands == before
+    assert node.checkpoints.newest() is None
+
+
+def test_fault_h5_an_older_checkpoint_rolls_nothing_back(node: Node) -> None:
+    filled(node, commit=10)
+    before = list(node.machine.commands)
+    replies = node.get("b", piece_of(node.folder, CheckpointHead((NOTHING, 4, 1), entry(5, 1)), term=1))
+    assert replies == []
+    assert node.machine.commands == before
+    assert node.engine.applied_index == 10
+
+
+def checkpointed(folder: Path, *at: int, last: int = 10) -> Node:
+    """A closed follower with a log up to `last` and a checkpoint at each index of `at`."""
+    node = filled(Node(folder), last=last, commit=last)
+    for index in at:
+        draft = folder / "draft"
+        write_checkpoint(
+            draft, CheckpointHead(entry(index - 1, 1), entry(index, 1)), node.machine.commands[: index - 1], fsync=False
+        )
+        node.checkpoints.publish(draft, index)
+    node.engine.stop()
+    node.journal.attach(lambda *_: None, lambda: None, node.failures.append)
+    node.journal.close()
+    return node
+
+
+def test_fault_h1_a_damaged_checkpoint_refuses_the_start_and_says_the_way_out(folder: Path) -> None:
+    node = checkpointed(folder, 4, 8)
+    newest = node.checkpoints.path(8)
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    with pytest.raises(StorageCorrupt, match=r"journal reaches back to the checkpoint before it .* move checkpoint-0*8"):
+        Node(folder)
+    newest.rename(folder / "moved away")
+    again = Node(folder)
+    filled_again = again.get("b", append(10, [], commit=10))
+    again.engine.tick()
+    assert filled_again
+    assert again.machine.commands == node.machine.commands
+
+
+def test_fault_h2_entries_after_the_checkpoint_are_kept(folder: Path) -> None:
+    checkpointed(folder, 6)
+    again = Node(folder)
+    assert again.journal.last_index == 10
+    assert again.engine.applied_index == 6
+    assert len(again.machine.commands) == 5
+
+
+def test_fault_h1_a_missing_checkpoint_refuses_the_start(folder: Path) -> None:
+    node = filled(Node(folder))
+    node.get("b", piece_of(folder, CheckpointHead((NOTHING, 499, 2), entry(500, 2))))
+    node.engine.stop()
+    node.journal.attach(lambda *_: None, lambda: None, node.failures.append)
+    node.journal.close()
+    node.checkpoints.path(500).unlink()
+    with pytest.raises(StorageCorrupt, match="checkpoint before it is missing"):
+        Node(folder)
+
+
+def test_the_log_keeps_a_tail_behind_a_checkpoint(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raft_engine, "KEEP_ENTRIES", 3)
+    node.lead()
+    for _ in range(10):
+        node.propose(b"x")
+        node.sync()
+        node.acknowledge("b")
+    node.engine.tick()
+    node.engine.checkpoint_soon()
+    node.engine.tick()
+    deadline = time.monotonic() + 20
+    while node.engine.checkpoints.writer.is_writing:
+        assert time.monotonic() < deadline
+        node.engine.tick()
+    index = node.engine.checkpoint_index
+    assert node.journal.first_index == index - 4
+    assert node.checkpoints.indexes() == [index]
