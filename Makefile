@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test sim check format bench clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r word text; do printf '  make %-8s %s\n' "$$word" "$$text"; done
@@ -17,6 +17,9 @@ demo: $(VENV)/.run ## store real files in a fresh local cluster, kill the leader
 
 test: $(VENV)/.dev ## run all tests
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+sim: $(VENV)/.run ## simulate masters under faults: N=1000 seeds, or SEED=17 to replay one and hear its story
+	@$(BIN)/python -m dfs.testing.simulate $(if $(SEED),--seed $(SEED),--count $(or $(N),200)) $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types, import rules, house rules
 	@$(BIN)/ruff format --check --quiet . || { echo 'not formatted; run: make format'; exit 1; }

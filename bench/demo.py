@@ -182,17 +182,23 @@ def step(what: str) -> Iterator[Note]:
 def collect_standard_library(target: Path) -> tuple[int, int]:
     """Copy the standard library to `target`; return the number of files and their bytes.
 
-    Compiled files are taken along only where a distribution ships so few sources that it needs them.
+    Compiled files, and then the installed packages, are taken along only where a distribution ships so few sources
+    that they are needed.
     """
-    source = Path(sysconfig.get_paths()["stdlib"])
-    foreign = ["site-packages", "dist-packages"]
-    for ignored in ([*foreign, "__pycache__"], foreign):
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns(*ignored), ignore_dangling_symlinks=True)
+    folders = sysconfig.get_paths()
+    library, packages = Path(folders["stdlib"]), Path(folders["purelib"])
+    for source, ignored in (
+        (library, ("site-packages", "dist-packages", "__pycache__")),
+        (library, ("site-packages", "dist-packages")),
+        (packages, ()),
+    ):
+        into = target if source == library else target / packages.name
+        ignore = shutil.ignore_patterns(*ignored)
+        shutil.copytree(source, into, ignore=ignore, ignore_dangling_symlinks=True, dirs_exist_ok=True)
         files = [path for path in target.rglob("*") if path.is_file()]
         if len(files) >= TREE_FILES_MIN:
             return len(files), sum(path.stat().st_size for path in files)
-    raise Failure(f"the standard library in {source} has only {len(files)} files, {TREE_FILES_MIN} are needed")
+    raise Failure(f"{library} and {packages} have only {len(files)} files, {TREE_FILES_MIN} are needed")
 
 
 def write_random(path: Path, size: int) -> str:

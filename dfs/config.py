@@ -43,6 +43,7 @@ MASTERS_MAX = 9  # each write waits for a majority of them; more only make it sl
 CHUNK_SERVERS_MAX = 10_000  # sections; above that one heartbeat per second each is too much for one leader
 DATA_DIRS_MAX = 64  # disks of one chunk server
 REPLICATION_MAX = 16  # as dfs.net.messages.REPLICATION_MAX (a test holds them equal)
+SESSION_EXPIRY_MIN_S = 1200.0  # twice the time for which a client resends an unanswered call
 CHUNK_SIZE_UNIT = 64 * KIB  # one checksum block
 CHUNK_SIZE_MAX = 256 * MIB  # the largest payload of a frame
 DURATION_MAX_S = 3650 * 86400.0  # ten years; more is a slip of the pen
@@ -345,7 +346,8 @@ class _Reader:
         ):
             count = len(found[kind])
             if not low <= count <= high:
-                raise ConfigError(f"{self._source}: {count} sections {shown}, there must be {low} to {high}")
+                allowed = f"{low} to {high}" if low < high else "exactly one"
+                raise ConfigError(f"{self._source}: {count or 'no'} sections {shown}, there must be {allowed}")
         return found["cluster"][0], found["master"], found["chunk"]
 
     def cluster(self, section: str) -> dict[str, object]:
@@ -443,9 +445,9 @@ def _check_times(config: ClusterConfig) -> None:
             "must be more than election_timeout_max, or no call survives a change of leader",
         ),
         (
-            config.session_expiry_s > config.client_timeout_s,
+            config.session_expiry_s > max(config.client_timeout_s, SESSION_EXPIRY_MIN_S),
             "session_expiry",
-            "must be more than client_timeout, or a resent call could be applied twice",
+            f"must be more than client_timeout and {SESSION_EXPIRY_MIN_S:g} s, or a resent call could be applied twice",
         ),
         (
             config.orphan_grace_s >= config.token_lifetime_s,

@@ -29,6 +29,8 @@ FILE_VARIABLE: Final = "DFS_LOG_FILE"  # where lines go when no file is named; `
 FILES_KEPT = 3  # rotated files
 TRACEBACK_LINES_MAX = 200
 
+logging.getLogger("dfs").addHandler(logging.NullHandler())  # in a program that logs nothing, ours stay silent, too
+
 _PLAIN = re.compile(r"[A-Za-z0-9_./:+@,%*\[\]()<>-]+")
 _FIELDS_ATTRIBUTE = "dfs_fields"
 _ESCAPED_ALWAYS = frozenset('"\\')

@@ -162,6 +162,8 @@ class Onward:
     def wait(self, deadline: Deadline) -> tuple[ServerId, ...]:
         """Return the servers of the rest once all of them have the chunk on disk."""
         try:
+            if deadline.has_passed and self._open.wait_readable(_NOW):  # we were slow ourselves; the rest has answered
+                deadline = Deadline.after(REFUSAL_TIMEOUT_S)
             reply = self._open.expect(self._open.receive(deadline).message, WriteChunkReply)
         except DfsError as error:
             raise self._broken(error) from None

@@ -18,6 +18,7 @@ from dfs.chunk.leader import LeaderConnection
 from dfs.chunk.orders import DeletionOrders
 from dfs.chunk.service import ChunkService
 from dfs.chunk.store import FileStore
+from dfs.clock import SteadyClock
 from dfs.config import ChunkServerConfig, ClusterConfig
 from dfs.errors import DfsError
 from dfs.log import configure, get_logger
@@ -54,7 +55,10 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
     with contextlib.ExitStack() as stack:
         listener = Listener.bind(server.address)  # first: a taken port must not cost a scan of all disks
         stack.callback(listener.close)
-        store = FileStore(server.data_dirs, config.name, disk_reserve=config.disk_reserve, fsync=config.fsync)
+        clock = SteadyClock()  # of both: a replica whose age leaps over the orphan grace is deleted before its commit
+        store = FileStore(
+            server.data_dirs, config.name, disk_reserve=config.disk_reserve, fsync=config.fsync, clock=clock
+        )
         stack.callback(store.close)
         service = ChunkService(store=store, key=key, name=server.name, address=server.address)
         stack.callback(service.close)
@@ -67,6 +71,7 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
             card=ServerCard(server.name, server.address, server.rack, os.urandom(16)),
             interval_s=config.heartbeat_interval_s,
             active_streams=lambda: service.active_streams,
+            clock=clock,
         )
         threads = [
             threading.Thread(target=heartbeats.run, args=(stop,), name="dfs heartbeats", daemon=True),

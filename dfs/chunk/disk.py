@@ -155,7 +155,10 @@ class Disk:
             sync_directory(self.chunks)
             sync_directory(self.path)
             for entry in os.scandir(self.temporary):
-                Path(entry.path).unlink()
+                if entry.is_dir(follow_symlinks=False):
+                    self.quarantine(Path(entry.path), "a folder was found where replicas are written")
+                else:
+                    Path(entry.path).unlink()
         except OSError as error:
             self.fail(f"preparing data directory {self.path} failed: {error.strerror or error}")
 
@@ -201,23 +204,26 @@ class Disk:
     def quarantine(self, path: Path, reason: str) -> None:
         """Move a damaged file out of the way; when even that fails the disk is failed."""
         try:
+            self.damaged.mkdir(mode=0o700, exist_ok=True)
             self._make_room_in_quarantine()
             number = 0
             while (target := self.damaged / f"{path.name}.{number}").exists():
                 number += 1
             path.rename(target)
-        except FileNotFoundError:
-            return
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
+                return  # somebody has removed it
             self.judge(error, f"moving {path} to the quarantine")
             return
         log.warning("replica_quarantined", path=target, reason=reason)
 
     def _make_room_in_quarantine(self) -> None:
-        kept = sorted(self.damaged.iterdir(), key=lambda path: path.lstat().st_ctime)  # a rename sets it
-        for path in kept[: max(0, len(kept) + 1 - QUARANTINE_FILES_MAX)]:
-            with contextlib.suppress(OSError):  # e.g. a folder that somebody put there
-                path.unlink()
+        kept = list(self.damaged.iterdir())
+        surplus = len(kept) + 1 - QUARANTINE_FILES_MAX
+        if surplus > 0:
+            for path in sorted(kept, key=_change_time_s)[:surplus]:
+                with contextlib.suppress(OSError):  # e.g. a folder that somebody put there
+                    path.unlink()
 
     def release(self) -> None:
         """Give up the lock."""
@@ -231,6 +237,14 @@ def read_open_tail(fd: int, handle: ChunkHandle) -> tuple[Tail, os.stat_result]:
         raise ChunkCorrupt(f"the file of replica {id_text(handle)} ({status.st_size} bytes) is no sealed replica")
     length = data_length(status.st_size)
     return decode_tail(os.pread(fd, file_size(length) - length, length), length, handle), status
+
+
+def _change_time_s(path: Path) -> float:
+    """Return when a file came into the quarantine (a rename sets it); 0.0 when it has gone meanwhile."""
+    try:
+        return path.lstat().st_ctime
+    except OSError:
+        return 0.0
 
 
 def _handle_of(name: str, folder: str) -> ChunkHandle:

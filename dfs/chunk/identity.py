@@ -182,7 +182,7 @@ def _check_newcomer(found: DataDirectory, known: set[str], *, is_new_server: boo
             found.fail(f"data directory {path} does not exist; mount its disk, or make it if the disk is new")
             return
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_durably(path)
             _lock(found)
         except OSError as error:
             found.fail(f"data directory {path} cannot be made: {error.strerror}")
@@ -221,6 +221,14 @@ def _write_identity(path: Path, identity: Identity) -> None:
     draft.rename(path / IDENTITY_FILE)
     (path / NEW_DISK_FILE).unlink(missing_ok=True)
     sync_directory(path)
+
+
+def _make_durably(path: Path) -> None:
+    """Make a directory and its missing parents, so that their names survive a power cut, too."""
+    missing = [path, *(parent for parent in path.parents if not parent.exists())]
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for made in missing:
+        sync_directory(made.parent)
 
 
 def sync_directory(path: Path) -> None:

@@ -73,7 +73,7 @@ class MemoryStore:
                 return None
             replica = Replica(handle, tail.length, tail.crc, self._clock.wall_ms())
             self._held[handle] = (replica, fd, tail)
-        self.changes.published(replica)
+            self.changes.published(replica)  # under the lock: whoever removes it at once is heard after this
         return replica
 
     def open(self, handle: ChunkHandle) -> MemoryReader:
@@ -98,7 +98,7 @@ class MemoryStore:
             if entry is not None:
                 os.close(entry[1])
                 self._used -= entry[2].length
-        self.changes.removed(handle)
+            self.changes.removed(handle)
         return entry is not None
 
     def verify(self, handle: ChunkHandle) -> bool:

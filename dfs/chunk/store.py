@@ -60,7 +60,7 @@ class FileStore:
         self._clock = clock
         self._lock = threading.Lock()
         self._index: dict[ChunkHandle, tuple[Replica, Disk]] = {}
-        self._being_written: set[ChunkHandle] = set()
+        self._busy: set[ChunkHandle] = set()  # being written or removed: their files are not to be touched
         self._open = DescriptorCache(fd_cache_max)
         self._disks = tuple(
             Disk(found, reserve=disk_reserve, probe=probe, clock=clock, on_failed=self._drop_disk) for found in claimed
@@ -99,7 +99,7 @@ class FileStore:
     def open(self, handle: ChunkHandle) -> OpenReplica:
         if (kept := self._open.get(handle)) is not None:
             return kept
-        replica, disk = self._entry(handle)
+        replica, disk = entry = self._entry(handle)
         path = disk.chunk_path(handle)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -124,7 +124,7 @@ class FileStore:
         except DfsError:
             os.close(fd)
             raise
-        return self._open.put(fd, tail, lambda: handle in self._index)
+        return self._open.put(fd, tail, lambda: self._index.get(handle) is entry)
 
     def _entry(self, handle: ChunkHandle) -> tuple[Replica, Disk]:
         with self._lock:
@@ -152,9 +152,9 @@ class FileStore:
     def create(self, handle: ChunkHandle) -> FileReplicaWriter:
         disk = self._choose_disk()
         with self._lock:
-            if handle in self._index or handle in self._being_written:
+            if handle in self._index or handle in self._busy:
                 raise ChunkExists(f"chunk {id_text(handle)} exists here already; write under a new handle")
-            self._being_written.add(handle)
+            self._busy.add(handle)
             disk.writers += 1
         path = disk.temporary / id_text(handle)
         try:
@@ -181,7 +181,7 @@ class FileStore:
     def finish_writing(self, handle: ChunkHandle, disk: Disk) -> None:
         """Hear from a writer that it is done, published or not."""
         with self._lock:
-            self._being_written.discard(handle)
+            self._busy.discard(handle)
             disk.writers -= 1
 
     def add(self, replica: Replica, disk: Disk) -> None:
@@ -191,7 +191,7 @@ class FileStore:
                 raise DiskFailed(f"disk {disk.path} failed while chunk {id_text(replica.handle)} was published")
             self._index[replica.handle] = (replica, disk)
             disk.chunk_count += 1
-        self.changes.published(replica)
+            self.changes.published(replica)  # under the lock: whoever removes it at once is heard after this
 
     def now_ms(self) -> int:
         return self._clock.wall_ms()
@@ -199,34 +199,46 @@ class FileStore:
     # --- removing ---------------------------------------------------------------------------------------
 
     def delete(self, handle: ChunkHandle) -> bool:
-        entry = self._take_out(handle)
-        if entry is not None:
-            path = entry[1].chunk_path(handle)
+        with self._taken_out(handle) as disk:
+            if disk is None:
+                with self._lock:
+                    if handle not in self._busy:  # else it comes or goes at this moment, and is told of then
+                        self.changes.removed(handle)
+                return False
+            path = disk.chunk_path(handle)
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                entry[1].judge(error, f"removing {path}")
-        self.changes.removed(handle)
-        return entry is not None
+                disk.judge(error, f"removing {path}")
+            return True
+
+    def quarantine(self, handle: ChunkHandle, reason: str) -> None:
+        """Never serve this replica again, keep its file aside, and report it as removed."""
+        with self._taken_out(handle) as disk:
+            if disk is not None:
+                disk.quarantine(disk.chunk_path(handle), reason)
 
     def _forget(self, handle: ChunkHandle) -> None:
-        if self._take_out(handle) is not None:
-            self.changes.removed(handle)
+        with self._taken_out(handle):
+            pass  # its file has gone already
 
-    def _take_out(self, handle: ChunkHandle) -> tuple[Replica, Disk] | None:
+    @contextlib.contextmanager
+    def _taken_out(self, handle: ChunkHandle) -> Iterator[Disk | None]:
+        """Take a replica out of the index and report it as removed; the block removes its file, and until its end the
+        name is not used again. Yield the disk, None when there is no such replica."""
         with self._lock:
             entry = self._index.pop(handle, None)
             if entry is not None:
                 entry[1].chunk_count -= 1
+                self._busy.add(handle)
+                self.changes.removed(handle)
         self._open.evict(handle)
-        return entry
-
-    def quarantine(self, handle: ChunkHandle, reason: str) -> None:
-        """Never serve this replica again, keep its file aside, and report it as removed."""
-        entry = self._take_out(handle)
-        if entry is not None:
-            entry[1].quarantine(entry[1].chunk_path(handle), reason)
-            self.changes.removed(handle)
+        try:
+            yield entry[1] if entry is not None else None
+        finally:
+            if entry is not None:
+                with self._lock:
+                    self._busy.discard(handle)
 
     def _drop_disk(self, disk: Disk) -> None:
         """Report all replicas of a failed disk as removed."""
@@ -234,10 +246,10 @@ class FileStore:
             lost = [handle for handle, (_, home) in self._index.items() if home is disk]
             for handle in lost:
                 del self._index[handle]
+                self.changes.removed(handle)
             disk.chunk_count = 0
         for handle in lost:
             self._open.evict(handle)
-            self.changes.removed(handle)
 
     # --- health -----------------------------------------------------------------------------------------
 
@@ -334,7 +346,8 @@ class FileReplicaWriter:
 
     def _close(self) -> None:
         self._is_open = False
-        os.close(self._fd)
+        with contextlib.suppress(OSError):  # what had to be on the disk was synced; the descriptor is free either way
+            os.close(self._fd)
         self._store.finish_writing(self._handle, self._disk)
 
     @contextlib.contextmanager

@@ -39,15 +39,18 @@ class Streams:
         """Wait for a turn and lend a buffer; raise `Overloaded` when there is no turn within STREAM_WAIT_S."""
         if not self._turns.acquire(timeout=STREAM_WAIT_S):
             raise Overloaded(f"this chunk server already serves {self._streams_max} {self._name}; try again later")
-        with self._lock:
-            self._active += 1
-            buffer = self._buffers.pop() if self._buffers else None
-        if buffer is None:
-            buffer = memoryview(bytearray(self._buffer_size))
         try:
-            yield buffer
-        finally:
             with self._lock:
-                self._active -= 1
-                self._buffers.append(buffer)
+                buffer = self._buffers.pop() if self._buffers else None
+            if buffer is None:
+                buffer = memoryview(bytearray(self._buffer_size))
+            with self._lock:
+                self._active += 1
+            try:
+                yield buffer
+            finally:
+                with self._lock:
+                    self._active -= 1
+                    self._buffers.append(buffer)
+        finally:
             self._turns.release()

@@ -89,6 +89,7 @@ def _remember(cli: Cli, path: Path) -> None:
 
 
 def _start(local: LocalCluster, wait_s: float) -> list[str]:
+    before = local.pids()
     try:
         return local.up(wait_s)
     except DfsError as error:
@@ -96,8 +97,9 @@ def _start(local: LocalCluster, wait_s: float) -> list[str]:
         for text in rest.splitlines():  # the last words of a daemon that died
             click.echo(f"  {output.escape_controls(text)}", err=True)
         above = " stands above" if rest else ""
-        way_out = "what was started keeps running: look with `dfs status`, or stop it with `dfs down`"
-        raise type(error)(f"{first.rstrip(':')}{above}; {way_out}", **error.details) from error
+        is_running = local.pids().keys() > before.keys()
+        way_out = "; what was started keeps running: see `dfs status`, stop it with `dfs down`" if is_running else ""
+        raise type(error)(f"{first.rstrip(':')}{above}{way_out}", **error.details) from error
 
 
 def _tell_next(local: LocalCluster, started: list[str], seconds: float) -> None:

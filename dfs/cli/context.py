@@ -35,6 +35,7 @@ class Cli:
         self.config: str | None = None
         self.timeout_s: float | None = None
         self.debug = False
+        self.stale_s = 0.0  # how old what this verb reads may be
         self.verb = ""
         self._client = client
         self._is_own_client = client is None
@@ -73,7 +74,11 @@ class Cli:
         """Return the cluster.ini to use: --config, DFS_CONFIG, ./cluster.ini, the setting `config`; `None` for none."""
         from dfs.config import find_config
 
-        found = find_config(self.config, self.environ, Path.cwd())
+        try:
+            here = Path.cwd()
+        except FileNotFoundError:
+            raise ConfigError("the current folder does not exist any more; change to another one") from None
+        found = find_config(self.config, self.environ, here)
         if found is None and self.settings.config:
             return Path(self.settings.config).expanduser()
         return found
@@ -118,6 +123,7 @@ class Cli:
                 access,
                 timeout_s=self.timeout_s or self.settings.timeout_s or timeout_s,
                 replication=self.settings.replication,
+                stale_s=self.stale_s,
             )
         return self._client
 

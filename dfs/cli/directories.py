@@ -5,9 +5,10 @@ Owns: their options. Refuses to know: what a directory is made of.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import click
 
-from dfs import paths as path_rules
 from dfs.cli import output
 from dfs.cli.context import Cli
 from dfs.cli.operands import REMOTE, REMOTE_DIRECTORY, operands
@@ -33,7 +34,7 @@ def mkdir_verb(cli: Cli, paths: tuple[str, ...], parents: bool, verbose: bool) -
 
 @verb("rmdir")
 @click.argument("paths", nargs=-1, required=True, type=REMOTE_DIRECTORY)
-@click.option("-p", "--parents", is_flag=True, help="Remove the parents, too, as long as they are empty.")
+@click.option("-p", "--parents", is_flag=True, help="Remove the parents named in PATHS, too: a/b/c, a/b, a.")
 @click.option("--ignore-fail-on-non-empty", "tolerant", is_flag=True, help="A directory with content is no failure.")
 @pass_cli
 def rmdir_verb(cli: Cli, paths: tuple[str, ...], parents: bool, tolerant: bool) -> None:
@@ -41,12 +42,20 @@ def rmdir_verb(cli: Cli, paths: tuple[str, ...], parents: bool, tolerant: bool) 
     failures = cli.failures()
     for operand in operands(cli, paths, failures):
         with failures.catch():
-            path = operand.path
             try:
-                cli.client.remove_directory(path)
-                while parents and (path := path_rules.parent(path)) != "/":
-                    cli.client.remove_directory(path)
+                cli.client.remove_directory(operand.path)
+                for typed in _named_parents(operand.typed) if parents else ():
+                    cli.client.remove_directory(cli.resolve(typed))
             except DirectoryNotEmpty:
                 if not tolerant:
                     raise
     failures.finish()
+
+
+def _named_parents(typed: str) -> Iterator[str]:
+    """Yield a/b, a for a/b/c: what stands in the path, never the current directory and what is above it."""
+    while True:
+        typed = typed.rstrip("/").rpartition("/")[0].rstrip("/")
+        if typed.rpartition("/")[2] in ("", ".", ".."):
+            return
+        yield typed

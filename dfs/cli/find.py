@@ -16,7 +16,7 @@ from dfs.cli import output
 from dfs.cli.context import Cli
 from dfs.cli.operands import REMOTE, Operand, operands
 from dfs.cli.quantities import AgeBound, Bound, SizeBound
-from dfs.cli.verb import json_option, pass_cli, verb
+from dfs.cli.verb import json_option, pass_cli, stale_option, verb
 from dfs.cli.wall import Failures
 from dfs.net.parts import FileStatus, Kind
 
@@ -40,6 +40,7 @@ Condition = Callable[[Operand, FileStatus], bool]
 @click.option("-print", "--print", is_flag=True, expose_value=False, hidden=True)
 @click.option("-0", "--null", "-print0", "--print0", "is_raw", is_flag=True, help="Raw names, ended by NUL.")
 @json_option
+@stale_option
 @pass_cli
 def find_verb(
     cli: Cli,

@@ -20,7 +20,7 @@ from dfs.cli.context import Cli
 from dfs.cli.operands import Operand, RemotePath, operands
 from dfs.cli.transfer import STREAM, Run, run_transfer
 from dfs.cli.trees import local_child, remote_entries
-from dfs.cli.verb import json_option, pass_cli, verb
+from dfs.cli.verb import json_option, pass_cli, stale_option, verb
 from dfs.cli.wall import LocalError
 from dfs.errors import AlreadyExists, IsADirectory
 from dfs.net.parts import FileStatus, Kind
@@ -46,6 +46,7 @@ class RemoteThenLocal(RemotePath):
 @click.option("-f", "--force", is_flag=True, help="Replace existing local files.")
 @click.option("-p", "--preserve", is_flag=True, help="Keep the remote modification times.")
 @json_option
+@stale_option
 @pass_cli
 def get_verb(cli: Cli, paths: tuple[str, ...], recursive: bool, force: bool, preserve: bool, as_json: bool) -> None:
     """Fetch SOURCE... to the local TARGET (default: the current folder); the target `-` is stdout.
@@ -54,6 +55,8 @@ def get_verb(cli: Cli, paths: tuple[str, ...], recursive: bool, force: bool, pre
     complete or not at all.
     """
     typed, target = (paths, ".") if len(paths) == 1 else (paths[:-1], paths[-1])
+    if not target:  # Path("") would be the current folder
+        raise click.UsageError("the local target is empty; is a variable of your script unset?")
     failures = cli.failures()
     sources: list[tuple[Operand, FileStatus]] = []
     for operand in operands(cli, typed, failures):

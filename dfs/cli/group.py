@@ -154,6 +154,10 @@ def _fail(cli: Cli, error: BaseException) -> int:
     if isinstance(error, _ReaderGone | BrokenPipeError):
         _silence_stdout()
         return wall.EXIT_BROKEN_PIPE
+    try:
+        sys.stdout.flush()  # what was printed before the error line; nothing may be left for the interpreter's end
+    except (OSError, ValueError):
+        _silence_stdout()
     if cli.debug and not isinstance(error, click.Abort):
         traceback.print_exception(error)
     if isinstance(error, click.Abort | KeyboardInterrupt):

@@ -5,7 +5,7 @@ Owns: the verdict (healthy, degraded, no quorum) and its reasons in words. Refus
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,22 +44,16 @@ class Health:
     @classmethod
     def ask(cls, client: DfsClient, names: Mapping[str, str]) -> Health:
         """Ask every master for itself, and the leader for the rest."""
-        masters: list[MasterStatus] = []
-        silent: list[SilentMaster] = []
-        for answer in client.master_statuses():
-            if isinstance(answer, MasterStatus):
-                masters.append(answer)
-            else:
-                address, error = answer
-                silent.append(SilentMaster(names.get(address, address), address, error))
-        masters.sort(key=lambda master: master.name)
-        silent.sort(key=lambda master: master.name)
+        masters, silent = _ask_masters(client, names)
         if not any(master.leader for master in masters) and silent:
-            return cls(tuple(masters), tuple(silent), None, _cause(masters, silent))
+            return cls(masters, silent, None, _cause(masters, silent))
         try:
-            return cls(tuple(masters), tuple(silent), client.cluster_status(), None)
+            cluster = client.cluster_status()
         except DfsError as error:
-            return cls(tuple(masters), tuple(silent), None, error)
+            return cls(masters, silent, None, error)
+        if not any(master.role == "leader" for master in masters):  # one was elected since then
+            masters, silent = _ask_masters(client, names)
+        return cls(masters, silent, cluster, None)
 
     @property
     def problems(self) -> list[str]:
@@ -73,7 +67,8 @@ class Health:
                 found.append("no master leads: fewer than a majority of them reach each other")
             return found
         found += [
-            f"chunk server {server.info.name} is {server.state}"
+            f"chunk server {server.info.name} "
+            + ("has not reported to the new leader yet" if _is_awaited(server) else f"is {server.state}")
             for server in self.cluster.servers
             if server.state != "alive"
         ]
@@ -182,12 +177,32 @@ class Health:
         return value
 
 
-def _cause(masters: list[MasterStatus], silent: list[SilentMaster]) -> DfsError:
+def _ask_masters(
+    client: DfsClient, names: Mapping[str, str]
+) -> tuple[tuple[MasterStatus, ...], tuple[SilentMaster, ...]]:
+    """Return those that answered and those that did not, each sorted by name."""
+    masters: list[MasterStatus] = []
+    silent: list[SilentMaster] = []
+    for answer in client.master_statuses():
+        if isinstance(answer, MasterStatus):
+            masters.append(answer)
+        else:
+            address, error = answer
+            silent.append(SilentMaster(names.get(address, address), address, error))
+    return tuple(sorted(masters, key=lambda m: m.name)), tuple(sorted(silent, key=lambda m: m.name))
+
+
+def _cause(masters: Sequence[MasterStatus], silent: Sequence[SilentMaster]) -> DfsError:
     """Return why no leader is there: a refusal of all masters tells more than their silence."""
     refusals = [master.error for master in silent if master.is_refusal]
     if refusals and not masters:
         return refusals[0]
     return NoQuorum(f"{len(masters)} of {len(masters) + len(silent)} masters answer and none of them leads")
+
+
+def _is_awaited(server: ServerStatus) -> bool:
+    """Return whether a leader that is new in office just waits for its first heartbeat."""
+    return server.state == "late" and server.heartbeat_age_s < 0
 
 
 def _server_row(server: ServerStatus) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import click
 from dfs.cli import output
 from dfs.cli.context import Cli
 from dfs.cli.operands import REMOTE, Operand, operands
-from dfs.cli.verb import human_option, json_option, pass_cli, verb
+from dfs.cli.verb import human_option, json_option, pass_cli, stale_option, verb
 from dfs.cli.wall import Failures
 from dfs.net.parts import FileStatus, Kind
 
@@ -56,6 +56,7 @@ Entry = tuple[Operand, FileStatus]
 @click.option("-0", "--null", "is_raw", is_flag=True, help="Raw names, each ended by NUL (for xargs -0).")
 @click.option("-a", "-A", "--all", is_flag=True, expose_value=False, hidden=True, help="Nothing is ever hidden.")
 @json_option
+@stale_option
 @pass_cli
 def ls_verb(
     cli: Cli,

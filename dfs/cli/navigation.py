@@ -14,7 +14,7 @@ import click
 from dfs.cli import output
 from dfs.cli.context import Cli
 from dfs.cli.operands import REMOTE_DIRECTORY, Operand, expand, operands
-from dfs.cli.verb import human_option, json_option, pass_cli, verb
+from dfs.cli.verb import human_option, json_option, pass_cli, stale_option, verb
 from dfs.cli.wall import LocalError
 from dfs.errors import NotADirectory
 from dfs.paths import PATH_DEPTH_MAX
@@ -67,6 +67,7 @@ def cd_verb(cli: Cli, path: str) -> None:
 @click.option("-s", "--size", "with_sizes", is_flag=True, help="Show sizes.")
 @human_option
 @json_option
+@stale_option
 @pass_cli
 def tree_verb(
     cli: Cli,

@@ -14,7 +14,7 @@ import click
 from dfs.cli import output, wall
 from dfs.cli.context import Cli
 from dfs.cli.operands import REMOTE, Operand, operands
-from dfs.cli.verb import human_option, json_option, pass_cli, verb
+from dfs.cli.verb import human_option, json_option, pass_cli, stale_option, verb
 from dfs.errors import DfsError, IsADirectory, NotADirectory, NotFound
 from dfs.net.parts import FileStatus, Kind
 
@@ -60,6 +60,7 @@ def _statuses(cli: Cli, typed: tuple[str, ...], failures: Failures) -> Iterator[
     " %y time (UTC), %Y in milliseconds, \\n \\t \\0.",
 )
 @json_option
+@stale_option
 @pass_cli
 def stat_verb(cli: Cli, paths: tuple[str, ...], form: str | None, as_json: bool) -> None:
     """Show all that the masters know about PATHS."""
@@ -119,6 +120,7 @@ def _facts(operand: Operand, status: FileStatus) -> Iterator[tuple[str, str]]:
 @click.option("-s", "--summarize", is_flag=True, help="One line for each path, not for each of its entries.")
 @human_option
 @json_option
+@stale_option
 @pass_cli
 def du_verb(cli: Cli, paths: tuple[str, ...], summarize: bool, human: bool, as_json: bool) -> None:
     """Show size and stored size (all replicas) of PATHS, or of the entries of the directories among them."""

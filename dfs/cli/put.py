@@ -113,6 +113,8 @@ def moveFromLocal_verb(  # noqa: N802 - hdfs users know it by this name
 
 def _put(cli: Cli, typed: tuple[str, ...], options: PutOptions, recursive: bool, is_json: bool) -> None:
     sources, target_typed = (typed, ".") if len(typed) == 1 else (typed[:-1], typed[-1])
+    if "" in sources:  # Path("") would be the current folder, with all it holds
+        raise click.UsageError("a local source is empty; is a variable of your script unset?")
     if STREAM in sources and (len(sources) > 1 or len(typed) == 1 or options.removes_source):
         raise click.UsageError("stdin (-) is stored alone and under a name: dfs put - NAME")
     is_many = len(sources) > 1 or recursive

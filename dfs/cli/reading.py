@@ -17,7 +17,7 @@ import click
 from dfs.cli.context import Cli
 from dfs.cli.operands import REMOTE, Operand, operands
 from dfs.cli.quantities import Size, parse_size
-from dfs.cli.verb import pass_cli, verb
+from dfs.cli.verb import pass_cli, stale_option, verb
 from dfs.cli.wall import Failures
 from dfs.errors import IsADirectory
 from dfs.net.parts import Kind
@@ -38,6 +38,7 @@ def _stdout() -> BinaryIO:
 
 @verb("cat")
 @click.argument("paths", nargs=-1, required=True, type=REMOTE)
+@stale_option
 @pass_cli
 def cat_verb(cli: Cli, paths: tuple[str, ...]) -> None:
     """Print the files PATHS, one after the other."""

@@ -14,6 +14,7 @@ import click
 from dfs.cli import output
 from dfs.cli.context import Cli
 from dfs.cli.verb import json_option, pass_cli, verb
+from dfs.errors import ConfigError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -80,6 +81,10 @@ def config_verb(cli: Cli, key: str | None, value: str | None, unset: str | None,
     else:
         _check_key(key)
         setattr(cli.settings, key, _parsed(key, value))
+        try:
+            cli.settings.check()
+        except ConfigError as error:
+            raise click.UsageError(f"{error}, not {value!r}") from None
         cli.save_settings()
 
 

@@ -99,5 +99,18 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
 
 
+def stale_option(function: F) -> F:
+    """Let a reading verb be content with an older answer."""
+    return click.option(
+        "--stale",
+        "stale_s",
+        type=click.FloatRange(0, 86400),
+        metavar="SECONDS",
+        help="Names may be so old: any master answers that can prove it, also while none leads.",
+        callback=_keep("stale_s"),
+        expose_value=False,
+    )(function)
+
+
 def human_option(function: F) -> F:
     return click.option("-h", "--human", is_flag=True, help="Sizes as 1.5K, 12M, 3.4G.")(function)

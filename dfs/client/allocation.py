@@ -15,7 +15,7 @@ from dfs.client.discovery import Masters
 from dfs.client.plan import ServerHealth
 from dfs.client.transfer import WriteTarget
 from dfs.clock import Deadline
-from dfs.errors import DeadlineExceeded, NotEnoughServers, ProtocolError
+from dfs.errors import DeadlineExceeded, DfsError, NotEnoughServers, ProtocolError
 from dfs.ids import ServerId
 from dfs.net.messages import ALLOCATE_COUNT_MAX, EXCLUDE_MAX, Allocate, AllocateReply
 
@@ -38,12 +38,14 @@ class Allocator:
         self._asked = 0
         self._chunk_size = 0
         self._commit_until_s = 0.0
+        self._failure: DfsError | None = None  # of the last one that asked: whoever waited for it hears the same
 
     def chunk_size(self) -> int:
         """Return the cluster's chunk size."""
+        deadline = Deadline.after(self._timeout_s)
         with self._lock:
             if not self._chunk_size:
-                self._refill(())
+                self._refill((), deadline)
             return self._chunk_size
 
     def expect(self, count: int) -> None:
@@ -53,13 +55,20 @@ class Allocator:
 
     def take(self, failed: Collection[ServerId] = ()) -> WriteTarget:
         """Return a chunk, if possible not on the servers in `failed` and not on those that failed lately."""
+        deadline = Deadline.after(self._timeout_s)  # covers the wait for another thread that asks already
         with self._lock:
+            if self._failure is not None and deadline.has_passed:
+                raise self._failure
             excluded = self._health.bad(time.monotonic()) | set(failed)
             while self._ready:
                 target = self._ready.popleft()
                 if not any(server.server_id in excluded for server in target.chain):
                     return target
-            self._refill([*failed, *(excluded - set(failed))][:EXCLUDE_MAX])
+            try:
+                self._refill([*failed, *(excluded - set(failed))][:EXCLUDE_MAX], deadline)
+            except DfsError as error:
+                self._failure = error
+                raise
             return self._ready.popleft()
 
     def check_commit_time(self) -> None:
@@ -70,11 +79,10 @@ class Allocator:
                 "again over a faster connection, or in smaller files"
             )
 
-    def _refill(self, excluded: Collection[ServerId]) -> None:
+    def _refill(self, excluded: Collection[ServerId], deadline: Deadline) -> None:
         count = self._batch if self._expected is None else max(1, min(self._batch, self._expected - self._asked))
         self._batch = min(BATCH_MAX, self._batch * 2)
         asked_s = time.monotonic()
-        deadline = Deadline.after(self._timeout_s)
         reply: AllocateReply | None = None
         if excluded:
             try:

@@ -18,14 +18,16 @@ from typing import TypeVar
 from dfs.client.plan import MASTERS_MAX, MasterRound, Step, attempt_timeout_s, backoff_s, step_after
 from dfs.client.pool import ChannelPool, exchange
 from dfs.clock import Deadline
-from dfs.errors import ConnectionFailed, DeadlineExceeded, DfsError, NoQuorum, Retry
+from dfs.errors import ConnectionFailed, DeadlineExceeded, DfsError, NoQuorum, NotLeader, Retry
 from dfs.log import get_logger
 from dfs.net.blocking import expect
 from dfs.net.messages import ErrorReply, Message, Mutation
 
 ATTEMPT_TIMEOUT_S = 2.0  # of the first attempt at a master; it doubles for one that was silent
+RESEND_WITHIN_S = 600.0  # an unanswered change is not sent again after that: far below any session_expiry
 SILENT_S = 2.0  # a master that was silent is left out for so long, unless all are
 UNREACHABLE_GRACE_S = 5.0  # masters that all refuse connections may be restarting: ask again for so long
+BRIEF_MAX = 80  # characters about one master in an error: three of them fit on one line
 RESOLVED_HINT_KEY = "leader"  # detail of a NotLeader error: the leader's client address
 
 log = get_logger(__name__)
@@ -37,13 +39,19 @@ class _Story:
     """What happened in one call so far: the judge between errors at its end."""
 
     started_s: float
+    started_boot_s: float  # sleep of this computer counts
     is_uncertain: bool = False  # an attempt was sent and got no clear answer: it may have an effect
     pressing: DfsError | None = None  # what the leader keeps saying ("later"), if that was the last word
-    last_words: dict[str, str] = field(default_factory=dict)  # address -> its last answer or failure
+    last_words: dict[str, str] = field(default_factory=dict)  # address -> its last answer or failure, in a few words
     refusals: dict[str, DfsError] = field(default_factory=dict)  # address -> why it will never talk to us
     answered: set[str] = field(default_factory=set)
     silences: dict[str, int] = field(default_factory=dict)
     repetitions: int = 0
+
+    @property
+    def may_be_forgotten(self) -> bool:
+        """Whether the masters may have dropped the session of an unanswered call: sent again, it would happen twice."""
+        return self.is_uncertain and _boot_s() - self.started_boot_s > RESEND_WITHIN_S
 
 
 class Masters:
@@ -66,6 +74,7 @@ class Masters:
         self._lock = threading.Lock()
         self._known = list(dict.fromkeys(addresses))
         self._leader: str | None = None
+        self._turn = 0  # whom `call_any` asks first
         self._silent_until_s: dict[str, float] = {}
 
     @property
@@ -88,11 +97,36 @@ class Masters:
         """
         return expect(self.call_reporting_resends(message, deadline, is_patient=is_patient)[0], reply)
 
+    def call_any(self, message: Message, reply: type[T], deadline: Deadline) -> T:
+        """Return what any master says that may answer (a read that allows an age); the last resort is the leader.
+
+        Each call begins with another master, so that the reads of a client are spread over all.
+        """
+        for address in self._in_turn():
+            if deadline.has_passed:
+                break
+            try:
+                return self.ask(address, message, reply, deadline.no_later_than(self._attempt_timeout_s))
+            except DfsError as error:
+                if step_after(error.retry) is Step.FAIL:
+                    raise
+                if isinstance(error, DeadlineExceeded | ConnectionFailed):
+                    with self._lock:
+                        self._silent_until_s[address] = time.monotonic() + SILENT_S
+        return self.call(message, reply, deadline)
+
+    def _in_turn(self) -> list[str]:
+        with self._lock:
+            self._turn += 1
+            now_s, cut = time.monotonic(), self._turn % len(self._known)
+            order = self._known[cut:] + self._known[:cut]
+            return [address for address in order if self._silent_until_s.get(address, 0.0) <= now_s]
+
     def call_reporting_resends(
         self, message: Message, deadline: Deadline, *, is_patient: bool = True
     ) -> tuple[Message, bool]:
         """Return (the final reply, maybe an `ErrorReply`; whether an earlier attempt may have had an effect too)."""
-        story = _Story(time.monotonic())
+        story = _Story(time.monotonic(), _boot_s())
         while True:
             final = self._ask_round(message, deadline, story, is_patient=is_patient)
             if final is not None:
@@ -110,6 +144,8 @@ class Masters:
             silent = [address for address, until_s in self._silent_until_s.items() if until_s > now_s]
             order = MasterRound(self._known, self._leader, silent)
         while (address := order.next()) is not None and not deadline.has_passed:
+            if isinstance(message, Mutation) and story.may_be_forgotten:
+                self._check_worth_repeating(message, Deadline(0.0), story)
             answer = self._attempt(address, message, deadline, story)
             if not isinstance(answer, ErrorReply):
                 if answer is not None:
@@ -118,7 +154,7 @@ class Masters:
                 continue
             error = answer.error()
             story.answered.add(address)
-            story.last_words[address] = error.message
+            story.last_words[address] = _brief(error)
             if isinstance(error, DeadlineExceeded):  # its own patience was the attempt's time, not the call's
                 story.is_uncertain = True
                 self._note_silence(address, story)
@@ -141,22 +177,25 @@ class Masters:
         """Return the answer of one master, `None` when it gave none; the story tells why."""
         timeout_s = attempt_timeout_s(self._attempt_timeout_s, story.silences.get(address, 0))
         attempt = deadline.no_later_than(timeout_s)
+        timeout_s = min(timeout_s, deadline.remaining_s())
         story.pressing = None
         is_sent = False
         try:
             with self._pool.channel(address, attempt) as channel:
                 is_sent = True
                 return exchange(channel, message, attempt)
-        except DeadlineExceeded:
-            story.last_words[address] = f"no answer within {timeout_s:g} s; it may be paused, overloaded or cut off"
+        except DeadlineExceeded as error:
+            reason = error.message
+            story.last_words[address] = f"no answer within {timeout_s:.2g} s"
             self._note_silence(address, story)
         except DfsError as error:
-            story.last_words[address] = error.message
+            reason = error.message
+            story.last_words[address] = _brief(error)
             if error.retry is Retry.NEVER:  # a wrong secret, a foreign version
                 story.refusals[address] = error
             self._forget_leader(address)
         story.is_uncertain |= is_sent
-        log.debug("master_attempt_failed", address=address, reason=story.last_words[address])
+        log.debug("master_attempt_failed", address=address, reason=reason)
         return None
 
     # --- what was learnt ---------------------------------------------------------------------------------
@@ -216,11 +255,28 @@ class Masters:
             if story.refusals:
                 raise next(iter(story.refusals.values()))
             raise ConnectionFailed(
-                f"cannot reach any master of cluster {self._cluster!r} ({words}); are they running (`dfs up`), and are "
+                f"cannot reach any master of cluster {self._cluster!r} ({words}); do they run (`dfs up`), and are "
                 "the addresses right?",
                 address=self._configured[0],
             )
         raise NoQuorum(
-            f"no master of cluster {self._cluster!r} led within {waited_s:.1f} s ({words}); {count // 2 + 1} of "
-            f"{count} masters must run and reach each other: start the missing ones, or mend the network between them"
+            f"no quorum: no master of cluster {self._cluster!r} led for {waited_s:.1f} s ({words}); start masters until"
+            f" {count // 2 + 1} of {count} run and reach each other"
         )
+
+
+def _boot_s() -> float:
+    """Return the seconds since this computer was started, those that it slept included where the system counts them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def _brief(error: DfsError) -> str:
+    """Return the few words that a list of masters has room for."""
+    match error:
+        case NotLeader() | NoQuorum():
+            return "has no leader"
+        case ConnectionFailed():  # "cannot connect to ADDRESS: nobody listens there; is the daemon running?"
+            why = error.message.partition(": ")[2].partition(";")[0].removesuffix(" there")
+            return (why or error.message)[:BRIEF_MAX]
+        case _:
+            return error.message.partition(";")[0][:BRIEF_MAX]

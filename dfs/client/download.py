@@ -18,7 +18,7 @@ from dfs.client.parallel import Cancellation, Meter, in_order
 from dfs.client.plan import ReadPlan, clip_range, plan_reads
 from dfs.client.transfer import PIECE_SIZE, Transfer
 from dfs.clock import Deadline
-from dfs.errors import Conflict, InvalidArgument, IsADirectory, ProtocolError
+from dfs.errors import Conflict, InvalidArgument, IsADirectory, LocalFileError, ProtocolError
 from dfs.net.frames import PAYLOAD_SIZE_MAX
 from dfs.net.messages import Locate, LocateReply
 from dfs.net.parts import FileStatus, Kind, LocatedExtent, ServerInfo
@@ -48,9 +48,10 @@ class _Task:
 class _Version:
     """One version of a file: its extents page by page. Raises `Conflict` as soon as the file is another one."""
 
-    def __init__(self, masters: Masters, path: str, timeout_s: float) -> None:
+    def __init__(self, masters: Masters, path: str, timeout_s: float, stale_ms: int = 0) -> None:
         self._masters = masters
         self._timeout_s = timeout_s
+        self._stale_ms = stale_ms
         self.path = path
         self._first = self._locate(0, 0, Deadline.after(timeout_s))
         self.status: FileStatus = self._first.status
@@ -82,13 +83,21 @@ class _Version:
                 return
 
     def relocate(self, plan: ReadPlan, deadline: Deadline) -> tuple[LocatedExtent, tuple[ServerInfo, ...]]:
-        """Return the present replicas of a read's chunk, with a fresh token."""
+        """Return the present replicas of a read's chunk, with a fresh token; only the leader knows who lives."""
+        self._stale_ms = 0
         page = self._locate(plan.extent_index, self.status.version, deadline)
         if not page.extents or page.extents[0].handle != plan.extent.handle:
             raise ProtocolError(f"a master located another chunk at extent {plan.extent_index} of the same version")
         return page.extents[0], _replicas(page, page.extents[0])
 
     def _locate(self, index: int, version: int, deadline: Deadline) -> LocateReply:
+        if self._stale_ms:
+            try:
+                message = Locate(self.path, index, version, self._stale_ms)
+                return self._masters.call_any(message, LocateReply, deadline)
+            except Conflict:  # that master is behind the one which told the version
+                if not version:
+                    raise
         return self._masters.call(Locate(self.path, index, version), LocateReply, deadline)
 
 
@@ -154,11 +163,14 @@ class _IntoChecksum:
 class Download:
     """Fetches files. Holds no state of its own between calls."""
 
-    def __init__(self, masters: Masters, transfer: Transfer, timeout_s: float, *, parallel: int) -> None:
+    def __init__(
+        self, masters: Masters, transfer: Transfer, timeout_s: float, *, parallel: int, stale_ms: int = 0
+    ) -> None:
         self._masters = masters
         self._transfer = transfer
         self._timeout_s = timeout_s
         self._parallel = parallel
+        self._stale_ms = stale_ms
 
     def get(
         self,
@@ -227,7 +239,7 @@ class Download:
         return FileChecksum("crc32c", f"{total:08x}", version.status.size)
 
     def _open(self, path: str) -> _Version:
-        return _Version(self._masters, path, self._timeout_s)
+        return _Version(self._masters, path, self._timeout_s, self._stale_ms)
 
     def _fill(self, version: _Version, file: TargetFile, start: int, end: int, meter: Meter) -> None:
         cancellation = Cancellation()
@@ -269,8 +281,10 @@ def _write_stream(target: BinaryIO, piece: memoryview) -> None:
     try:
         while piece:
             count = target.write(piece)
+            if not count:  # None: a non-blocking stream that is full is not waited for
+                raise LocalFileError("the target is a non-blocking stream that takes no more; give a blocking one")
             piece = piece[count:]
-    except BrokenPipeError:
+    except (BrokenPipeError, LocalFileError):
         raise  # the reader of a pipe left: a front end's business, not a failure
     except OSError as error:
         raise local_error(error, "write", getattr(target, "name", "stream")) from None

@@ -7,6 +7,7 @@ bytes move, and any front end.
 from __future__ import annotations
 
 import builtins
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ import msgspec
 
 from dfs import paths
 from dfs.client.access import ClusterAccess
+from dfs.client.admin import ClusterAdmin
 from dfs.client.calls import Calls
 from dfs.client.discovery import Masters
 from dfs.client.download import Download, FileChecksum
@@ -63,6 +65,7 @@ T = TypeVar("T", bound=Message)
 TIMEOUT_S = 30.0  # default of every call
 PARALLEL = 4  # default number of chunks that are read at once
 PARALLEL_MAX = 32
+STALE_MAX_S = 86_400.0  # the oldest answer that may be asked for
 MASTER_STATUS_TIMEOUT_S = 3.0  # a master that says nothing for so long counts as silent
 
 __all__ = ["DfsClient", "FileChecksum"]
@@ -72,17 +75,27 @@ class DfsClient:
     """One program's access to a cluster. Thread-safe; use it as a context manager, or `close` it.
 
     Every `path` is absolute or taken from `/`. `timeout_s` bounds a metadata call as a whole, and the time for which a
-    bulk transfer may make no progress at all. Errors are those of dfs.errors.
+    bulk transfer may make no progress at all. With `stale_s` what stat, list and reads of content tell may be so old:
+    any master answers then that can prove it, also while none leads. Errors are those of dfs.errors.
     """
 
     def __init__(
-        self, access: ClusterAccess, *, timeout_s: float = TIMEOUT_S, replication: int = 0, parallel: int = PARALLEL
+        self,
+        access: ClusterAccess,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        replication: int = 0,
+        parallel: int = PARALLEL,
+        stale_s: float = 0.0,
     ) -> None:
         if not timeout_s > 0:
             raise InvalidArgument(f"a timeout of {timeout_s} s is not positive; nothing could ever succeed")
         if not 1 <= parallel <= PARALLEL_MAX:
             raise InvalidArgument(f"{parallel} parallel transfers are asked for; allowed are 1 to {PARALLEL_MAX}")
+        if not 0 <= stale_s <= STALE_MAX_S:
+            raise InvalidArgument(f"an age of {stale_s} s cannot be allowed; from 0 to {STALE_MAX_S:.0f} can")
         _check_replication(replication)
+        self._stale_ms = math.ceil(stale_s * 1000)
         self._access = access
         self._timeout_s = timeout_s
         self._replication = replication
@@ -108,7 +121,7 @@ class DfsClient:
 
     def stat(self, path: str) -> FileStatus:
         """Return what is known about a file or directory; raise `NotFound`."""
-        return self._ask(Stat(paths.normalise(path)), StatReply).status
+        return self._look(Stat(paths.normalise(path), self._stale_ms), StatReply).status
 
     def exists(self, path: str) -> bool:
         """Return whether `path` names a file or directory."""
@@ -122,7 +135,7 @@ class DfsClient:
         """Yield the entries of a directory by name, fetched in pages; their `path` is the name only."""
         path, after = paths.normalise(path), ""
         while True:
-            reply = self._ask(ListDirectory(path, after, LIST_LIMIT_MAX), ListDirectoryReply)
+            reply = self._look(ListDirectory(path, after, LIST_LIMIT_MAX, self._stale_ms), ListDirectoryReply)
             yield from reply.entries
             if not reply.has_more or not reply.entries:
                 return
@@ -311,10 +324,22 @@ class DfsClient:
         with ThreadPoolExecutor(len(addresses), "dfs-status") as executor:
             return [*executor.map(ask, addresses)]
 
+    @property
+    def admin(self) -> ClusterAdmin:
+        """What administrators do with the masters."""
+        return ClusterAdmin(self._masters, self._timeout_s)
+
     # --- inside -----------------------------------------------------------------------------------------------
 
     def _download(self) -> Download:
-        return Download(self._masters, self._transfer, self._timeout_s, parallel=self._parallel)
+        return Download(
+            self._masters, self._transfer, self._timeout_s, parallel=self._parallel, stale_ms=self._stale_ms
+        )
+
+    def _look(self, message: Message, reply: type[T]) -> T:
+        """Ask what may be as old as this client allows."""
+        ask = self._masters.call_any if self._stale_ms else self._masters.call
+        return ask(message, reply, Deadline.after(self._timeout_s))
 
     def _ask(self, message: Message, reply: type[T]) -> T:
         return self._masters.call(message, reply, Deadline.after(self._timeout_s))

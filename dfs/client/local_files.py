@@ -85,17 +85,19 @@ class SourceFile:
 
 @contextlib.contextmanager
 def open_source(source: Path | BinaryIO) -> Iterator[SourceFile | BinaryIO]:
-    """Open a source: a regular file for reading in ranges, anything else (pipe, device, stream) for reading once."""
+    """Open a source: a regular file for reading in ranges, anything else (pipe, device, stream, a file that claims to
+    be empty) for reading once."""
     if not isinstance(source, Path):
         yield source
         return
     try:
-        mode = source.stat().st_mode
+        status = source.stat()
     except OSError as error:
         raise local_error(error, "read", source) from None
+    mode = status.st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectory(f"the local {str(source)!r} is a directory; its files are stored one by one")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(mode) or not status.st_size:  # files of /proc say that they are empty, and are not
         try:
             stream = source.open("rb", buffering=0)
         except OSError as error:
@@ -170,12 +172,12 @@ class TargetFile:
     def __init__(self, target: Path) -> None:
         """Make the temporary; raise when the folder cannot be written, and `IsADirectory` for a directory."""
         self._target = target
-        beginning = target.name[:TEMPORARY_NAME_MAX]
-        self._temporary = target.with_name(f".{beginning}.{secrets.token_hex(6)}.part")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             if target.is_dir():
                 raise IsADirectory(f"the local target {str(target)!r} is a directory; give the name of a file in it")
+            beginning = target.name[:TEMPORARY_NAME_MAX]
+            self._temporary = target.with_name(f".{beginning}.{secrets.token_hex(6)}.part")
             self._fd = os.open(self._temporary, flags, 0o666)  # the user's umask decides
         except IsADirectory:
             raise

@@ -17,7 +17,7 @@ from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
 from dfs.errors import InvalidArgument, ProtocolError
 from dfs.net.auth import ClusterKey
 from dfs.net.blocking import Channel
-from dfs.net.messages import Message
+from dfs.net.messages import ErrorReply, Message
 
 IDLE_PER_ADDRESS_MAX = 8  # idle connections to one server
 IDLE_MAX = 64  # idle connections in all
@@ -70,7 +70,11 @@ class ChannelPool:
             channel.close()
 
     def _give_back(self, channel: Channel, address: str, bulk: bool) -> None:
+        now_s = self._clock.monotonic()
+        closing = []
         with self._lock:
+            if sum(map(len, self._idle.values())) >= IDLE_MAX:
+                closing = self._without_old(now_s)  # or servers that nobody talks to any more keep others out
             channels = self._idle.setdefault((address, bulk), [])
             is_kept = (
                 not self._is_closed
@@ -79,9 +83,20 @@ class ChannelPool:
                 and sum(map(len, self._idle.values())) < IDLE_MAX
             )
             if is_kept:
-                channels.append((self._clock.monotonic(), channel))
-        if not is_kept:
-            channel.close()
+                channels.append((now_s, channel))
+        for old in closing if is_kept else (*closing, channel):
+            old.close()
+
+    def _without_old(self, now_s: float) -> list[Channel]:
+        """Take out and return the channels that are too old to be lent; the lock is held."""
+        oldest = now_s - IDLE_AGE_MAX_S
+        taken = [channel for channels in self._idle.values() for since, channel in channels if since < oldest]
+        self._idle = {
+            key: young
+            for key, channels in self._idle.items()
+            if (young := [(since, channel) for since, channel in channels if since >= oldest])
+        }
+        return taken
 
 
 _request_ids = itertools.count(1)
@@ -93,6 +108,8 @@ def exchange(channel: Channel, message: Message, deadline: Deadline) -> Message:
     channel.send(message, deadline, request_id=request_id)
     received = channel.receive(deadline)
     if received.request_id != request_id or received.payload_size:
+        if isinstance(received.message, ErrorReply) and not received.request_id:
+            raise received.message.error()  # the peer's last words
         name = type(received.message).__name__
         raise ProtocolError(f"{channel.address} sent a {name} that does not answer {type(message).__name__}")
     return received.message

@@ -14,7 +14,7 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from dfs.clock import Deadline
@@ -24,6 +24,7 @@ from dfs.local.health import wait_until_healthy
 from dfs.local.process import ProcessMark, spawn
 from dfs.log import FILE_SIZE_MAX, FILE_VARIABLE
 from dfs.net.auth import make_secret
+from dfs.net.sockets import listening_socket
 
 UP_WAIT_S = 60.0  # a cluster that is not healthy by then has a problem that waiting does not solve
 STOP_GRACE_S = 10.0  # between SIGTERM and SIGKILL
@@ -43,6 +44,7 @@ class LocalCluster:
         self.config = config
         self._roles = {node.name: "master" for node in config.masters}
         self._roles |= {node.name: "chunk" for node in config.chunk_servers}
+        self._log_starts: dict[str, int] = {}  # where the lines of the latest start begin
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,10 +75,10 @@ class LocalCluster:
         deadline = Deadline.after(wait_s)
         self._make_folders()
         with self._locked():
-            with contextlib.suppress(AlreadyExists):
-                make_secret(self.config.secret_file)
             running = self.pids()
+            self._make_secret(running)
             started = [name for name in self.names if name not in running]
+            self._check_addresses(started)
             for name in started:
                 self._start(name)
         self.wait_healthy(deadline)
@@ -119,20 +121,20 @@ class LocalCluster:
         wanted = [name for name in self.names if self.pid_path(name).exists()]
         wait_until_healthy(self.config, wanted, deadline, self._raise_if_died)
 
-    def log_tail(self, name: str, lines: int = LOG_TAIL_LINES) -> str:
-        """Return the last lines of a node's log."""
+    def log_tail(self, name: str, lines: int = LOG_TAIL_LINES, *, since: int = 0) -> str:
+        """Return the last lines of a node's log, none from before the offset `since`."""
         try:
             with self.log_path(name).open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL_SIZE_MAX))
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(since if since < end else 0, end - _LOG_TAIL_SIZE_MAX))
                 return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
         except OSError as error:
             return f"(no log: {error.strerror or error})"
 
     def _raise_if_died(self) -> None:
         for name in self.died():
-            raise DfsError(
-                f"{name} ended while the cluster started; the end of {self.log_path(name)}:\n{self.log_tail(name)}"
-            )
+            words = self.log_tail(name, since=self._log_starts.get(name, 0))
+            raise DfsError(f"{name} ended while the cluster started; the end of {self.log_path(name)}:\n{words}")
 
     def _check(self, name: str) -> None:
         if name not in self._roles:
@@ -145,11 +147,34 @@ class LocalCluster:
             except OSError as error:
                 raise ConfigError(f"cannot make the folder {folder}: {error.strerror or error}") from None
 
+    def _make_secret(self, running: Collection[str]) -> None:
+        if running and not self.config.secret_file.exists():  # a new one would not open the doors of what runs
+            raise ConfigError(
+                f"the secret file {self.config.secret_file} is gone, and {', '.join(running)} still run with it; put it"
+                " back, or stop them with `dfs down` and start afresh"
+            )
+        with contextlib.suppress(AlreadyExists):
+            make_secret(self.config.secret_file)
+
+    def _check_addresses(self, names: Collection[str]) -> None:
+        """Raise `ConfigError` before anything is started when a node cannot listen where it should."""
+        wanted = [(m.name, address) for m in self.config.masters for address in (m.address, m.raft_address)]
+        wanted += [(server.name, server.address) for server in self.config.chunk_servers]
+        for name, address in wanted:
+            if name in names:
+                try:
+                    listening_socket(address, is_bulk=False).close()
+                except ConfigError as error:
+                    raise ConfigError(f"{name} of {self.config.source} {error.message}") from None
+
     def _start(self, name: str) -> int:
         log = self.log_path(name)
+        self._log_starts[name] = 0
         with contextlib.suppress(FileNotFoundError):
-            if log.stat().st_size > FILE_SIZE_MAX:
+            self._log_starts[name] = log.stat().st_size
+            if self._log_starts[name] > FILE_SIZE_MAX:
                 log.replace(log.with_suffix(".log.1"))
+                self._log_starts[name] = 0
         # -P: a module in the user's current folder must not be taken for one of the standard library
         command = [sys.executable, "-P", "-m", "dfs", self._roles[name], "--name", name]
         command += ["--config", str(self.config.source)]

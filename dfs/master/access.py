@@ -36,9 +36,12 @@ _READ_ORDER = {Liveness.ALIVE: 0, Liveness.LATE: 1, Liveness.DEAD: 2}
 
 
 class ServerTable:
-    """The `servers` of one reply: each is written once and referred to by index."""
+    """The `servers` of one reply: each is written once and referred to by index.
 
-    def __init__(self, state: MasterState, view: ClusterView, now_s: float) -> None:
+    Without a `view` (only the leader has one) every server is presumed alive.
+    """
+
+    def __init__(self, state: MasterState, view: ClusterView | None, now_s: float) -> None:
         self._state, self._view, self._now_s = state, view, now_s
         self._indexes: dict[ServerId, int] = {}
         self._liveness: list[Liveness] = []
@@ -48,7 +51,7 @@ class ServerTable:
         """Return the index of a registered server, None for any other."""
         index = self._indexes.get(server_id)
         if index is None and (server := self._state.server(server_id)) is not None:
-            liveness = self._view.liveness(server_id, self._now_s)
+            liveness = Liveness.ALIVE if self._view is None else self._view.liveness(server_id, self._now_s)
             index = self._indexes[server_id] = len(self._infos)
             self._liveness.append(liveness)
             self._infos.append(server_info(server, is_alive=liveness is not Liveness.DEAD))
@@ -69,7 +72,7 @@ def server_info(server: RegisteredServer, *, is_alive: bool) -> ServerInfo:
 
 
 class AccessDesk:
-    """Answers Locate and Allocate of the leader from the state and the soft view."""
+    """Answers Locate and Allocate from the state and the leader's soft view."""
 
     def __init__(
         self,
@@ -90,10 +93,13 @@ class AccessDesk:
 
     # --- reading ------------------------------------------------------------------------------------
 
-    def locate(self, message: Locate) -> LocateReply:
-        """Return a window of a file's extents with replicas and READ tokens."""
+    def locate(self, message: Locate, *, hears_servers: bool = True) -> LocateReply:
+        """Return a window of a file's extents with replicas and READ tokens.
+
+        `hears_servers` false: this master does not lead, so it gets no heartbeats and knows nobody for dead.
+        """
         found = self._state.extents(message.path, message.first_extent, LOCATE_EXTENTS_MAX, message.version)
-        table = ServerTable(self._state, self._view, self._clock.monotonic())
+        table = ServerTable(self._state, self._view if hears_servers else None, self._clock.monotonic())
         expires_ms = self._expiry_ms()
         tokens: dict[ChunkHandle, bytes] = {}
         extents = tuple(self._located(extent, table, tokens, expires_ms) for extent in found.extents)
@@ -132,9 +138,10 @@ class AccessDesk:
         chains = plan_chains(candidates, message.count, replication, size, self._rng.random)
         table = ServerTable(self._state, self._view, self._clock.monotonic())
         expires_ms = self._expiry_ms()
+        now_ms = max(self._clock.wall_ms(), self._state.clock_ms)  # never before the horizon, also if the clock is late
         chunks = []
         for chain in chains:
-            handle = new_chunk_handle()
+            handle = new_chunk_handle(now_ms)
             indexes = tuple(index for server_id in chain if (index := table.index(server_id)) is not None)
             chunks.append(AllocatedChunk(handle, sign_token(self._key, handle, Rights.WRITE, expires_ms), indexes))
             for server_id in chain:

@@ -19,6 +19,7 @@ import msgspec
 from dfs.errors import DfsError, StorageCorrupt
 from dfs.ids import ID_SIZE, ChunkHandle, ServerId, SessionId
 from dfs.master import extents
+from dfs.master.commands import ORPHAN_GRACE_MS
 from dfs.master.namespace import Directory, File, Node
 from dfs.master.parts import StateParts
 from dfs.master.sessions import Session
@@ -40,6 +41,9 @@ class Start(msgspec.Struct, frozen=True, array_like=True, tag=0):
     replication: int
     next_id: int
     next_trash_id: int
+    born_ms: int = 0
+    horizon_ms: int = 0
+    orphan_grace_ms: int = ORPHAN_GRACE_MS
 
 
 class ServerRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -155,7 +159,17 @@ _DECODER: msgspec.msgpack.Decoder[Piece] = msgspec.msgpack.Decoder(Piece)
 def dump(parts: StateParts) -> Iterator[bytes]:
     """Yield the pieces. Nothing may be applied between two of them."""
     space, trash = parts.namespace, parts.trash
-    start = Start(VERSION, parts.clock_ms, parts.trash_keep_ms, parts.replication, space.next_id, trash.next_id)
+    start = Start(
+        VERSION,
+        parts.clock_ms,
+        parts.trash_keep_ms,
+        parts.replication,
+        space.next_id,
+        trash.next_id,
+        parts.born_ms,
+        parts.horizon_ms,
+        parts.orphan_grace_ms,
+    )
     yield _ENCODER.encode(start)
     trees = chain([space.root], (entry.node for _, entry in trash.items()), parts.released.nodes())
     tables: list[tuple[type[Table], Iterator[tuple[int, Row]]]] = [
@@ -279,6 +293,8 @@ class _Loader:
     def _begin(self, start: Start) -> None:
         parts = self.parts
         parts.clock_ms, parts.trash_keep_ms, parts.replication = start.clock_ms, start.trash_keep_ms, start.replication
+        parts.born_ms, parts.horizon_ms = start.born_ms, start.horizon_ms
+        parts.orphan_grace_ms = start.orphan_grace_ms
         parts.namespace.next_id = start.next_id
 
     def _take(self, row: Row) -> None:

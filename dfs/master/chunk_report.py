@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise, takewhile
 
 from dfs.errors import InvalidArgument
-from dfs.ids import ID_SIZE, ChunkHandle, ServerId
+from dfs.ids import ID_SIZE, ChunkHandle, ServerId, allocated_ms
 from dfs.master.views import ChunkView
 from dfs.net.messages import ChunkReport
 from dfs.net.parts import ReplicaReport
@@ -38,8 +38,9 @@ class Verdict(enum.Enum):
     LIST = "list"  # good, but the map does not name this server: correct the map
     STALE = "stale"  # another length or CRC than the map's: delete
     GARBAGE = "garbage"  # released: delete after the grace period
-    ORPHAN = "orphan"  # never committed and too old to be: delete
+    ORPHAN = "orphan"  # never committed, and no command can do it any more: delete
     YOUNG = "young"  # unknown, but a writer may still commit it
+    FOREIGN = "foreign"  # older than these masters' whole state: of another life of the cluster, not ours to delete
 
     @property
     def is_delete(self) -> bool:
@@ -47,16 +48,28 @@ class Verdict(enum.Enum):
 
 
 def judge(
-    replica: ReplicaReport, server_id: ServerId, chunk: ChunkView | None, *, is_garbage: bool, orphan_grace_s: float
+    replica: ReplicaReport,
+    server_id: ServerId,
+    chunk: ChunkView | None,
+    *,
+    is_garbage: bool,
+    born_ms: int,
+    horizon_ms: int,
 ) -> Verdict:
-    """Return the verdict on a replica that `server_id` holds; `chunk` is the map's entry of the same handle."""
+    """Return the verdict on a replica that `server_id` holds; `chunk` is the map's entry of the same handle.
+
+    A replica of length 0 stands for one of which only the handle is known. `born_ms` and `horizon_ms` are the state's:
+    the age of a replica is never judged by the clock of its server.
+    """
     if chunk is not None:
-        if (replica.length, replica.crc) != (chunk.length, chunk.crc):
+        if replica.length and (replica.length, replica.crc) != (chunk.length, chunk.crc):
             return Verdict.STALE
         return Verdict.KEEP if server_id in chunk.servers else Verdict.LIST
     if is_garbage:
         return Verdict.GARBAGE
-    return Verdict.ORPHAN if replica.age_s > orphan_grace_s else Verdict.YOUNG
+    if allocated_ms(replica.handle) < born_ms:
+        return Verdict.FOREIGN
+    return Verdict.ORPHAN if allocated_ms(replica.handle) < horizon_ms else Verdict.YOUNG
 
 
 class HandleColumn:

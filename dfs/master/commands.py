@@ -14,6 +14,8 @@ from dfs.ids import ChunkHandle, ServerId
 from dfs.net.messages import Message, decode, encode, message
 from dfs.net.parts import Part
 
+ORPHAN_GRACE_MS = 24 * 60 * 60 * 1000  # until a leader proposes what its configuration says
+
 
 class ReplicaChange(Part, frozen=True, array_like=True):
     """A server got (`is_added`) or lost a replica. An added one of another length or CRC than the map's is ignored."""
@@ -70,11 +72,13 @@ class SetOptions(Message, frozen=True, array_like=True):
     """Replicated settings; a new leader proposes them when its configuration differs from the state's.
 
     `trash_keep_ms` counts for entries that are in the trash already, too; 0 switches the trash off. `replication` is
-    the default of files that are created without one.
+    the default of files that are created without one. `orphan_grace_ms`: how long after its allocation a chunk may be
+    committed; later its replicas are orphans, and deleted.
     """
 
     trash_keep_ms: int
     replication: int
+    orphan_grace_ms: int = ORPHAN_GRACE_MS
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dfs.errors import AlreadyExists, ChunkExists, InvalidArgument, IsADirectory, LimitExceeded, NotFound
-from dfs.ids import ID_SIZE, id_text
+from dfs.errors import AlreadyExists, ChunkExists, Conflict, InvalidArgument, IsADirectory, LimitExceeded, NotFound
+from dfs.ids import ID_SIZE, allocated_ms, id_text
 from dfs.master import extents as packing
 from dfs.master.chunkmap import CHUNK_LENGTH_MAX
 from dfs.master.namespace import Directory, File, files_below, shown, status_of
@@ -138,6 +138,11 @@ def _check_chunk(parts: StateParts, chunk: NewChunk) -> None:
         raise InvalidArgument(f"chunk handle {text} has {len(chunk.handle)} bytes, not {ID_SIZE}")
     if chunk.handle in parts.chunks or parts.chunks.is_garbage(chunk.handle):
         raise ChunkExists(f"chunk {text} is known already; handles are never reused: allocate a new one", handle=text)
+    if allocated_ms(chunk.handle) < parts.horizon_ms:
+        raise Conflict(
+            f"chunk {text} was allocated longer ago than uncommitted chunks are kept, {parts.orphan_grace_ms / 1000:g} "
+            "s: its replicas may be gone; store the bytes again, over a faster connection or in smaller files"
+        )
     if not 1 <= chunk.length <= CHUNK_LENGTH_MAX:
         raise InvalidArgument(f"chunk {text} has {chunk.length} bytes; 1 to {CHUNK_LENGTH_MAX} are possible")
     if not 0 <= chunk.crc <= CRC_MAX:

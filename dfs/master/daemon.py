@@ -26,6 +26,7 @@ from dfs.net.aio import CONNECTIONS_MAX, AioServer
 from dfs.net.auth import ClusterKey
 
 DESCRIPTORS_WANTED = CONNECTIONS_MAX + 256  # the rest: journal, raft connections, logs
+STATE_FOLDER = "raft"  # what the log makes in a data directory
 GC_THRESHOLDS = (20_000, 50, 100)  # allocations, then rounds: the state is large and has no cycles worth a search
 
 log = get_logger(__name__)
@@ -93,6 +94,7 @@ async def _serve(config: ClusterConfig, master: MasterConfig, key: ClusterKey) -
 
 async def _start_log(raft: RaftLog, master: MasterConfig) -> None:
     try:
+        _check_folder(master)
         await raft.start()
     except OSError as error:
         if isinstance(error, DfsError):
@@ -101,6 +103,18 @@ async def _start_log(raft: RaftLog, master: MasterConfig) -> None:
             f"master {master.name} cannot use its data directory {master.data_dir} or bind {master.raft_address}: "
             f"{error.strerror or error}; check [master:{master.name}] and the permissions"
         ) from error
+
+
+def _check_folder(master: MasterConfig) -> None:
+    """Refuse a folder that something else uses: a master would start in it without knowing a single file."""
+    if not master.data_dir.exists():
+        return
+    names = {entry.name for entry in master.data_dir.iterdir()} - {"lost+found"}
+    if names and STATE_FOLDER not in names:
+        raise ConfigError(
+            f"the data directory {master.data_dir} of master {master.name} holds {min(names)!r} and no state of this"
+            " version of dfs; correct data_dir, or move away what is there (it may be the state of another version)"
+        )
 
 
 def _start_duties(duties: Sequence[Duty], leadership: Leadership) -> list[asyncio.Task[None]]:

@@ -24,6 +24,7 @@ from dfs.net.parts import ReplicaReport
 TRASH_BATCH = 100  # trash entries released by one command; a directory may hold many files
 TRASH_ROUNDS_MAX = 20  # commands in one turn; the next turn goes on
 SESSIONS_BATCH = 1000  # sessions dropped by one command
+CLOCK_LATE_MAX_MS = 3_600_000  # that the clock of a state without commands may be late
 STOOD_STILL_FACTOR = 3  # turns of the liveness duty that may be missed before this master itself stood still
 
 log = get_logger(__name__)
@@ -86,22 +87,27 @@ class LivenessDuty:
 
 
 class OptionsDuty:
-    """Bring the replicated options in line with this leader's configuration."""
+    """Bring the replicated options in line with this leader's configuration, and an idle state's clock up to date."""
 
     name = "options"
     interval_s = 2.0
 
-    def __init__(self, config: ClusterConfig, state: MasterState, leadership: Leadership) -> None:
-        self._wanted = SetOptions(trash_keep_ms=round(config.trash_keep_s * 1000), replication=config.replication)
-        self._state, self._leadership = state, leadership
+    def __init__(self, config: ClusterConfig, state: MasterState, leadership: Leadership, clock: Clock) -> None:
+        self._wanted = SetOptions(
+            trash_keep_ms=round(config.trash_keep_s * 1000),
+            replication=config.replication,
+            orphan_grace_ms=round(config.orphan_grace_s * 1000),
+        )
+        self._clock_late_max_ms = min(CLOCK_LATE_MAX_MS, self._wanted.orphan_grace_ms // 4)
+        self._state, self._leadership, self._clock = state, leadership, clock
 
     async def run_once(self) -> None:
-        if (self._state.trash_keep_ms, self._state.replication) != (
-            self._wanted.trash_keep_ms,
-            self._wanted.replication,
-        ):
-            await self._leadership.decree(self._wanted)
-            log.info("options_set", trash_keep_ms=self._wanted.trash_keep_ms, replication=self._wanted.replication)
+        state, wanted = self._state, self._wanted
+        if SetOptions(state.trash_keep_ms, state.replication, state.orphan_grace_ms) != wanted:
+            await self._leadership.decree(wanted)
+            log.info("options_set", **{field: getattr(wanted, field) for field in wanted.__struct_fields__})
+        elif self._clock.wall_ms() - state.clock_ms > self._clock_late_max_ms:
+            await self._leadership.decree(wanted)  # any command brings the time along, and with it the horizon
 
 
 class TrashDuty:
@@ -196,7 +202,7 @@ def all_duties(
     """Return every duty of a leader."""
     return [
         LivenessDuty(config, state, view, clock),
-        OptionsDuty(config, state, leadership),
+        OptionsDuty(config, state, leadership, clock),
         TrashDuty(state, leadership, clock),
         SessionsDuty(config, state, leadership),
         GarbageDuty(config, state, view, reports, clock),

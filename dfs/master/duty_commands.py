@@ -61,5 +61,9 @@ def set_options(parts: StateParts, command: SetOptions) -> Done:
     check_replication(command.replication)
     if not 0 <= command.trash_keep_ms <= TIME_MAX_MS:
         raise InvalidArgument(f"the trash cannot be kept for {command.trash_keep_ms} ms")
+    if not 1 <= command.orphan_grace_ms <= TIME_MAX_MS:
+        raise InvalidArgument(f"uncommitted chunks cannot be kept for {command.orphan_grace_ms} ms")
     parts.trash_keep_ms, parts.replication = command.trash_keep_ms, command.replication
+    parts.orphan_grace_ms = command.orphan_grace_ms
+    parts.tick(parts.clock_ms)  # a shorter grace moves the horizon at once
     return Done()

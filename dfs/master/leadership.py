@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dfs.clock import Clock, Deadline
 from dfs.config import ClusterConfig
-from dfs.errors import DfsError, InternalError, NoQuorum, NotLeader
+from dfs.errors import DfsError, InternalError, InvalidArgument, NoQuorum, NotLeader
 from dfs.master.commands import encode_command
 from dfs.master.replicated_log import LogStatus, ReplicatedLog
 from dfs.net.messages import ErrorReply, Message
 
 PROPOSE_TIMEOUT_S = 10.0  # a majority on slow disks answers well before; the client resends after OutcomeUnknown
 BARRIER_TIMEOUT_S = 5.0
+HAND_OVER_TIMEOUT_S = 5.0
 DUTY_TIMEOUT_S = 10.0  # for the leader's own commands
 
 
@@ -55,6 +56,21 @@ class Leadership:
             " masters must run and reach each other; try again, and if it stays so, check the others: "
             f"{others or 'there are none'}"
         )
+
+    def is_within(self, age_s: float) -> bool:
+        """Whether the local state is provably at most `age_s` old, whoever leads."""
+        staleness_s = self._log.staleness_s()
+        return staleness_s is not None and staleness_s <= age_s
+
+    async def hand_over(self, target: str, deadline: Deadline) -> None:
+        """Let the master `target` lead; raise as `ReplicatedLog.hand_over` does."""
+        known = [master.name for master in self._config.masters]
+        if target not in known:
+            raise InvalidArgument(f"cluster {self._config.name} has no master {target!r}; it has {', '.join(known)}")
+        try:
+            await self._log.hand_over(target, min(deadline.check("handing over the leadership"), HAND_OVER_TIMEOUT_S))
+        except NotLeader:
+            raise self.refusal() from None
 
     async def barrier(self, deadline: Deadline) -> None:
         """Return when the local state may be read on behalf of a client; the caller reads it without awaiting."""

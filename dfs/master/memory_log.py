@@ -1,6 +1,7 @@
 """The in-memory twin of the replicated log: several masters share one list of commands in one process, for tests.
 
-Owns: elections by hand, partitions, stops and restarts, held and lost commands. Refuses to know: files, sockets, Raft.
+Owns: elections by hand, partitions, stops and restarts, held and lost commands, and checkpoints in a folder that a test
+may give. Refuses to know: sockets, Raft.
 
 It keeps the contract of `replicated_log.ReplicatedLog` (tests/contract/test_replicated_log.py): committed commands are
 applied in one order everywhere, only a leader that a majority reaches commits, and every proposal ends.
@@ -10,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
-from dfs.errors import NoQuorum, NotLeader, OutcomeUnknown
-from dfs.master.replicated_log import LogStatus, StateMachine
+from dfs.errors import DiskFailed, InvalidArgument, NoQuorum, NotLeader, OutcomeUnknown
+from dfs.master.raft_checkpoint import CheckpointFolder, CheckpointHead, write_checkpoint
+from dfs.master.replicated_log import CheckpointFile, LogStatus, StateMachine
 
 
 class MemoryGroup:
@@ -99,6 +102,8 @@ class MemoryLog:
         self.lose_next_reply = False  # the command is committed, its proposer hears OutcomeUnknown
         self.lose_next_command = False  # the command is gone, its proposer hears OutcomeUnknown
         self.proposals = 0
+        self.age_s: float | None = None  # what `staleness_s` says of a follower
+        self.disk: Path | None = None  # where checkpoints go; without one writing them fails
 
     # --- the test's hands --------------------------------------------------------------------------
 
@@ -192,6 +197,35 @@ class MemoryLog:
         role = "leader" if self._is_leader else "follower" if is_reachable and self._group.leader else "candidate"
         commit = len(self._group.entries) if is_reachable else self._applied
         return LogStatus(role, self._group.term, commit, self._applied, self._group.leader if is_reachable else None)
+
+    def staleness_s(self) -> float | None:
+        return 0.0 if self._is_leader else self.age_s
+
+    async def hand_over(self, target: str, timeout_s: float) -> None:
+        if not self._is_leader:
+            raise NotLeader(f"master {self.name} does not lead")
+        if target not in self._group.names:
+            raise InvalidArgument(f"there is no master {target!r}")
+        await asyncio.sleep(0)
+        if target not in self._group.reachable():
+            raise NoQuorum(f"master {target} did not take over within {timeout_s:.1f} s")
+        self._group.elect(target)
+
+    async def write_checkpoint(self, timeout_s: float) -> CheckpointFile:
+        if self.disk is None:
+            raise DiskFailed(f"master {self.name} has no disk to write a checkpoint to ({timeout_s:.1f} s)")
+        folder = CheckpointFolder(self.disk, fsync=False)
+        index = self._applied + 1
+        draft = folder.path(index).with_suffix(".tmp")
+        head = CheckpointHead((b"", index - 1, self._group.term), (b"", index, self._group.term))
+        write_checkpoint(draft, head, self.machine.dump(), fsync=False)
+        folder.publish(draft, index)
+        await asyncio.sleep(0)
+        return CheckpointFile(index, folder.path(index).stat().st_size, 0.0, folder.path(index))
+
+    def checkpoint_file(self, index: int | None = None) -> CheckpointFile | None:
+        found = None if self.disk is None else CheckpointFolder(self.disk, fsync=False).find(index)
+        return None if found is None else CheckpointFile(found.index, found.size, 0.0, found.path)
 
     async def close(self) -> None:
         if self._group.running.get(self.name) is self:

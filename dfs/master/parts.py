@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from dfs.errors import LimitExceeded
 from dfs.master.chunkmap import ChunkMap
+from dfs.master.commands import ORPHAN_GRACE_MS
+from dfs.master.extents import EXTENTS_MAX
 from dfs.master.namespace import Namespace, Node
 from dfs.master.registry import ServerRegistry
 from dfs.master.sessions import SessionTable
 from dfs.master.trash import ReleaseQueue, Trash
 
-NODES_MAX = 20_000_000  # files and directories in the tree (about 9 GB of memory on each master)
+NODES_MAX = 20_000_000  # files and directories in tree and trash (about 9 GB of memory on each master)
 SIZE_TOTAL_MAX = 1 << 59  # bytes, stored and in the trash together; keeps every sum within 64 bits
-SUBTREE_MAX = 100_000  # files and directories that one copy -r or setrep -R touches: well below an election timeout
-SUBTREE_EXTENTS_MAX = 500_000  # extents, likewise
+SUBTREE_MAX = 25_000  # files and directories that one copy -r or setrep -R touches: a quarter of a second at most
+SUBTREE_EXTENTS_MAX = EXTENTS_MAX  # extents, likewise; the largest single file can still be copied
 TIME_MAX_MS = 253_402_300_799_999  # the end of the year 9999
 
 
@@ -23,9 +25,12 @@ class StateParts:
     """Everything that is replicated. Only handlers change it, and only after all their checks."""
 
     __slots__ = (
+        "born_ms",
         "chunks",
         "clock_ms",
+        "horizon_ms",
         "namespace",
+        "orphan_grace_ms",
         "released",
         "replication",
         "servers",
@@ -36,6 +41,9 @@ class StateParts:
 
     def __init__(self, trash_keep_ms: int, replication: int) -> None:
         self.clock_ms = 0  # the state clock: the latest leader's time seen; it never goes back
+        self.born_ms = 0  # the state clock at the first command: no chunk of this state was allocated before
+        self.horizon_ms = 0  # chunks allocated before it can no longer be committed; it never goes back
+        self.orphan_grace_ms = ORPHAN_GRACE_MS
         self.trash_keep_ms = trash_keep_ms
         self.replication = replication
         self.namespace = Namespace()
@@ -45,11 +53,24 @@ class StateParts:
         self.trash = Trash()
         self.released = ReleaseQueue()
 
+    def tick(self, now_ms: int) -> None:
+        """Take the time of a command in.
+
+        The horizon is what makes deleting orphans safe: a leader calls a replica an orphan only when its chunk was
+        allocated before the horizon of the state it knows, and no command after that state can commit such a chunk.
+        """
+        self.clock_ms = max(self.clock_ms, now_ms)
+        self.born_ms = self.born_ms or self.clock_ms
+        self.horizon_ms = max(self.horizon_ms, self.clock_ms - self.orphan_grace_ms)
+
     def require_room(self, nodes: int, stored_size: int) -> None:
         """Raise `LimitExceeded` unless the tree may grow by this much."""
         root = self.namespace.root
-        if nodes and root.file_count + root.directory_count + nodes > NODES_MAX:
-            raise LimitExceeded(f"the file system holds {NODES_MAX} files and directories, the most it can")
+        if nodes and root.file_count + root.directory_count + self.trash.node_count + nodes > NODES_MAX:
+            raise LimitExceeded(
+                f"the file system and its trash hold {NODES_MAX} files and directories, the most they can; "
+                "delete some files and empty the trash"
+            )
         if stored_size > 0 and root.stored_size + self.trash.size + stored_size > SIZE_TOTAL_MAX:
             raise LimitExceeded(
                 f"the file system would hold more than {SIZE_TOTAL_MAX} bytes with its copies and trash; "

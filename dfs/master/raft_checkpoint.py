@@ -31,6 +31,7 @@ from dfs.errors import StorageCorrupt
 from dfs.log import get_logger
 from dfs.master.raft_journal import sync_directory
 from dfs.master.raft_records import Entry
+from dfs.master.replicated_log import CheckpointFile
 
 MAGIC = b"DFScp\r\n\x01"  # the last byte is the format version
 FRAME_SIZE_MAX = 64 * 1024 * 1024  # bytes; a state machine dumps in smaller pieces
@@ -154,6 +155,16 @@ class CheckpointFolder:
         """Return the log indexes of the checkpoints, oldest first."""
         names = (_FILE_NAME.fullmatch(name) for name in os.listdir(self.folder))  # noqa: PTH208 - names are enough
         return sorted(int(name[1]) for name in names if name)
+
+    def find(self, index: int | None = None) -> CheckpointFile | None:
+        """Return the checkpoint `index`, or the newest one; None when it is not there."""
+        indexes = self.indexes()
+        wanted = index if index is not None else indexes[-1] if indexes else 0
+        try:
+            facts = self.path(wanted).stat()
+        except FileNotFoundError:
+            return None
+        return CheckpointFile(wanted, facts.st_size, max(0.0, time.time() - facts.st_mtime), self.path(wanted))
 
     def newest(self) -> Path | None:
         indexes = self.indexes()

@@ -139,7 +139,11 @@ class _Checkpoints:
     def serialize(self, data: tuple[None, Any, Any, Any], _index: int) -> None:
         _, last, previous, _ = data
         self._engine.checkpoint_begun(last[1])
-        self.writer.start(CheckpointHead(previous, last), self._engine.machine.dump)
+        try:
+            self.writer.start(CheckpointHead(previous, last), self._engine.machine.dump)
+        except OSError as error:  # no memory for a child: the log goes on, it only grows
+            _log.error("checkpoint_failed", index=last[1], why=str(error))
+            self._engine.checkpoint_done(last[1], is_good=False)
 
     def getTransmissionData(self, node: Any) -> tuple[CheckpointPiece, bool, bool] | None:
         """Return the next piece for a follower; None when it must wait."""
@@ -268,7 +272,7 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     @property
     def is_leader(self) -> bool:
-        return self.role == LEADER and not self._is_stopped
+        return bool(self._SyncObj__raftState == LEADER) and not self._is_stopped
 
     @property
     def leader_name(self) -> str | None:

@@ -19,11 +19,17 @@ from dfs.errors import InternalError, ProtocolError
 from dfs.log import get_logger
 from dfs.master.raft_checkpoint import CheckpointPiece
 from dfs.master.raft_engine import Engine, EngineStopped
+from dfs.master.raft_join import Membership, Standing
+from dfs.master.raft_journal import disk_error
 from dfs.master.raft_transport import RaftTransport
 from dfs.master.raft_wire import (
+    AgeQuery,
+    AgeReply,
     Append,
     AppendPiece,
     AppendReply,
+    JoinQuery,
+    JoinReply,
     Ping,
     PreVote,
     PreVoteReply,
@@ -46,12 +52,18 @@ class GateOwner(Protocol):
 
     def leadership_confirmed(self, peer: str, number: int) -> None: ...
 
+    def age_asked(self, peer: str, number: int) -> None: ...
+
+    def age_answered(self, number: int, commit_index: int) -> None: ...
+
 
 class Gate:
     """Checks and translates messages. One thread; called by the transport and by the journal's completions."""
 
-    def __init__(self, engine: Engine, transport: RaftTransport, owner: GateOwner) -> None:
-        self._engine, self._transport, self._owner = engine, transport, owner
+    def __init__(
+        self, engine: Engine, transport: RaftTransport, owner: GateOwner, membership: Membership | None = None
+    ) -> None:
+        self._engine, self._transport, self._owner, self._membership = engine, transport, owner, membership
         self._journal = engine.journal
         self._serials: dict[str, int] = dict.fromkeys(transport.peers, 0)  # last message of entries sent to a peer
         self._reset_floors: dict[str, int] = dict.fromkeys(transport.peers, 0)  # resets up to here were answered
@@ -69,6 +81,10 @@ class Gate:
             ReadRoundReply: self._read_round_reply,
             StaleTerm: self._stale_term,
             TakeOver: self._take_over,
+            JoinQuery: self._join_query,
+            JoinReply: self._join_reply,
+            AgeQuery: self._age_query,
+            AgeReply: self._age_reply,
             Ping: lambda _peer, _message: None,
         }
 
@@ -96,11 +112,15 @@ class Gate:
 
     def received(self, peer: str, message: RaftMessage) -> None:
         """Handle one message. A bug in the middle of one stops the engine: half a message must not be lived with."""
+        if not self._may_hear(type(message)):
+            return
         with contextlib.suppress(EngineStopped):
             try:
                 self._handlers[type(message)](peer, message)
             except (EngineStopped, ProtocolError):
                 raise
+            except OSError as error:  # while a checkpoint was being received
+                self._engine.fail(disk_error(error, self._engine.checkpoints.folder.folder, "storing a checkpoint"))
             except Exception as error:  # noqa: BLE001 - see above
                 _log.exception("raft_message_failed", peer=peer, kind=type(message).__name__)
                 self._engine.fail(
@@ -117,6 +137,8 @@ class Gate:
             self._serials[peer] += 1
             return self._translate_entries(self._serials[peer], message), journal.vote_sequence
         if kind == "next_node_idx":
+            if message["success"]:
+                self._note_match(message["next_node_idx"] - 1)
             reply = AppendReply(
                 journal.term, self._answered_serial, message["next_node_idx"], message["reset"], message["success"]
             )
@@ -206,6 +228,8 @@ class Gate:
         self._engine.deliver(peer, {"type": "append_entries", "term": term, "commit_index": commit_index})
 
     def _reply(self, peer: str, next_index: int, *, is_reset: bool) -> None:
+        if not is_reset:
+            self._note_match(next_index - 1)
         reply = AppendReply(self._journal.term, self._answered_serial, next_index, is_reset, not is_reset)
         self._transport.put(peer, reply, self._journal.sequence)
 
@@ -261,15 +285,18 @@ class Gate:
         if not message.is_reset:  # the library steps back to the acknowledged entry and would send the rest again
             engine.next_index[node] = max(sent, engine.next_index.get(node, 0))
 
-    def release_held(self) -> None:
-        """Pass acknowledgements on that have waited for our own disk."""
+    def release_held(self) -> bool:
+        """Pass acknowledgements on that have waited for our own disk; return whether there were any."""
         held, self._held = self._held, []
+        was_any = False
         for peer, message in held:
             if message.term == self._journal.term and self._engine.is_leader:
                 if message.next_index - 1 > self._journal.durable_index:
                     self._held.append((peer, message))
                 else:
                     self._deliver_reply(peer, message)
+                    was_any = True
+        return was_any
 
     # --- elections -------------------------------------------------------------------------------------------
 
@@ -313,6 +340,44 @@ class Gate:
         if message.term == self._journal.term and self._engine.leader_name == peer and not self._engine.is_leader:
             self._engine.is_forced = self._engine.may_campaign = True
 
+    # --- a master whose disk was empty ---------------------------------------------------------------------
+
+    def _may_hear(self, kind: type[RaftMessage]) -> bool:
+        """Whether a message may have an effect here: an empty master's word is worth nothing yet (fault l)."""
+        membership = self._membership
+        if membership is None or membership.is_member or kind in (JoinQuery, JoinReply, Ping):
+            return True
+        return membership.may_follow and kind not in (RequestVote, PreVote, TakeOver)
+
+    def _note_match(self, index: int) -> None:
+        if self._membership is not None:
+            self._membership.matched = (self._journal.term, index)
+
+    def _join_query(self, peer: str, message: JoinQuery) -> None:
+        journal, membership = self._journal, self._membership
+        standing = Standing.MEMBER
+        if membership is not None and not membership.is_member:
+            standing = Standing.EMPTY
+        elif self._engine.is_leader:
+            standing = Standing.LEADER
+        elif journal.term == 0 and journal.last_index <= 1:
+            standing = Standing.BLANK
+        reply = JoinReply(journal.term, message.round, standing, journal.last_index)
+        self._transport.put(peer, reply, journal.sequence)
+
+    def _join_reply(self, peer: str, message: JoinReply) -> None:
+        membership = self._membership
+        try:
+            standing = Standing(message.standing)
+        except ValueError:
+            raise ProtocolError(
+                f"standing {message.standing} is unknown; do all masters run the same version?"
+            ) from None
+        if membership is not None and membership.answered(
+            peer, message.round, message.term, standing, message.last_index
+        ):
+            self._engine.adopt_term(membership.term)
+
     # --- leadership ------------------------------------------------------------------------------------------
 
     def _read_round(self, peer: str, message: ReadRound) -> None:
@@ -325,6 +390,13 @@ class Gate:
         if message.term == self._journal.term and self._engine.is_leader:
             self._engine.note_response(peer)
             self._owner.leadership_confirmed(peer, message.round)
+
+    def _age_query(self, peer: str, message: AgeQuery) -> None:
+        if message.term == self._journal.term and self._engine.is_leader:
+            self._owner.age_asked(peer, message.number)
+
+    def _age_reply(self, _peer: str, message: AgeReply) -> None:
+        self._owner.age_answered(message.number, message.commit_index)
 
     def _stale_term(self, _peer: str, message: StaleTerm) -> None:
         self._engine.adopt_term(message.term)

@@ -149,7 +149,7 @@ class Journal:
             end = replay.read_segment(data, head, limit, str(path))
             self._closed_segments.append((number, replay.entries[-1][1] if replay.entries else 0))
             if is_newest:
-                self._adopt_tail(path, data, end)
+                self._adopt_tail(path, data, replay.marked, end)
         self.entries, self.vote = replay.entries, replay.vote
         self.term = replay.term
         if self.entries and self.entries[-1][2] > self.term:
@@ -173,13 +173,18 @@ class Journal:
             )
         return head
 
-    def _adopt_tail(self, path: Path, data: bytes, end: int) -> None:
-        """Make what was read durable (a killed process leaves it in the page cache only) and tell of a torn tail."""
+    def _adopt_tail(self, path: Path, data: bytes, marked: int, end: int) -> None:
+        """Make what was read durable (a killed process leaves it in the page cache only) and tell of a torn tail.
+
+        What no MARK vouches for is written again: after a failed sync the kernel calls pages clean that never reached
+        the disk, and a sync alone would believe it.
+        """
         if data.count(0, end) != len(data) - end:
             _log.warning("journal_tail_cut", file=str(path), offset=end)
         if self._fsync:
             fd = os.open(path, os.O_RDWR)
             try:
+                write_all(fd, data[marked:end], marked)
                 os.fdatasync(fd)
             finally:
                 os.close(fd)
@@ -204,7 +209,7 @@ class Journal:
         return self.entries[position][2] if 0 <= position < len(self.entries) else None
 
     def slice(self, start: int, stop: int | None) -> list[Entry]:
-        """Return entries by position, as many as `SLICE_ENTRIES_MAX` and `SLICE_SIZE_MAX` allow, but a last two always."""
+        """Return entries by position, as many as the limits of a slice allow; a last two always."""
         stop = len(self.entries) if stop is None else stop
         found = self.entries[start : min(stop, start + SLICE_ENTRIES_MAX)]
         if len(found) <= 2:  # a checkpoint needs two entries, whatever their size

@@ -272,11 +272,11 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
         self._transport = transport
-        if self._is_aborted:
+        name = transport.get_extra_info("peername")
+        if self._is_aborted or transport.get_extra_info("sockname") == name:  # TCP can connect a free port to itself
             transport.abort()
             return
         transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH)
-        name = transport.get_extra_info("peername")
         self.address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unknown"
         self._timeout = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT_S, self._give_up)
         transport.write(self._session.start())

@@ -29,14 +29,17 @@ from dfs.errors import (
     Overloaded,
 )
 from dfs.log import get_logger
+from dfs.master.raft_age import StateAge
 from dfs.master.raft_checkpoint import CheckpointFolder
 from dfs.master.raft_engine import LEADER, ROLES, Engine, EngineJournal, EngineStopped
 from dfs.master.raft_gate import Gate
+from dfs.master.raft_join import Membership
 from dfs.master.raft_journal import disk_error
+from dfs.master.raft_planned import PlannedWork
 from dfs.master.raft_rounds import Round
 from dfs.master.raft_transport import RaftTransport
-from dfs.master.raft_wire import PreVote, ReadRound, TakeOver
-from dfs.master.replicated_log import LogStatus, StateMachine
+from dfs.master.raft_wire import AgeQuery, AgeReply, JoinQuery, PreVote, ReadRound
+from dfs.master.replicated_log import CheckpointFile, LogStatus, StateMachine
 from dfs.net.auth import ClusterKey
 
 COMMAND_SIZE_MAX = 8 * 1024 * 1024 + 64 * 1024  # bytes; the largest message of a client in its envelope
@@ -49,7 +52,6 @@ HEARTBEAT_S = 0.1
 CHECKPOINT_ENTRIES = 200_000  # log entries after which a checkpoint is written
 CHECKPOINT_SIZE = 64 * 1024 * 1024  # bytes of commands after which a checkpoint is written
 CHECKPOINT_RETRY_S = 30.0  # after a failed one
-HANDOVER_S = 1.0  # a closing leader waits this long for its successor
 EXIT_STATUS = 70  # of a process that must not go on
 _NEVER_S = float("inf")
 
@@ -103,15 +105,17 @@ class HardenedRaftLog:
         self._timer: asyncio.TimerHandle | None = None
         self._lock = -1
         self._fresh: list[_Proposal] = []  # not yet given to the engine
-        self._proposals: set[_Proposal] = set()  # given to the engine
+        self._proposals: dict[_Proposal, None] = {}  # given to the engine; a set in order
         self._pending_size = 0
         self._next_expiry_s = _NEVER_S
         self._reads: list[asyncio.Future[None]] = []  # wait for the next round
         self._reads_in_round: list[asyncio.Future[None]] = []
+        self._read_expiries: list[tuple[float, float, asyncio.Future[None]]] = []  # deadline, timeout, read
         self._unready_reads: list[asyncio.Future[None]] = []  # wait for the first entry of the own term
         self._leader_round = Round(len(peers) - 1)
         self._prevote_round = Round(len(peers) - 1)
-        self._round_begun_s = 0.0
+        self._round_begun_s = self._looked_at_s = 0.0
+        self._age = StateAge()
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -121,7 +125,10 @@ class HardenedRaftLog:
         self._lock = self._lock_folder()
         journal: EngineJournal | None = None
         try:
+            others = [peer for peer in self._peers if peer != self._name]
+            self._membership = Membership(self._folder, self._name, others, fsync=self._fsync)
             journal = self._journal = EngineJournal(self._folder / "log", name=self._name, fsync=self._fsync)
+            self._membership.check(has_journal=bool(journal.entries))
             self._transport = RaftTransport(
                 name=self._name,
                 peers=self._peers,
@@ -129,9 +136,16 @@ class HardenedRaftLog:
                 dead_after_s=2 * self._timeouts_s[1],
             )
             self._engine = self._make_engine()
-            self._gate = Gate(self._engine, self._transport, self)
+            self._planned = PlannedWork(
+                name=self._name,
+                engine=self._engine,
+                transport=self._transport,
+                wake=self._wake,
+                is_running=lambda: self._is_running,
+            )
+            self._gate = Gate(self._engine, self._transport, self, self._membership)
             journal.attach(self._loop.call_soon_threadsafe, self._journal_synced, self._stop_failed)
-            await self._transport.start(self._gate, self._wake)
+            await self._transport.start(self._gate, self._messages_handled)
         except OSError as error:
             self._release(journal)
             raise disk_error(error, self._folder, "opening the Raft state") from error
@@ -184,12 +198,13 @@ class HardenedRaftLog:
         if self._lock < 0:
             return
         if self.is_leader and self._transport.connected:
-            await self._hand_over()
+            await self._planned.leave()
         self._halt("this master stops")
         self._transport.close()
         self._engine.stop()
         journal, lock, self._lock = self._journal, self._lock, -1
         await self._loop.run_in_executor(None, journal.close)
+        await self._transport.drain()
         os.close(lock)
 
     def _halt(self, why: str) -> None:
@@ -228,7 +243,7 @@ class HardenedRaftLog:
         if self._is_solo and journal.durable < journal.sequence:
             journal.flush()  # alone, an entry is committed by our disk: nothing may happen before it is there
             return
-        if self._fresh:
+        if self._fresh and not self._planned.is_handing_over:
             self._submit_fresh()
         try:
             engine.tick()
@@ -237,10 +252,12 @@ class HardenedRaftLog:
             return
         except Exception as error:  # noqa: BLE001 - the engine is in the middle of something: it must not go on
             _log.exception("raft_tick_failed", node=self._name)
-            self._stop_failed(InternalError(f"a turn of the Raft engine raised {error!r}: a bug, report it with the log"))
+            self._stop_failed(
+                InternalError(f"a turn of the Raft engine raised {error!r}: a bug, report it with the log")
+            )
             return
+        self._transport.flush()  # first: the way over a follower is the longer one
         journal.flush()
-        self._transport.flush()
         if engine.commit_index > engine.applied_index:
             self._wake()
         if self._unready_reads:
@@ -254,23 +271,39 @@ class HardenedRaftLog:
         self._timer = self._loop.call_later(TICK_S, self._tick)
         now = time.monotonic()
         if self._engine.is_leader:
-            if now - self._round_begun_s >= self._heartbeat_s:
-                self._begin_leader_round()
+            if self._reads_in_round and now - self._round_begun_s >= self._heartbeat_s:
+                self._begin_leader_round()  # unanswered so far: ask again
+        elif not self._membership.is_member:
+            self._join(now)
         elif self._engine.election_deadline_s < now:
             self._begin_prevote(now)
         if self._next_expiry_s <= now:
             self._expire_proposals(now)
-        self._transport.check_links()
-        self._wake()
+        if self._read_expiries:
+            self._expire_reads(now)
+        if not self._engine.is_leader:
+            self._ask_age(now)
+        if now - self._looked_at_s >= self._heartbeat_s / 2:
+            self._looked_at_s = now
+            self._transport.check_links()
+            self._wake()
+
+    def _messages_handled(self) -> None:
+        """Sync and answer at once what messages have brought; the turn that follows does the rest."""
+        if self._is_running:
+            self._journal.flush()
+            self._transport.flush()
+            self._wake()
 
     def _journal_synced(self) -> None:
         if self._is_running:
             try:
-                self._gate.release_held()
+                is_news = self._gate.release_held()
             except EngineStopped:
                 return
             self._transport.flush()
-            self._wake()
+            if is_news or self._is_solo:
+                self._wake()
 
     def _checkpoint_if_due(self) -> None:
         engine = self._engine
@@ -285,6 +318,34 @@ class HardenedRaftLog:
         """Begin a checkpoint now, unless one is being written."""
         self._engine.checkpoint_soon()
         self._wake()
+
+    async def write_checkpoint(self, timeout_s: float) -> CheckpointFile:
+        """Write the present state to disk; return when it is there. Changes that came meanwhile are not in it."""
+        return await self._planned.write_checkpoint(timeout_s)
+
+    def checkpoint_file(self, index: int | None = None) -> CheckpointFile | None:
+        """Return a checkpoint of this master, the newest one without an `index`."""
+        return self._engine.checkpoints.folder.find(index) if self._lock >= 0 else None
+
+    # --- joining --------------------------------------------------------------------------------------------
+
+    def _join(self, now: float) -> None:
+        """Do the next step of a master whose disk was empty (dfs.master.raft_join)."""
+        membership, journal = self._membership, self._journal
+        number = membership.round_due(now)
+        if number is not None:
+            self._transport.broadcast(JoinQuery(journal.term, number))
+            self._wake()
+        is_founder = membership.is_founder
+        is_ready = is_founder or membership.is_caught_up(journal.term, journal.durable_index)
+        if is_ready and journal.durable == journal.sequence:
+            try:
+                membership.admit()
+            except OSError as error:
+                self._stop_failed(disk_error(error, self._folder, "noting the membership"))
+                return
+            _log.info("raft_member", node=self._name, is_new_cluster=is_founder, term=journal.term)
+            self._engine.election_deadline_s = now + self._engine.random_timeout_s()
 
     # --- elections ------------------------------------------------------------------------------------------
 
@@ -318,23 +379,13 @@ class HardenedRaftLog:
 
     def transfer_leadership(self) -> bool:
         """Ask the follower with the longest log to take over; return False when there is none or this one is behind."""
-        engine = self._engine
-        if not engine.is_leader or not self._transport.connected:
-            return False
-        peer = max(self._transport.connected, key=engine.match_index)
-        if engine.match_index(peer) != self._journal.last_index:
-            return False
-        self._transport.put(peer, TakeOver(self._journal.term), self._journal.sequence)
-        self._wake()
-        return True
+        return self._planned.ask_to_take_over()
 
-    async def _hand_over(self) -> None:
-        """Give the leadership away before leaving, so that nobody waits for a timeout."""
-        deadline_s = time.monotonic() + HANDOVER_S
-        was_asked = False
-        while self.is_leader and time.monotonic() < deadline_s:
-            was_asked = was_asked or self.transfer_leadership()
-            await asyncio.sleep(TICK_S / 2)
+    async def hand_over(self, target: str, timeout_s: float) -> None:
+        """Let `target` lead. New proposals wait meanwhile: the successor must have the whole log."""
+        if not self.is_leader:
+            raise self._not_leader()
+        await self._planned.hand_over(target, timeout_s)
 
     # --- proposals ------------------------------------------------------------------------------------------
 
@@ -374,12 +425,13 @@ class HardenedRaftLog:
         self._submit(batch)
 
     def _submit(self, batch: list[_Proposal]) -> None:
-        self._proposals.update(batch)
+        self._proposals.update(dict.fromkeys(batch))
 
         def done(results: list[Any] | None, reason: int) -> None:
             if batch[0] not in self._proposals:
                 return  # all have been told already that leadership was lost
-            self._proposals.difference_update(batch)
+            for proposal in batch:
+                self._proposals.pop(proposal, None)
             if results is None:
                 error = OutcomeUnknown(f"the log entry of the change was not confirmed (Raft: {reason})")
                 for proposal in batch:
@@ -412,7 +464,7 @@ class HardenedRaftLog:
         fresh, self._fresh = self._fresh, []
         for proposal in fresh:
             self._finish(proposal, self._not_leader())
-        proposals, self._proposals = self._proposals, set()
+        proposals, self._proposals = self._proposals, {}
         for proposal in proposals:
             if not proposal.future.done():
                 proposal.future.set_exception(OutcomeUnknown(f"{why} while the change was on its way"))
@@ -432,25 +484,26 @@ class HardenedRaftLog:
         if len(self._reads) + len(self._reads_in_round) + len(self._unready_reads) >= PENDING_READS_MAX:
             raise Overloaded(f"master {self._name} has {PENDING_READS_MAX} reads waiting; try again in a moment")
         read: asyncio.Future[None] = self._loop.create_future()
+        self._read_expiries.append((time.monotonic() + timeout_s, timeout_s, read))
         if self._engine.leads_with_own_entry:
             self._queue_read(read)
         else:
             self._unready_reads.append(read)
-        expiry = self._loop.call_later(timeout_s, self._expire_read, read, timeout_s)
-        try:
-            await read
-        finally:
-            expiry.cancel()
+        await read
 
-    def _expire_read(self, read: asyncio.Future[None], timeout_s: float) -> None:
-        if not read.done():
-            majority = len(self._peers) // 2 + 1
-            read.set_exception(
-                NoQuorum(
-                    f"master {self._name} could not prove within {timeout_s:.1f} s that it leads; check that at least "
-                    f"{majority} of the {len(self._peers)} masters run and reach each other"
+    def _expire_reads(self, now: float) -> None:
+        """End the waits whose time is over, and forget those that have ended."""
+        waiting = [expiry for expiry in self._read_expiries if not expiry[2].done()]
+        self._read_expiries = [expiry for expiry in waiting if expiry[0] > now]
+        majority = len(self._peers) // 2 + 1
+        for deadline_s, timeout_s, read in waiting:
+            if deadline_s <= now:
+                read.set_exception(
+                    NoQuorum(
+                        f"master {self._name} could not prove within {timeout_s:.1f} s that it leads; check that at "
+                        f"least {majority} of the {len(self._peers)} masters run and reach each other"
+                    )
                 )
-            )
 
     def _admit_reads(self) -> None:
         if self._engine.leads_with_own_entry:
@@ -465,7 +518,7 @@ class HardenedRaftLog:
             self._loop.call_soon(self._begin_leader_round)
 
     def _begin_leader_round(self) -> None:
-        """Ask all others whether this master still leads; also the heartbeat. An unanswered round is asked again."""
+        """Ask all others whether this master still leads, for all reads that wait."""
         if not self._is_running or not self._engine.is_leader:
             return
         self._reads_in_round += self._reads
@@ -483,11 +536,45 @@ class HardenedRaftLog:
         if not self._leader_round.take():
             return
         reads, self._reads_in_round = self._reads_in_round, []
+        if self._engine.leads_with_own_entry:
+            self._age.proved(self._round_begun_s)
         for read in reads:
             if not read.done():
                 read.set_result(None)
         if self._reads:
             self._loop.call_soon(self._begin_leader_round)
+
+    def age_asked(self, peer: str, number: int) -> None:
+        """Answer a follower once a round that begins now has proved that this master leads."""
+        if not self._engine.leads_with_own_entry:
+            return
+
+        def answer(read: asyncio.Future[None]) -> None:
+            if not read.cancelled() and read.exception() is None and self._is_running:
+                reply = AgeReply(self._journal.term, number, self._engine.commit_index)
+                self._transport.put(peer, reply, self._journal.vote_sequence)
+                self._wake()
+
+        read: asyncio.Future[None] = self._loop.create_future()
+        read.add_done_callback(answer)
+        self._queue_read(read)
+
+    def age_answered(self, number: int, commit_index: int) -> None:
+        self._age.answered(number, commit_index)
+
+    def _ask_age(self, now: float) -> None:
+        leader = self._engine.leader_name
+        if leader in self._transport.connected and (number := self._age.question_due(now)) is not None:
+            self._transport.put(leader, AgeQuery(self._journal.term, number), self._journal.vote_sequence)
+            self._wake()
+
+    def staleness_s(self) -> float | None:
+        """Return how old the local state is at most, None when nothing is known (dfs.master.raft_age)."""
+        if not self._is_running:
+            return None
+        if self._is_solo and self.is_leader:
+            return 0.0
+        return self._age.staleness_s(time.monotonic(), self._engine.applied_index)
 
     # --- facts ----------------------------------------------------------------------------------------------
 
@@ -503,7 +590,8 @@ class HardenedRaftLog:
         leader = engine.leader_name
         if not engine.is_leader and time.monotonic() - engine.heard_at_s > 2 * self._timeouts_s[1]:
             leader = None  # the one that was is not heard of any more
-        return LogStatus(ROLES[engine.role], self._journal.term, engine.commit_index, engine.applied_index, leader)
+        role = ROLES[engine.role] if self._membership.is_member else "joining"
+        return LogStatus(role, self._journal.term, engine.commit_index, engine.applied_index, leader)
 
     def _not_leader(self) -> DfsError:
         if self._failure is not None:

@@ -98,11 +98,12 @@ def parse_head(data: bytes) -> SegmentHead | None:
 
 @dataclass(slots=True)
 class Replay:
-    """The log, the term and the vote as far as the segments were read."""
+    """The log, the term and the vote as far as the segments were read. `marked`: the last MARK of the last segment."""
 
     entries: list[Entry] = field(default_factory=list)
     term: int = 0
     vote: str | None = None
+    marked: int = 0
 
     def read_segment(self, data: bytes, head: SegmentHead, limit: int | None, where: str) -> int:
         """Take in the records after the head; return the offset after the last one.
@@ -112,6 +113,7 @@ class Replay:
         Raise `StorageCorrupt` in both cases of damage.
         """
         offset = head.size
+        self.marked = 0
         while limit is None or offset < limit:
             record = parse_record(data, offset, head.salt)
             if record is None:
@@ -138,7 +140,9 @@ class Replay:
             self.term, self.vote = record.a, record.payload.decode() or None
         elif kind == Kind.RESET:
             self.entries = []
-        elif kind != Kind.MARK:
+        elif kind == Kind.MARK:
+            self.marked = record.a
+        else:
             raise _damaged(where, offset, f"record kind {kind} is unknown; was this written by a newer version?")
 
 

@@ -29,6 +29,7 @@ RETRY_MIN_S, RETRY_MAX_S = 0.05, 0.15  # between two attempts to reach a master
 REFUSED_RETRY_S = 2.0  # after a failed authentication: a person must act first
 PING_AFTER_S = 0.25  # of silence
 UNPROVED_LINKS_MAX = 64  # accepted connections that have not authenticated
+CLOSING_TURNS = 8  # of the loop: accepted, made, aborted, lost, with some to spare
 BACKLOG_HIGH = 8 * 1024 * 1024  # bytes queued to a slow follower before it is left alone
 BACKLOG_LOW = 1024 * 1024  # bytes at which it is served again
 CHECKPOINT_BACKLOG = 4 * 1024 * 1024  # bytes of a checkpoint on their way to a follower at once
@@ -74,7 +75,7 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
         self._server: asyncio.Server | None = None
         self._dialers: list[asyncio.Task[None]] = []
         self._user: TransportUser | None = None
-        self._wake: Callable[[], None] = lambda: None
+        self._on_messages: Callable[[], None] = lambda: None
         self._is_closed = False
 
     @property
@@ -94,9 +95,9 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
         assert self._user is not None
         return self._user
 
-    async def start(self, user: TransportUser, wake: Callable[[], None]) -> None:
+    async def start(self, user: TransportUser, on_messages: Callable[[], None]) -> None:
         """Listen and dial; raise `ConfigError` when the address cannot be bound."""
-        self._user, self._wake = user, wake
+        self._user, self._on_messages = user, on_messages
         loop = asyncio.get_running_loop()
         host, port = split_bind_address(self._address)
         try:
@@ -115,6 +116,11 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
             self._server.close()
         for link in [*self._links.values(), *self._unproved]:
             link.abort()
+
+    async def drain(self) -> None:
+        """Let connections that were just being made when `close` was called be made and dropped, not leaked."""
+        for _ in range(CLOSING_TURNS):
+            await asyncio.sleep(0)
 
     # --- making links -----------------------------------------------------------------------------------------
 
@@ -166,7 +172,7 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
         _log.info("raft_link_up", peer=peer, address=link.address)
         self.user.link_made(peer)
         self._onNodeConnected(self._nodes[peer])
-        self._wake()
+        self._on_messages()
 
     def link_down(self, link: Link) -> None:
         self._unproved.discard(link)
@@ -186,7 +192,7 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
             return  # an old link of a master that has connected anew
         for message in messages:
             self.user.received(peer, message)
-        self._wake()
+        self._on_messages()
 
     # --- sending ----------------------------------------------------------------------------------------------
 

@@ -77,19 +77,23 @@ class PreVote(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
 
 
 class PreVoteReply(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
+    """Whether I would; an answer to the round that is named."""
+
     term: int
     round: int
     is_granted: bool
 
 
 class ReadRound(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
-    """Am I still your leader? Also the heartbeat."""
+    """Am I still your leader?"""
 
     term: int
     round: int
 
 
 class ReadRoundReply(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
+    """You are, as far as I know at this moment."""
+
     term: int
     round: int
 
@@ -112,6 +116,38 @@ class Ping(msgspec.Struct, frozen=True, array_like=True, tag=12, gc=False):
     term: int
 
 
+class JoinQuery(msgspec.Struct, frozen=True, array_like=True, tag=13, gc=False):
+    """This master's disk is empty: what do you know? (dfs.master.raft_join). `round` cannot be guessed."""
+
+    term: int
+    round: int
+
+
+class JoinReply(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=False):
+    """`standing`: a `raft_join.Standing`. `last_index`: the end of the log; what the sender says is on its disk."""
+
+    term: int
+    round: int
+    standing: int
+    last_index: int
+
+
+class AgeQuery(msgspec.Struct, frozen=True, array_like=True, tag=15, gc=False):
+    """A follower asks how far the log was committed at a moment after its question."""
+
+    term: int
+    number: int
+
+
+class AgeReply(msgspec.Struct, frozen=True, array_like=True, tag=16, gc=False):
+    """The leader proved, after `number` was asked, that it led; all that was acknowledged is in the log up to
+    `commit_index`."""
+
+    term: int
+    number: int
+    commit_index: int
+
+
 RaftMessage: TypeAlias = (
     Append
     | AppendPiece
@@ -125,6 +161,10 @@ RaftMessage: TypeAlias = (
     | StaleTerm
     | TakeOver
     | Ping
+    | JoinQuery
+    | JoinReply
+    | AgeQuery
+    | AgeReply
 )
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -27,13 +28,23 @@ class StateMachine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LogStatus:
-    """`role`: leader, follower or candidate. `leader`: master name or None. Indexes are of the log."""
+    """`role`: leader, follower, candidate, joining or stopped. `leader`: a name or None. Indexes are of the log."""
 
     role: str
     term: int
     commit_index: int
     applied_index: int
     leader: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFile:
+    """A checkpoint on this master's disk; it holds the log up to and with `index`. `size` in bytes."""
+
+    index: int
+    size: int
+    age_s: float
+    path: Path
 
 
 class ReplicatedLog(Protocol):
@@ -57,6 +68,25 @@ class ReplicatedLog(Protocol):
         """Whether this node believes that it leads (a hint; only `read_barrier` proves it)."""
 
     def status(self) -> LogStatus: ...
+
+    def staleness_s(self) -> float | None:
+        """Return how old the local state is at most: it holds all that was acknowledged so long ago. None: unknown.
+
+        Proved without the clock of another machine, and it goes on growing when there is no leader.
+        """
+
+    async def hand_over(self, target: str, timeout_s: float) -> None:
+        """Let the master `target` lead; return when this one knows that it does. No change is lost or doubled.
+
+        Raise `NotLeader`, `InvalidArgument` (no such master), or `NoQuorum` when it did not come to it in time; then
+        this master leads on, or there is an election.
+        """
+
+    async def write_checkpoint(self, timeout_s: float) -> CheckpointFile:
+        """Write the present state to disk and return when it is there; raise `DiskFailed` or `DeadlineExceeded`."""
+
+    def checkpoint_file(self, index: int | None = None) -> CheckpointFile | None:
+        """Return the checkpoint `index` on this master's disk, or the newest one; None when it is not there."""
 
     async def close(self) -> None:
         """Stop taking part; safe at any moment, as is a kill."""

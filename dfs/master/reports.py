@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from dfs.clock import Clock, Deadline
-from dfs.config import ClusterConfig, split_address
+from dfs.config import DATA_DIRS_MAX, ClusterConfig, split_address
 from dfs.errors import ConfigError, InvalidArgument
 from dfs.ids import ID_SIZE, ChunkHandle, ServerId, id_text
 from dfs.log import get_logger
@@ -50,6 +50,7 @@ SLICE_S = 0.005  # work on the loop between two breaths: below what a waiting ca
 SLICE_STEPS = 64  # steps between two looks at the clock
 JUDGED_PER_SLICE = 500  # reported replicas between two breaths: about 2 ms
 CHANGES_PER_COMMAND = 1000  # corrections in one log entry: its apply stays short
+REPORT_EVERY_S = 3600.0  # between full reports: what was young has become an orphan, what was missed is found
 NAME_SIZE_MAX = 64  # characters of a server's name and rack
 
 log = get_logger(__name__)
@@ -63,6 +64,7 @@ class ServerDesk:
         self.book = OrderBook()
         self.recent = RecentChanges()
         self.needs_report = True
+        self.reported_s = 0.0  # when its last full report was complete
         self.intake: ReportIntake | None = None
         self.missing: deque[ChunkHandle] = deque()  # in the map, not in its last report
         self.heartbeats_awaited = 0  # before `missing` may be believed
@@ -70,7 +72,8 @@ class ServerDesk:
     def must_report(self, now_s: float) -> bool:
         """Whether to ask for a full report: one is due, and none is on its way."""
         is_coming = self.intake is not None and now_s - self.intake.heard_s < STALLED_AFTER_S
-        return self.needs_report and not is_coming
+        is_due = self.needs_report or now_s - self.reported_s > REPORT_EVERY_S
+        return is_due and not is_coming
 
     @property
     def is_settled(self) -> bool:
@@ -133,6 +136,10 @@ class Reports:
         self._leadership.require()
         if len(message.added) + len(message.removed) > HEARTBEAT_CHANGES_MAX:
             raise InvalidArgument(f"a heartbeat carries at most {HEARTBEAT_CHANGES_MAX} changes; send the rest later")
+        if len(message.disks) > DATA_DIRS_MAX:
+            raise InvalidArgument(
+                f"a chunk server has at most {DATA_DIRS_MAX} data directories, not {len(message.disks)}"
+            )
         check_handles(replica.handle for replica in message.added)
         check_handles(message.removed)
         now_s = self._clock.monotonic()
@@ -163,13 +170,17 @@ class Reports:
     def _additions(self, server_id: ServerId, desk: ServerDesk, added: Iterable[ReplicaReport]) -> list[ReplicaChange]:
         """Judge replicas that a server holds: return corrections, and put what must go into its order book."""
         changes = []
+        foreign = 0
         for replica in added:
             verdict = self._judge(server_id, replica)
+            foreign += verdict is Verdict.FOREIGN
             if verdict is Verdict.LIST and not desk.recent.was_removed(replica.handle):
                 changes.append(ReplicaChange(replica.handle, True, replica.length, replica.crc))
             elif verdict.is_delete:
                 self._order_deletion(desk, replica, verdict)
                 changes += self._removals(server_id, [replica.handle])  # a stale one no longer counts from now on
+        if foreign:
+            log.error("foreign_replicas_kept", server_id=server_id, count=foreign, born_ms=self._state.born_ms)
         return changes
 
     def _removals(self, server_id: ServerId, handles: Iterable[ChunkHandle]) -> list[ReplicaChange]:
@@ -210,7 +221,8 @@ class Reports:
             server_id,
             self._state.chunk(replica.handle),
             is_garbage=self._state.is_garbage(replica.handle),
-            orphan_grace_s=self._config.orphan_grace_s,
+            born_ms=self._state.born_ms,
+            horizon_ms=self._state.horizon_ms,
         )
 
     def _order_deletion(self, desk: ServerDesk, replica: ReplicaReport, verdict: Verdict) -> None:
@@ -257,7 +269,7 @@ class Reports:
             await asyncio.sleep(0)
         await self._correct(message.server_id, changes)
         if message.is_last:
-            desk.needs_report = False
+            desk.needs_report, desk.reported_s = False, now_s
         return ChunkReportReply(self._orders(message.server_id, desk))
 
     async def compare_next(self) -> bool:

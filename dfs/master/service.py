@@ -4,7 +4,8 @@ Owns: the table from message type to handler, and what is filled in or refused b
 Refuses to know: sockets (dfs.net.aio), Raft (dfs.master.replicated_log), and the rules of names (dfs.master.state).
 
 Reads are linearizable: a read barrier proves the leadership and the freshness of the local state, which is then read
-without awaiting. A mutation is the command: it goes through the log as it came, and its result is in the state.
+without awaiting. One that allows an age is answered by any master that can prove that its state is not older.
+A mutation is the command: it goes through the log as it came, and its result is in the state.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dfs.config import ClusterConfig
 from dfs.errors import InternalError, InvalidArgument, ProtocolError
 from dfs.log import get_logger
 from dfs.master.access import AccessDesk, server_info
+from dfs.master.admin import AdminDesk
 from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView, Liveness
 from dfs.master.replicated_log import ReplicatedLog
@@ -54,6 +56,7 @@ from dfs.net.messages import (
     Mutation,
     Ping,
     Pong,
+    ReadCheckpoint,
     RegisterServer,
     RemoveDirectory,
     Rename,
@@ -61,7 +64,9 @@ from dfs.net.messages import (
     Stat,
     StatReply,
     Touch,
+    TransferLeadership,
     Undelete,
+    WriteCheckpoint,
 )
 from dfs.net.parts import MasterStatus, ServerStatus
 from dfs.paths import split
@@ -106,7 +111,9 @@ class MasterService:
         self._config = config
         self._clock = clock
         self._began_s = clock.monotonic()
+        self._log = replicated
         self.leadership = Leadership(replicated, config, name, clock)
+        admin = AdminDesk(replicated, self.leadership)
         self.view = ClusterView(heartbeat_interval_s=config.heartbeat_interval_s, dead_after_s=config.dead_after_s)
         self.reports = Reports(config=config, state=state, view=self.view, leadership=self.leadership, clock=clock)
         self._access = AccessDesk(
@@ -124,6 +131,9 @@ class MasterService:
             RegisterServer: self._register,
             Heartbeat: self._heartbeat,
             ChunkReport: self._report,
+            TransferLeadership: admin.transfer,
+            WriteCheckpoint: admin.write,
+            ReadCheckpoint: admin.read,
             **dict.fromkeys(MUTATIONS, self._mutate),
         }
 
@@ -153,6 +163,7 @@ class MasterService:
     async def _master_status(self, _message: GetMasterStatus, _context: RequestContext) -> Message:
         status = self.leadership.status()
         uptime_s = self._clock.monotonic() - self._began_s
+        checkpoint, stale_s = self._log.checkpoint_file(), self._log.staleness_s()
         return GetMasterStatusReply(
             MasterStatus(
                 self.name,
@@ -163,20 +174,31 @@ class MasterService:
                 status.leader or "",
                 dfs.__version__,
                 uptime_s,
+                checkpoint.index if checkpoint else 0,
+                checkpoint.size if checkpoint else 0,
+                checkpoint.age_s if checkpoint else -1.0,
+                -1.0 if stale_s is None else stale_s,
             ),
             self._config.name,
         )
 
     # --- reads --------------------------------------------------------------------------------------------
 
+    async def _settle(self, stale_ms: int, context: RequestContext) -> None:
+        """Return when the local state may be read: it is current, or provably at most `stale_ms` old."""
+        if stale_ms < 0:
+            raise InvalidArgument(f"an age of {stale_ms} ms cannot be allowed: it is in the future")
+        if not stale_ms or not self.leadership.is_within(stale_ms / 1000):
+            await self.leadership.barrier(context.deadline)
+
     async def _stat(self, message: Stat, context: RequestContext) -> Message:
-        await self.leadership.barrier(context.deadline)
+        await self._settle(message.stale_ms, context)
         return StatReply(self.state.stat(message.path))
 
     async def _list_directory(self, message: ListDirectory, context: RequestContext) -> Message:
         if not 1 <= message.limit <= LIST_LIMIT_MAX:
             raise InvalidArgument(f"{message.limit} entries were asked for; 1 to {LIST_LIMIT_MAX} go in one call")
-        await self.leadership.barrier(context.deadline)
+        await self._settle(message.stale_ms, context)
         return ListDirectoryReply(*self.state.list_directory(message.path, message.after, message.limit))
 
     async def _list_trash(self, message: ListTrash, context: RequestContext) -> Message:
@@ -188,8 +210,8 @@ class MasterService:
             raise InvalidArgument(
                 f"extent {message.first_extent} of version {message.version} cannot be: both count up"
             )
-        await self.leadership.barrier(context.deadline)
-        return self._access.locate(message)
+        await self._settle(message.stale_ms, context)
+        return self._access.locate(message, hears_servers=self.leadership.is_leader)
 
     async def _cluster_status(self, _message: GetClusterStatus, context: RequestContext) -> Message:
         await self.leadership.barrier(context.deadline)

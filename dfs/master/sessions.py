@@ -15,6 +15,7 @@ from dfs.net.messages import OUTSTANDING_CALLS_MAX, Message, decode, encode
 from dfs.net.parts import CallId
 
 SESSIONS_MAX = 100_000  # about 700 bytes each; a command line call is a session
+IDLE_KEPT_MS = 20 * 60 * 1000  # a full table gives up sessions idle for longer: clients resend for 10 minutes at most
 _TYPE_SIZE = 2  # bytes of the message number before an encoded result
 
 
@@ -80,6 +81,8 @@ class SessionTable:
                 f"session {id_text(call.session)} is not known (idle too long?); check what its last call did, "
                 "then begin a new session"
             )
+        if len(self._sessions) >= self._sessions_max:
+            self.expire(IDLE_KEPT_MS, 1, now_ms)
         if len(self._sessions) >= self._sessions_max:
             raise Overloaded(
                 f"the masters hold {self._sessions_max} client sessions, the most they allow; idle ones expire by "

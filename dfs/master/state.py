@@ -101,7 +101,7 @@ class MasterState:
             handler = _HANDLERS.get(type(command))
             if handler is None:
                 raise InvalidArgument(f"{type(command).__name__} is not a command")
-            parts.clock_ms = max(parts.clock_ms, now_ms)
+            parts.tick(now_ms)
             apply = self._apply_once if isinstance(command, Mutation) else self._run
             reply = apply(command, handler)
             if len(parts.released):
@@ -180,6 +180,21 @@ class MasterState:
     def replication(self) -> int:
         """The default for files that are created without one."""
         return self._parts.replication
+
+    @property
+    def orphan_grace_ms(self) -> int:
+        """How long after its allocation a chunk may be committed."""
+        return self._parts.orphan_grace_ms
+
+    @property
+    def horizon_ms(self) -> int:
+        """A chunk allocated before it that is not known now will never be."""
+        return self._parts.horizon_ms
+
+    @property
+    def born_ms(self) -> int:
+        """No chunk of this state was allocated before."""
+        return self._parts.born_ms
 
     def stat(self, path: str) -> FileStatus:
         return status_of(path, self._parts.namespace.find(path))

@@ -17,6 +17,11 @@ from dfs.net.parts import Kind, TrashEntry
 RELEASE_STEP_MAX = 2_000  # extents and nodes released after each command: a few milliseconds
 
 
+def count_nodes(node: Node) -> int:
+    """Return how many files and directories a subtree has, its top included."""
+    return 1 if isinstance(node, File) else node.file_count + node.directory_count + 1
+
+
 class Trashed:
     """A deleted subtree."""
 
@@ -34,6 +39,7 @@ class Trash:
     def __init__(self) -> None:
         self.next_id = 1
         self.size = 0  # bytes, logical
+        self.node_count = 0  # files and directories
         self._ids: list[int] = []
         self._entries: dict[int, Trashed] = {}
         self._by_path: dict[str, tuple[int, ...]] = {}  # ids of a path, ascending
@@ -83,6 +89,7 @@ class Trash:
         self._entries[trash_id] = entry
         self._by_path[entry.path] = (*self._by_path.get(entry.path, ()), trash_id)
         self.size += entry.node.size
+        self.node_count += count_nodes(entry.node)
 
     def remove(self, trash_id: int) -> Trashed:
         """Take an entry out that is there."""
@@ -94,12 +101,15 @@ class Trash:
         else:
             del self._by_path[entry.path]
         self.size -= entry.node.size
+        self.node_count -= count_nodes(entry.node)
         return entry
 
     def check_invariants(self) -> None:
         assert self._ids == sorted(self._entries), "trash ids and entries differ"
         assert all(trash_id < self.next_id for trash_id in self._ids), "a trash id is not below the counter"
         assert self.size == sum(entry.node.size for entry in self._entries.values()), "trash size does not add up"
+        node_count = sum(count_nodes(entry.node) for entry in self._entries.values())
+        assert self.node_count == node_count, f"trash counts {self.node_count} nodes, holds {node_count}"
         times = [entry.deleted_ms for _, entry in self.items()]
         assert times == sorted(times), "trash is not in the order of deletion"
         by_path: dict[str, tuple[int, ...]] = {}

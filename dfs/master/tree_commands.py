@@ -153,9 +153,9 @@ def undelete(parts: StateParts, command: Undelete) -> StatReply:
         raise AlreadyExists(f"{shown(entry.path)} exists again; rename it, then undelete")
     node = entry.node
     if isinstance(node, File):
-        parts.require_room(len(place.missing) + 1, node.size * node.replication)
+        parts.require_room(len(place.missing), node.size * node.replication)
     else:
-        parts.require_room(len(place.missing) + node.file_count + node.directory_count + 1, node.stored_size)
+        parts.require_room(len(place.missing), node.stored_size)  # its nodes count already, in the trash
     parts.trash.remove(trash_id)
     parts.namespace.link(place, node, parts.clock_ms)
     return _reply(place)

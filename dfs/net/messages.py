@@ -17,6 +17,7 @@ from dfs.ids import ChunkHandle, ServerId
 from dfs.net.parts import (
     AllocatedChunk,
     CallId,
+    CheckpointStatus,
     DeleteReplica,
     DiskReport,
     FileStatus,
@@ -41,6 +42,7 @@ REPORT_PAGE_MAX = 5000  # replicas in one ChunkReport
 HEARTBEAT_CHANGES_MAX = 5000  # added and removed replicas in one Heartbeat
 ORDERS_MAX = 1000  # orders in one reply
 REPLICATION_MAX = 16  # replicas of one chunk, and servers in one chain
+CHECKPOINT_PIECE_MAX = 1024 * 1024  # bytes of a checkpoint in one ReadCheckpointReply
 OUTSTANDING_CALLS_MAX = 1024  # unacknowledged calls of one session
 
 
@@ -158,9 +160,57 @@ class GetClusterStatusReply(Message, frozen=True, array_like=True):
     chunk_size: int
 
 
+@message(0x0105)
+class TransferLeadership(Message, frozen=True, array_like=True):
+    """Hand the leadership over to the master `target`. Answered by the leader, also when it is `target` already."""
+
+    target: str
+
+
+@message(0x0106)
+class TransferLeadershipReply(Message, frozen=True, array_like=True):
+    """`leader` leads now, as far as the master that was asked knows."""
+
+    leader: str
+
+
+@message(0x0107)
+class WriteCheckpoint(Message, frozen=True, array_like=True):
+    """Write a checkpoint now and answer when it is on disk. Answered by every master, leader or not.
+
+    `is_current`: the leader's alone, and the checkpoint holds all that was acknowledged before the call.
+    """
+
+    is_current: bool = False
+
+
+@message(0x0108)
+class WriteCheckpointReply(Message, frozen=True, array_like=True):
+    checkpoint: CheckpointStatus
+
+
+@message(0x0109)
+class ReadCheckpoint(Message, frozen=True, array_like=True):
+    """Read a piece of the asked master's own checkpoint `index`, at most CHECKPOINT_PIECE_MAX bytes from `offset`.
+
+    `Conflict` when newer ones have replaced it."""
+
+    index: int
+    offset: int
+
+
+@message(0x010A)
+class ReadCheckpointReply(Message, frozen=True, array_like=True):
+    data: bytes
+    is_last: bool
+
+
 @message(0x0110)
 class Stat(Message, frozen=True, array_like=True):
+    """`stale_ms`: a master that does not lead may answer, too, if its state is provably at most so old."""
+
     path: str
+    stale_ms: int = 0
 
 
 @message(0x0111)
@@ -175,6 +225,7 @@ class ListDirectory(Message, frozen=True, array_like=True):
     path: str
     after: str
     limit: int
+    stale_ms: int = 0  # as in Stat
 
 
 @message(0x0113)
@@ -193,6 +244,7 @@ class Locate(Message, frozen=True, array_like=True):
     path: str
     first_extent: int = 0
     version: int = 0
+    stale_ms: int = 0  # as in Stat
 
 
 @message(0x0115)

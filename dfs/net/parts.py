@@ -105,7 +105,7 @@ class TrashEntry(Part, frozen=True, array_like=True):
 
 
 class ReplicaReport(Part, frozen=True, array_like=True):
-    """A chunk that a server holds. `age_s`: seconds since it was published there."""
+    """A chunk that a server holds. `age_s`: seconds since it was published there; nothing is decided by it."""
 
     handle: ChunkHandle
     length: int
@@ -130,8 +130,17 @@ class DeleteReplica(Part, frozen=True, array_like=True):
     handle: ChunkHandle
 
 
+class CheckpointStatus(Part, frozen=True, array_like=True):
+    """A checkpoint of one master. `index`: the last log entry that it holds."""
+
+    index: int
+    size: int  # bytes
+    age_s: float  # since it was written
+    duration_s: float = 0.0  # that writing it took, when it was asked for
+
+
 class MasterStatus(Part, frozen=True, array_like=True):
-    """One master's own view. `role`: leader, follower, candidate."""
+    """One master's own view. `role`: leader, follower, candidate, joining (its disk was empty), stopped."""
 
     name: str
     role: str
@@ -141,6 +150,10 @@ class MasterStatus(Part, frozen=True, array_like=True):
     leader: str  # name of the leader it follows, "" when none
     version: str
     uptime_s: float
+    checkpoint_index: int = 0  # log index of the newest checkpoint on its disk, 0 when there is none
+    checkpoint_size: int = 0  # bytes
+    checkpoint_age_s: float = -1.0
+    stale_s: float = -1.0  # its state is at most so old; -1.0 when it cannot tell
 
 
 class ServerStatus(Part, frozen=True, array_like=True):

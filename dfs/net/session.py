@@ -104,7 +104,7 @@ class Handshake:
         """Return what it means that the peer closed the connection now."""
         if self._mismatch:
             return self._mismatch
-        if self._transcript:
+        if self._transcript and self._role is Role.ACCEPTOR:
             return AuthenticationFailed(
                 f"{address} broke the handshake off after our proof: its cluster secret or cluster name is another one"
             )

@@ -54,6 +54,8 @@ def listening_socket(address: str, *, is_bulk: bool) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
     except OSError as error:
         raise bind_error(address, error) from None
+    except UnicodeError:
+        raise ConfigError(f"cannot listen at {address}: that cannot be the name of a machine") from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         tune(sock, is_bulk=is_bulk)
@@ -72,6 +74,10 @@ def resolve(address: str) -> list[tuple[int, int, int, Any]]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise connect_error(address, error) from None
+    except UnicodeError:  # the name service takes labels of 1 to 63 characters only
+        raise ConnectionFailed(
+            f"cannot connect to {address}: that cannot be the name of a machine; check the spelling", address=address
+        ) from None
     return [(family, kind, protocol, name) for family, kind, protocol, _, name in found]
 
 
@@ -114,7 +120,7 @@ def lost_error(address: str, error: OSError | None) -> DfsError:
 def bind_error(address: str, error: OSError) -> DfsError:
     """Return our error for an address that cannot be listened at."""
     if error.errno == errno.EADDRINUSE:
-        why = "another process uses it; is the daemon running already?"
+        why = "another process uses it; is the daemon running already, or does another cluster have it?"
     elif error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
         why = "this machine does not have that address; correct it in cluster.ini"
     elif error.errno == errno.EACCES:

@@ -62,7 +62,11 @@ class SocketStream:
         """
         failure: DfsError | None = None
         for family, kind, protocol, name in resolve(address):
-            sock = socket.socket(family, kind, protocol)
+            try:
+                sock = socket.socket(family, kind, protocol)
+            except OSError as error:  # no descriptors, or a kernel without this kind of address
+                failure = connect_error(address, error)
+                continue
             try:
                 tune(sock, is_bulk=is_bulk)
                 sock.settimeout(deadline.check(f"connecting to {address}"))

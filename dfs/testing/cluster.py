@@ -87,10 +87,12 @@ class ClusterUnderTest:
         """Start what does not run and wait until all is healthy."""
         self.local.up(wait_s)
 
-    def client(self, *, timeout_s: float | None = None, replication: int = 0, parallel: int = 4) -> DfsClient:
+    def client(
+        self, *, timeout_s: float | None = None, replication: int = 0, parallel: int = 4, stale_s: float = 0.0
+    ) -> DfsClient:
         """Return a new client; the caller closes it."""
         timeout_s = self.config.client_timeout_s if timeout_s is None else timeout_s
-        return DfsClient(self.access, timeout_s=timeout_s, replication=replication, parallel=parallel)
+        return DfsClient(self.access, timeout_s=timeout_s, replication=replication, parallel=parallel, stale_s=stale_s)
 
     def run_cli(self, *arguments: str, stdin: bytes = b"", timeout_s: float = 60) -> subprocess.CompletedProcess[bytes]:
         """Run `dfs` with these arguments as a user of this cluster would; never raises for its exit code."""
@@ -98,6 +100,7 @@ class ClusterUnderTest:
             **os.environ,
             "DFS_CONFIG": str(self.config_path),
             "DFS_SETTINGS": str(self.folder / "metadata.json"),
+            "PYTHONFAULTHANDLER": "1",  # a crash of an extension module tells where
         }
         command = [sys.executable, "-P", "-m", "dfs", *arguments]
         return subprocess.run(  # noqa: S603 - the caller is a test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -24,11 +25,13 @@ from dfs.errors import (
     NotFound,
     ProtocolError,
 )
+from dfs.net import stream as stream_module
 from dfs.net.auth import ClusterKey
 from dfs.net.blocking import Channel, expect
 from dfs.net.frames import encode_frame
 from dfs.net.listener import Listener, ServeLimits, serve_forever
 from dfs.net.messages import Done, ErrorReply, Ping, Pong, ReadChunkReply, Stat, WriteData, encode
+from dfs.net.sockets import resolve
 from dfs.net.stream import READ_AHEAD_SIZE
 
 KEY = ClusterKey.from_secret(b"s" * 32, "demo")
@@ -208,6 +211,39 @@ def test_connect_ends_at_the_deadline_when_the_network_is_silent() -> None:
             sock.connect_ex(full.getsockname())
         with pytest.raises(DeadlineExceeded, match=r"(connecting to|waiting for) 127"):
             Channel.connect(f"127.0.0.1:{full.getsockname()[1]}", KEY, Deadline.after(0.3))
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70, "é" * 100])
+def test_address_that_no_machine_can_have_is_a_connection_error(host: str) -> None:
+    with pytest.raises(ConnectionFailed, match="cannot be the name"):
+        Channel.connect(f"{host}:7401", KEY, patience())
+    with pytest.raises(ConfigError, match="cannot be the name"):
+        Listener.bind(f"{host}:0")
+
+
+def test_lack_of_descriptors_is_a_connection_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", refused)
+    with pytest.raises(ConnectionFailed, match="ulimit"):
+        Channel.connect("127.0.0.1:7401", KEY, patience())
+
+
+def test_address_of_an_unknown_family_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, resolved = socket.socket, resolve
+
+    def made(family: int = -1, *arguments: int, **named: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return real(family, *arguments, **named)
+
+    foreign = (socket.AF_INET6, socket.SOCK_STREAM, 0, ("::1", 7401))
+    monkeypatch.setattr(stream_module, "resolve", lambda address: [foreign, *resolved(address)])
+    monkeypatch.setattr(socket, "socket", made)
+    with channel_pair() as (near, far):
+        assert not near.is_broken
+        assert not far.is_broken
 
 
 def test_end_of_the_peer_is_a_connection_error_with_its_address(pair: Pair) -> None:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import pytest
 
-from dfs.errors import DfsError, NoQuorum, NotLeader, OutcomeUnknown, StorageCorrupt
+from dfs.errors import DfsError, InvalidArgument, NoQuorum, NotLeader, OutcomeUnknown, StorageCorrupt
 from dfs.master.memory_log import MemoryGroup
 from dfs.master.raft_state import RaftLog
 from dfs.master.replicated_log import ReplicatedLog
@@ -351,6 +351,7 @@ def test_leadership_is_told_when_it_comes_and_when_it_goes(harness: Harness) -> 
             if other != old:
                 await harness.stop(other)
         await until(harness, lambda: not harness.logs[old].is_leader, "a leader without a majority steps down")
+        await until(harness, lambda: harness.leaderships[-1] == (old, False), "its end is told")
         assert [told for told in harness.leaderships if told[0] == old] == [(old, True), (old, False)]
 
     run(harness, test)
@@ -378,5 +379,49 @@ def test_a_closed_log_refuses_politely(harness: Harness) -> None:
             await log.propose(b"late", SHORT_S)
         assert log.status().leader is None
         await log.close()
+
+    run(harness, test)
+
+
+def test_the_leader_hands_over_to_the_one_that_is_named(harness: Harness) -> None:
+    async def test() -> None:
+        await propose(harness, b"one")
+        old = await leader(harness)
+        new = next(name for name in NAMES if name != old)
+        with pytest.raises(NotLeader):
+            await harness.logs[new].hand_over(old, CALL_S)
+        with pytest.raises(InvalidArgument, match=r"no .*master 'm9'"):
+            await harness.logs[old].hand_over("m9", CALL_S)
+        await until(harness, lambda: harness.logs[new].status().applied_index > 0, "the successor is there")
+        await harness.logs[old].hand_over(new, CALL_S)
+        assert not harness.logs[old].is_leader
+        assert await leader(harness) == new
+        assert (await propose(harness, b"two"))[1] == b"two"
+        assert distinct(harness.machines[new].commands) == [b"one", b"two"]
+
+    run(harness, test)
+
+
+def test_nobody_hands_over_to_a_master_that_is_away(harness: Harness) -> None:
+    async def test() -> None:
+        await propose(harness, b"one")
+        old = await leader(harness)
+        away = next(name for name in NAMES if name != old)
+        await harness.stop(away)
+        with pytest.raises(NoQuorum, match=away):
+            await harness.logs[old].hand_over(away, SHORT_S)
+        await propose(harness, b"two")
+
+    run(harness, test)
+
+
+def test_a_leader_knows_that_its_state_is_young(harness: Harness) -> None:
+    async def test() -> None:
+        name = await leader(harness)
+        log = harness.logs[name]
+        await log.read_barrier(CALL_S)
+        age_s = log.staleness_s()
+        assert age_s is not None
+        assert 0 <= age_s < PATIENCE_S
 
     run(harness, test)

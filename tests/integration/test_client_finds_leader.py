@@ -196,6 +196,7 @@ def test_masters_that_cannot_be_reached_are_all_named(cluster: Cluster) -> None:
     with pytest.raises(ConnectionFailed) as caught:
         ping(cluster.masters(*addresses), timeout_s=30)
     assert all(address in caught.value.message for address in addresses)
+    assert len(caught.value.message) <= 250
 
 
 def test_no_leader_until_the_deadline_tells_who_said_what_and_how_many_are_needed(cluster: Cluster) -> None:
@@ -203,8 +204,15 @@ def test_no_leader_until_the_deadline_tells_who_said_what_and_how_many_are_neede
     gone = dead_address()
     with pytest.raises(NoQuorum) as caught:
         ping(cluster.masters(alone.address, gone, dead_address()), timeout_s=0.5)
-    for words in (alone.address, "I follow nobody", gone, "2 of 3 masters"):
+    for words in ("no quorum", f"{alone.address}: has no leader", f"{gone}: nobody listens", "2 of 3 run"):
         assert words in caught.value.message
+    assert len(caught.value.message) <= 250
+
+
+def test_a_silent_master_is_said_to_be_silent_for_the_time_it_had(cluster: Cluster) -> None:
+    master = cluster.start(lambda _: None)
+    with pytest.raises(ConnectionFailed, match=r"no answer within 0\.[01]\d* s"):
+        ping(cluster.masters(master.address, attempt_timeout_s=2), timeout_s=0.15)
 
 
 def test_a_wrong_secret_is_said_at_once(cluster: Cluster) -> None:
@@ -302,3 +310,21 @@ def test_a_change_that_every_master_refused_did_not_happen(cluster: Cluster) -> 
     master = cluster.start(lambda _: NotLeader("not me"))
     with pytest.raises(NoQuorum):
         make(cluster.masters(master.address), timeout_s=0.4)
+
+
+def test_an_unanswered_change_is_not_sent_again_when_its_session_may_be_forgotten(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr("dfs.client.discovery._boot_s", lambda: now_s[0])
+
+    def sleeps(_: Message) -> Message:
+        now_s[0] += 2 * 3600.0  # the client's computer sleeps before the reply arrives
+        raise HangUp
+
+    master = cluster.start(sleeps)
+    masters = cluster.masters(master.address, unreachable_grace_s=5.0)
+    with pytest.raises(DeadlineExceeded) as caught:
+        make(masters, timeout_s=30.0)
+    assert caught.value.details["may_have_happened"] == "yes"
+    assert len(master.heard) == 1

@@ -441,10 +441,10 @@ def test_replicas_are_looked_up_again_when_all_failed(
     looked_up = threading.Event()
     real_locate: Callable[..., LocateReply] = cluster.masters[0].service._access.locate
 
-    def locate(message: Locate) -> LocateReply:
+    def locate(message: Locate, **named: bool) -> LocateReply:
         if message.version:
             looked_up.set()
-        return real_locate(message)
+        return real_locate(message, **named)
 
     monkeypatch.setattr(cluster.masters[0].service._access, "locate", locate)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from dfs.clock import Deadline
 from dfs.config import ClusterConfig, load_config
-from dfs.errors import DeadlineExceeded, DfsError, InvalidArgument, Overloaded
+from dfs.errors import ConfigError, DeadlineExceeded, DfsError, InvalidArgument, Overloaded
 from dfs.local.cluster import LocalCluster
 from dfs.local.process import ProcessMark, spawn
 from dfs.testing.cluster import ClusterUnderTest, cluster_ini, free_ports, wait_until
@@ -100,12 +101,28 @@ def test_node_that_died_by_itself_is_told_from_one_that_was_stopped(tmp_path: Pa
 def test_daemon_that_cannot_start_is_told_with_its_last_words(config: ClusterConfig) -> None:
     config.masters[0].data_dir.write_text("a file where a folder belongs")
     cluster = LocalCluster(config)
+    cluster.log_path("m1").write_text("what an earlier run said\n")
     try:
-        with pytest.raises(DfsError, match=r"(?s)m1 ended.*m1\.log.*\n"):
+        with pytest.raises(DfsError, match=r"(?s)m1 ended.*m1\.log.*\n") as caught:
             cluster.up(wait_s=30)
+        assert "data directory" in caught.value.message
+        assert "earlier run" not in caught.value.message
     finally:
         cluster.down()
     assert cluster.pids() == {}
+
+
+def test_a_master_does_not_start_empty_in_a_folder_that_something_else_uses(config: ClusterConfig) -> None:
+    folder = config.masters[0].data_dir
+    folder.mkdir()
+    (folder / "journal").write_text("of another version")
+    cluster = LocalCluster(config)
+    try:
+        with pytest.raises(DfsError, match=r"m1 ended[^\n]*\n.*holds 'journal' and no state"):
+            cluster.up(wait_s=30)
+    finally:
+        cluster.down()
+    assert [path.name for path in folder.iterdir()] == ["journal"]
 
 
 def test_recycled_pid_is_never_signalled(config: ClusterConfig, stranger: subprocess.Popen[bytes]) -> None:
@@ -188,3 +205,31 @@ def test_missing_health_is_told_by_name(config: ClusterConfig, stranger: subproc
 def test_free_ports_are_different_and_free() -> None:
     ports = free_ports(20)
     assert len(set(ports)) == 20
+
+
+def test_nothing_is_started_when_an_address_is_taken_and_the_error_names_node_and_address(
+    config: ClusterConfig,
+) -> None:
+    server = config.chunk_servers[0]
+    host, _, port = server.address.rpartition(":")
+    cluster = LocalCluster(config)
+    with (
+        socket.create_server((host, int(port))),
+        pytest.raises(ConfigError, match=f"c1 of .*{server.address}") as caught,
+    ):
+        cluster.up(wait_s=30)
+    assert "\n" not in caught.value.message
+    assert cluster.pids() == {}
+
+
+def test_a_lost_secret_is_not_replaced_while_daemons_run_with_it(
+    config: ClusterConfig, stranger: subprocess.Popen[bytes]
+) -> None:
+    cluster = LocalCluster(config)
+    mark = ProcessMark.of(stranger.pid)
+    assert mark is not None
+    mark.save(cluster.pid_path("m1"))
+    with pytest.raises(ConfigError, match=r"secret file .* is gone, and m1 still run"):
+        cluster.up(wait_s=30)
+    assert not config.secret_file.exists()
+    cluster.pid_path("m1").unlink()

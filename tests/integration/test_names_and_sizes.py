@@ -63,7 +63,9 @@ def test_odd_names_go_through_the_command_line(cluster: ClusterUnderTest, tmp_pa
     listed = cluster.run_cli("ls", "--json", "/cli")
     assert sorted(Path(entry["path"]).name for entry in json.loads(listed.stdout)) == sorted(ODD_NAMES)
     assert cluster.run_cli("get", "-r", "/cli", str(tmp_path / "back")).returncode == 0
-    assert {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()} == {n: n.encode() for n in ODD_NAMES}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()} == {
+        n: n.encode() for n in ODD_NAMES
+    }
     for name in ODD_NAMES:
         shown = cluster.run_cli("cat", "--", f"/cli/{name}")
         assert (shown.returncode, shown.stdout) == (0, name.encode())

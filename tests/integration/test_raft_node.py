@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -244,12 +245,11 @@ def test_fault_f2_an_isolated_leader_steps_down_and_serves_no_stale_read() -> No
             await old.read_barrier(5)
         term = new.status().term
         await asyncio.sleep(1.0)  # long enough for many campaigns, were it not for the pre-vote
+        assert old.status().term <= term
         cluster.heal(old_name)
         await wait_until(lambda: cluster.machines[old_name].commands == [b"before", b"after"], "the old leader follows")
         assert await cluster.propose(b"more") == 3
         assert await cluster.agree() == [b"before", b"after", b"more"]
-        assert new.is_leader
-        assert new.status().term == term
 
     run(scenario)
 
@@ -359,7 +359,10 @@ def test_a_follower_that_was_away_too_long_gets_the_checkpoint(monkeypatch: pyte
 
 def test_fault_g2_a_master_with_another_secret_is_left_out() -> None:
     async def scenario(cluster: Cluster) -> None:
-        await cluster.start("m1", "m2")
+        await cluster.start()
+        await cluster.leader()
+        await cluster.stop("m3")
+        shutil.rmtree(cluster.folder / "m3")
         await cluster.start("m3", key=OTHER_KEY)
         name, _ = await cluster.leader()
         assert name != "m3"

@@ -20,9 +20,9 @@ from dfs.chunk import streams as streams_module
 from dfs.chunk.chain import WRITE_PIECE_SIZE_MAX
 from dfs.chunk.disk import measure_space
 from dfs.chunk.peers import PeerConnections
-from dfs.chunk.replicas import Space
+from dfs.chunk.replicas import Replica, Space
 from dfs.chunk.service import ChunkService
-from dfs.chunk.store import FileStore
+from dfs.chunk.store import FileReplicaWriter, FileStore
 from dfs.clock import Deadline
 from dfs.errors import (
     ChainBroken,
@@ -467,6 +467,25 @@ def test_silent_server_is_named_by_its_neighbour_before_the_writer_gives_up(
     finally:
         silent.close()
     assert_nothing_left(servers, handle)
+
+
+def test_server_that_was_slow_itself_does_not_blame_the_next_one(
+    servers: list[Server], channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience = soon(0.9)  # the first waits two thirds of it for the rest, and is slower than that itself
+    publish = FileReplicaWriter.publish
+
+    def published(writer: FileReplicaWriter) -> Replica:
+        if writer._store is servers[0].store:
+            wait_until(lambda: servers[1].store.replica(handle) is not None, soon())
+            wait_until(lambda: patience.remaining_s() < 0.2, soon())
+        return publish(writer)
+
+    handle = new_chunk_handle()
+    open_chunk(channel, servers, handle)
+    send_piece(channel, b"slow")
+    monkeypatch.setattr(FileReplicaWriter, "publish", published)
+    assert len(finish(channel, b"slow", patience)) == 3
 
 
 def test_writer_that_stalls_is_dropped(

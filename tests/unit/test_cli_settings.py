@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
 from click.testing import Result
 
@@ -84,7 +85,10 @@ def test_config_shows_values_with_their_source(run: Run, tmp_path: Path) -> None
 
 
 def test_config_refuses_what_cannot_be(run: Run, tmp_path: Path) -> None:
-    assert run("config", "replication", "99").exit_code == 6
+    impossible = run("config", "replication", "99")
+    assert impossible.exit_code == 2
+    assert "from 1 to 16" in impossible.stderr
+    assert run("config", "replication").output == "0\n"
     assert run("config", "replication", "many").exit_code == 2
     assert run("config", "colour", "red").exit_code == 2
     assert "must be" in run("config", "output", "xml").stderr
@@ -179,6 +183,24 @@ def test_status_tells_a_wrong_secret_from_silence(client: MemoryClient, run: Run
     assert result.exit_code == 5
     assert result.output.splitlines()[0].count("refuses this client") == 3
     assert "no master leads" not in result.output
+
+
+def test_status_right_after_an_election_shows_the_new_leader(
+    client: MemoryClient, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The masters are asked before the leader is waited for: what they said by then is out of date."""
+    now = client.masters
+    before = [
+        msgspec.structs.replace(master, role="follower", leader="gone") for master in cast(list[MasterStatus], now)
+    ]
+    answers = iter([before, now])
+    monkeypatch.setattr(client, "master_statuses", lambda: next(answers))
+    reply = client.cluster_status()
+    silent = msgspec.structs.replace(reply.servers[0], state="late", heartbeat_age_s=-1.0)
+    client.status_reply = msgspec.structs.replace(reply, servers=(silent, *reply.servers[1:]))
+    lines = run("status").output.splitlines()
+    assert lines[0] == "degraded: chunk server c1 has not reported to the new leader yet"
+    assert lines[3].split()[:5] == ["m1", "leader", "7", "42", "m1"]
 
 
 def test_limits_of_settings_and_client_agree() -> None:

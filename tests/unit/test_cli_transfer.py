@@ -352,3 +352,10 @@ def test_head_of_several_files_has_headers_and_an_unended_last_line(client: Memo
     assert run("head", "/a", "/b").stdout_bytes == b"==> /a <==\nno newline\n==> /b <==\n"
     assert run("tail", "-q", "/a", "/b").stdout_bytes == b"no newline"
     assert run("head", "-n", "1", "-c", "1", "/a").exit_code == 2
+
+
+def test_an_empty_local_path_is_never_the_current_folder(client: MemoryClient, run: Run) -> None:
+    client.put(io.BytesIO(b"x"), "/x")
+    for line in (("put", "-r", "", "/"), ("put", "", "/"), ("get", "/x", "")):
+        result = run(*line)
+        assert (result.exit_code, "is empty" in result.stderr) == (2, True)

@@ -18,6 +18,7 @@ from dfs.cli import wall
 from dfs.cli.group import cli
 from dfs.cli.verbs import ALIASES, VERBS
 from dfs.cli.workers import Stopped, Workers
+from dfs.config import EMBEDDED_DEFAULT
 from dfs.errors import (
     AuthenticationFailed,
     ConfigError,
@@ -290,3 +291,29 @@ def test_interrupted_workers_end_running_transfers(reported: list[tuple[str, Bas
         interrupt()
     assert ended.is_set()
     assert reported == []
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments"),
+    [("<&-", "put - /x"), (">&-", "version"), ("<&- >&-", "version"), ("2>&-", "version --bad")],
+)
+def test_closed_standard_streams_are_an_error_and_never_a_traceback(
+    tmp_path: Path, closed: str, arguments: str
+) -> None:
+    (tmp_path / "cluster.ini").write_text(EMBEDDED_DEFAULT, "utf-8")
+    command = f'"{sys.executable}" -m dfs --timeout 0.2 {arguments} {closed}'
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environ(tmp_path), capture_output=True, check=False)
+    assert done.returncode not in (0, 120)
+    assert b"Traceback" not in done.stderr
+    assert b"a bug" not in done.stderr
+    assert done.stderr.count(b"\n") == (0 if "2>" in closed else 1)
+
+
+def test_what_the_library_logs_is_not_printed_by_programs_that_log_nothing() -> None:
+    program = "from dfs.log import get_logger; get_logger('dfs.client').warning('chunk_not_written')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=ROOT)
+    assert (done.stdout, done.stderr) == (b"", b"")
+
+
+def environ(home: Path) -> dict[str, str]:
+    return {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)}

@@ -6,12 +6,12 @@ import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import pytest
 
 from dfs.checksum import BLOCK_SIZE
-from dfs.client import local_files
+from dfs.client import download, local_files
 from dfs.client.local_files import SourceFile, StreamChunk, TargetFile, open_source
 from dfs.errors import AlreadyExists, Conflict, IsADirectory, LocalFileError, NotFound
 
@@ -128,6 +128,34 @@ def test_a_non_blocking_stream_without_data_is_refused_and_not_spun_on() -> None
 
 
 # --- targets -----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_only_claims_to_be_empty_is_read_to_its_end(tmp_path: Path) -> None:
+    claimed = Path("/proc/self/status")
+    assert claimed.stat().st_size == 0
+    chunk = StreamChunk()
+    with open_source(claimed) as source:
+        assert not isinstance(source, SourceFile)
+        assert chunk.fill(source, 1000)
+    assert joined(chunk).startswith(b"Name:")
+    (tmp_path / "empty").touch()
+    with open_source(tmp_path / "empty") as source:
+        assert not isinstance(source, SourceFile)
+        assert not StreamChunk().fill(source, 1000)
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_folder_is_never_a_target_whatever_it_is_called(name: str) -> None:
+    with pytest.raises(IsADirectory):
+        TargetFile(Path(name))
+
+
+def test_a_non_blocking_target_that_is_full_is_refused_and_not_spun_on() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    refused = pytest.raises(LocalFileError, match="non-blocking")
+    with os.fdopen(reading, "rb"), io.FileIO(writing, "wb") as target, refused:
+        download._write_stream(cast(BinaryIO, target), memoryview(bytes(1 << 21)))
 
 
 def test_a_target_appears_when_it_is_published_and_not_before(tmp_path: Path) -> None:

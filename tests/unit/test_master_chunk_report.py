@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs.errors import InvalidArgument
-from dfs.ids import ChunkHandle, ServerId
+from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
 from dfs.master import chunk_report
 from dfs.master.chunk_report import HandleColumn, RecentChanges, ReportIntake, Verdict, judge
 from dfs.master.views import ChunkView
@@ -15,15 +15,19 @@ from dfs.net.messages import ChunkReport
 from dfs.net.parts import ReplicaReport
 
 A, B = ServerId(b"a" * 16), ServerId(b"b" * 16)
-GRACE_S = 100.0
+BORN_MS, HORIZON_MS = 5_000, 9_000
 
 
 def handle(number: int) -> ChunkHandle:
     return ChunkHandle(number.to_bytes(16, "big"))
 
 
-def replica(number: int, length: int = 10, crc: int = 7, age_s: int = 0) -> ReplicaReport:
-    return ReplicaReport(handle(number), length, crc, age_s)
+def replica(number: int, length: int = 10, crc: int = 7) -> ReplicaReport:
+    return ReplicaReport(handle(number), length, crc, 0)
+
+
+def allocated(time_ms: int, age_s: int) -> ReplicaReport:
+    return ReplicaReport(new_chunk_handle(time_ms), 10, 7, age_s)
 
 
 @pytest.mark.parametrize(
@@ -34,14 +38,17 @@ def replica(number: int, length: int = 10, crc: int = 7, age_s: int = 0) -> Repl
         (replica(1, length=9), ChunkView(10, 7, 3, (A, B), 1), False, Verdict.STALE),
         (replica(1, crc=8), ChunkView(10, 7, 3, (B,), 1), False, Verdict.STALE),
         (replica(1), None, True, Verdict.GARBAGE),
-        (replica(1, age_s=101), None, False, Verdict.ORPHAN),
-        (replica(1, age_s=100), None, False, Verdict.YOUNG),
+        (allocated(HORIZON_MS - 1, age_s=0), None, False, Verdict.ORPHAN),
+        (allocated(HORIZON_MS, age_s=10**9), None, False, Verdict.YOUNG),
+        (allocated(BORN_MS, age_s=10**9), None, False, Verdict.ORPHAN),
+        (allocated(BORN_MS - 1, age_s=10**9), None, False, Verdict.FOREIGN),
+        (replica(1, length=0, crc=0), ChunkView(10, 7, 3, (A, B), 1), False, Verdict.KEEP),
     ],
 )
 def test_the_verdict_on_a_replica(
     reported: ReplicaReport, chunk: ChunkView | None, is_garbage: bool, verdict: Verdict
 ) -> None:
-    assert judge(reported, A, chunk, is_garbage=is_garbage, orphan_grace_s=GRACE_S) is verdict
+    assert judge(reported, A, chunk, is_garbage=is_garbage, born_ms=BORN_MS, horizon_ms=HORIZON_MS) is verdict
 
 
 def test_only_stale_garbage_and_orphaned_replicas_are_deleted() -> None:

@@ -101,7 +101,7 @@ def test_a_long_time_as_follower_is_no_standing_still(caplog: pytest.LogCaptureF
 def test_the_options_follow_the_configuration_of_the_leader() -> None:
     async def test() -> None:
         trio = await MasterTrio(trash_keep_s=60.0, replication=2).start()
-        duty = OptionsDuty(trio.config, trio.leader.state, trio.leader.leadership)
+        duty = OptionsDuty(trio.config, trio.leader.state, trio.leader.leadership, trio.clock)
         await duty.run_once()
         await duty.run_once()
         assert len(trio.group.entries) == 1, "proposed once"

@@ -54,7 +54,7 @@ def test_header_of_the_wrong_shape_is_refused(fields: object) -> None:
 
 
 def test_field_of_a_newer_version_is_ignored() -> None:
-    assert decode(Stat.type_code, msgspec.msgpack.encode(["/a", "new", 7])) == Stat("/a")
+    assert decode(Stat.type_code, msgspec.msgpack.encode(["/a", 5, "new", 7])) == Stat("/a", 5)
 
 
 def test_field_that_an_older_version_does_not_send_takes_its_default() -> None:
@@ -62,6 +62,7 @@ def test_field_that_an_older_version_does_not_send_takes_its_default() -> None:
     beat = decode(Heartbeat.type_code, old)
     assert isinstance(beat, Heartbeat)
     assert (beat.added, beat.removed) == ((), ())
+    assert decode(Stat.type_code, msgspec.msgpack.encode(["/a"])) == Stat("/a", stale_ms=0)
     assert decode(ErrorReply.type_code, msgspec.msgpack.encode(["not_found", "no /a"])) == ErrorReply(
         "not_found", "no /a"
     )
@@ -81,6 +82,6 @@ def test_text_that_is_not_unicode_is_refused() -> None:
 
 def test_encoding_is_deterministic_always() -> None:
     assert encode(Ping()) == b"\x90"
-    assert encode(Stat("/é")) == encode(Stat("/é")) == b"\x91\xa3/\xc3\xa9"
+    assert encode(Stat("/é")) == encode(Stat("/é")) == b"\x92\xa3/\xc3\xa9\x00"
     with pytest.raises(ProtocolError):
         decode(StatReply.type_code, encode(Ping()))

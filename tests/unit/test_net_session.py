@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfs.errors import AuthenticationFailed, ConnectionFailed, DfsError, ProtocolError, VersionMismatch
+from dfs.errors import AuthenticationFailed, ConnectionFailed, DfsError, ProtocolError, Retry, VersionMismatch
 from dfs.net.session import HELLO_SIZE, NONCE_SIZE, PROOF_SIZE, Handshake, Role
 
 KEY = b"k" * 32
@@ -165,6 +165,20 @@ def test_end_before_a_word_of_the_peer_is_a_lost_connection() -> None:
     error = initiator().end_of_stream("10.0.0.9:1")
     assert isinstance(error, ConnectionFailed)
     assert error.details == {"address": "10.0.0.9:1"}
+
+
+def test_end_after_the_acceptors_proof_is_a_lost_connection_too() -> None:
+    first = initiator()  # it has seen that the peer knows the secret: whatever ended this, the secret did not
+    first.receive(acceptor().receive(first.start()))
+    error = first.end_of_stream("10.0.0.9:1")
+    assert isinstance(error, ConnectionFailed)
+    assert error.retry is Retry.OTHER
+
+
+def test_end_after_our_proof_tells_an_acceptor_of_another_secret() -> None:
+    second = acceptor()
+    second.receive(initiator().start())
+    assert isinstance(second.end_of_stream("10.0.0.9:1"), AuthenticationFailed)
 
 
 def test_nonce_of_a_wrong_size_is_a_bug_of_the_caller() -> None:

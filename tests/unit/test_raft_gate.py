@@ -14,7 +14,7 @@ from typing import Any
 import pysyncobj.syncobj as library
 import pytest
 
-from dfs.errors import ConfigError, DfsError, StorageCorrupt
+from dfs.errors import ConfigError, DfsError, ProtocolError, StorageCorrupt
 from dfs.master import raft_engine
 from dfs.master.raft_checkpoint import (
     CheckpointFolder,
@@ -24,11 +24,14 @@ from dfs.master.raft_checkpoint import (
 )
 from dfs.master.raft_engine import CANDIDATE, FOLLOWER, LEADER, Engine, EngineJournal, EngineStopped, check_library
 from dfs.master.raft_gate import Gate
+from dfs.master.raft_join import Membership, Standing
 from dfs.master.raft_transport import RaftTransport
 from dfs.master.raft_wire import (
     Append,
     AppendPiece,
     AppendReply,
+    JoinQuery,
+    JoinReply,
     PreVote,
     PreVoteReply,
     RaftMessage,
@@ -78,6 +81,7 @@ class Recorder(RaftTransport):
         addresses = dict.fromkeys([name, *peers], "127.0.0.1:1")
         super().__init__(name=name, peers=addresses, key=b"k" * 32, dead_after_s=9)
         self.sent: list[tuple[str, RaftMessage]] = []
+        self.needed: list[int] = []  # journal record that each of all messages must wait for
 
     def join(self, gate: Gate) -> None:
         self._user = gate
@@ -91,13 +95,21 @@ class Recorder(RaftTransport):
     def put(self, peer: str, message: RaftMessage, needed: int) -> bool:
         (decoded,) = decode_body(join_bodies([encode_raft(message)]))
         self.sent.append((peer, decoded))
+        self.needed.append(needed)
         return True
 
 
 class Node:
     """One engine behind its gate."""
 
-    def __init__(self, folder: Path, *, peers: tuple[str, ...] = ("b", "c"), own: str = "a") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        peers: tuple[str, ...] = ("b", "c"),
+        own: str = "a",
+        membership: Membership | None = None,
+    ) -> None:
         self.folder = folder
         self.failures: list[DfsError] = []
         self.prevotes: list[tuple[str, int]] = []
@@ -120,7 +132,7 @@ class Node:
             on_failure=self.failures.append,
         )
         self.engine.heard_at_s = time.monotonic() - 100
-        self.gate = Gate(self.engine, self.transport, self)
+        self.gate = Gate(self.engine, self.transport, self, membership)
         self.transport.join(self.gate)
         self.sync()
 
@@ -129,6 +141,12 @@ class Node:
 
     def leadership_confirmed(self, peer: str, number: int) -> None:
         self.confirmed.append((peer, number))
+
+    def age_asked(self, peer: str, number: int) -> None:
+        self.prevotes.append((peer, number))
+
+    def age_answered(self, number: int, commit_index: int) -> None:
+        self.confirmed.append((str(number), commit_index))
 
     def sync(self) -> None:
         """Let the disk catch up."""
@@ -238,11 +256,8 @@ def test_fault_a_no_second_vote_in_a_term_after_a_restart(node: Node) -> None:
 
 def test_fault_a_a_vote_waits_for_the_disk(node: Node) -> None:
     before = node.journal.durable
-    translated = []
-    real = node.transport.put
-    node.transport.put = lambda peer, message, needed: translated.append(needed) or real(peer, message, needed)  # type: ignore[method-assign, func-returns-value]
     assert node.get("b", RequestVote(5, 100, 4, False)) == [Vote(5)]
-    assert translated[0] > before == node.journal.durable
+    assert node.transport.needed[-1] > before == node.journal.durable
 
 
 def test_fault_c_a_resent_or_older_message_truncates_nothing(node: Node) -> None:
@@ -275,10 +290,14 @@ def test_fault_d1_a_reply_beyond_the_own_log_counts_for_nothing(node: Node) -> N
     node.lead()
     outcome = node.propose(b"x")
     node.sync()
-    node.acknowledge("b", 1000)
+    node.acknowledge("b", node.journal.last_index + 2)
     node.engine.tick()
     assert outcome == []
-    node.acknowledge("b")
+    second = node.propose(b"y")
+    node.sync()
+    node.engine.tick()
+    assert (outcome, second) == ([], [])
+    node.acknowledge("b", node.journal.last_index)
     node.engine.tick()
     assert outcome == [([1], 0)]
 
@@ -489,6 +508,14 @@ def test_fault_h5_an_older_checkpoint_rolls_nothing_back(node: Node) -> None:
     assert node.engine.applied_index == 10
 
 
+def test_fault_h5_a_checkpoint_older_than_the_log_rolls_nothing_back(node: Node) -> None:
+    node.get("b", piece_of(node.folder, CheckpointHead((NOTHING, 499, 2), entry(500, 2))))
+    assert node.engine.applied_index == 500
+    assert node.get("b", piece_of(node.folder, CheckpointHead((NOTHING, 299, 2), entry(300, 2)))) == []
+    assert node.engine.applied_index == 500
+    assert node.checkpoints.indexes() == [500]
+
+
 def checkpointed(folder: Path, *at: int, last: int = 10) -> Node:
     """A closed follower with a log up to `last` and a checkpoint at each index of `at`."""
     node = filled(Node(folder), last=last, commit=last)
@@ -510,7 +537,9 @@ def test_fault_h1_a_damaged_checkpoint_refuses_the_start_and_says_the_way_out(fo
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
-    with pytest.raises(StorageCorrupt, match=r"journal reaches back to the checkpoint before it .* move checkpoint-0*8"):
+    with pytest.raises(
+        StorageCorrupt, match=r"journal reaches back to the checkpoint before it .* move checkpoint-0*8"
+    ):
         Node(folder)
     newest.rename(folder / "moved away")
     again = Node(folder)
@@ -556,3 +585,66 @@ def test_the_log_keeps_a_tail_behind_a_checkpoint(node: Node, monkeypatch: pytes
     index = node.engine.checkpoint_index
     assert node.journal.first_index == index - 4
     assert node.checkpoints.indexes() == [index]
+
+
+# --- a master whose disk was empty (fault l)
+
+
+def newcomer(folder: Path) -> tuple[Node, Membership]:
+    membership = Membership(folder, "a", ("b", "c"), fsync=False)
+    node = Node(folder, membership=membership)
+    membership.round_due(100.0)
+    return node, membership
+
+
+def test_fault_l_an_empty_master_hears_nothing_before_all_have_told_their_terms(folder: Path) -> None:
+    node, membership = newcomer(folder)
+    answers = [
+        *node.get("b", append(1, entries(2, 5), previous_term=0)),
+        *node.get("b", RequestVote(9, 9, 9, True)),
+        *node.get("b", PreVote(9, 1, 10, 9, 9)),
+        *node.get("b", ReadRound(9, 1)),
+        *node.get("b", StaleTerm(9)),
+    ]
+    assert answers == []
+    assert (node.journal.term, node.journal.last_index) == (0, 1)
+    assert node.get("b", JoinQuery(1, 77)) == [JoinReply(0, 77, Standing.EMPTY, 1)]
+    assert not membership.may_follow
+    node.engine.stop()
+
+
+def test_fault_l_it_takes_entries_then_but_none_of_a_leader_older_than_any_term_told(folder: Path) -> None:
+    node, membership = newcomer(folder)
+    node.get("b", JoinReply(5, membership.round, Standing.LEADER, 5))
+    node.get("c", JoinReply(6, membership.round, Standing.MEMBER, 5))
+    assert node.journal.term == 6
+    assert node.get("b", append(1, entries(2, 5, 5), term=5, previous_term=0)) == [StaleTerm(6)]
+    assert node.journal.last_index == 1
+    answer = node.get("c", append(1, entries(2, 5, 5), term=6, previous_term=0))
+    assert [type(message) for message in answer] == [AppendReply]
+    assert node.journal.last_index == 5
+    node.engine.stop()
+
+
+def test_fault_l_it_votes_for_nobody_before_it_has_caught_up(folder: Path) -> None:
+    node, membership = newcomer(folder)
+    node.get("b", JoinReply(5, membership.round, Standing.LEADER, 4))
+    node.get("c", JoinReply(5, membership.round, Standing.MEMBER, 2))
+    for message in (RequestVote(6, 9, 9, True), PreVote(6, 1, 7, 9, 9), TakeOver(5)):
+        assert node.get("c", message) == []
+    assert not node.engine.may_campaign
+    node.get("b", append(1, entries(2, 4, 5), term=5, previous_term=0))
+    node.sync()
+    assert membership.is_caught_up(node.journal.term, node.journal.durable_index)
+    membership.admit()
+    assert node.get("c", RequestVote(6, 4, 5, True)) == [Vote(6)]
+    node.engine.stop()
+
+
+def test_fault_l_what_a_member_says_of_itself_is_what_it_is(node: Node) -> None:
+    assert node.get("b", JoinQuery(0, 3)) == [JoinReply(0, 3, Standing.BLANK, 1)]
+    node.lead()
+    assert node.get("b", JoinQuery(0, 4)) == [JoinReply(node.journal.term, 4, Standing.LEADER, node.journal.last_index)]
+    with pytest.raises(ProtocolError, match="standing 9 is unknown"):
+        node.gate.received("b", JoinReply(1, 1, 9, 1))
+    assert not node.failures

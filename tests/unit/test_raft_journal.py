@@ -314,7 +314,9 @@ def test_a_tail_torn_at_any_byte_is_cut_to_whole_records(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(groups=batches, where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_fault_b4_a_flipped_bit_below_the_last_mark_is_refused(groups: list[list[bytes]], where: float, bit: int) -> None:
+def test_fault_b4_a_flipped_bit_below_the_last_mark_is_refused(
+    groups: list[list[bytes]], where: float, bit: int
+) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         data, segment, _, ends = written(Path(name) / "log", groups)
         position = int(where * ends[-2])  # the last batch begins with a mark that covers all before it

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import pytest
 
+from dfs.errors import Overloaded
 from dfs.ids import SessionId
 from dfs.master.commands import ExpireSessions
-from dfs.master.sessions import SessionTable
+from dfs.master.sessions import IDLE_KEPT_MS, SessionTable
 from dfs.master.state import MasterState
 from dfs.net.messages import OUTSTANDING_CALLS_MAX, Done, ErrorReply, MakeDirectory, Message, RemoveDirectory
 from dfs.net.parts import CallId
@@ -123,6 +124,20 @@ def test_a_full_table_refuses_new_sessions_and_serves_old_ones() -> None:
         table.begin(CallId(SessionId(b"3" * 16), 1, 1), 5)
     assert getattr(caught.value, "code", "") == "overloaded"
     assert table.begin(CallId(ONE, 1, 1), 6) == Done()
+    table.check_invariants()
+
+
+def test_a_full_table_gives_up_a_session_that_nobody_resends_for_any_more() -> None:
+    table = SessionTable(sessions_max=2)
+    for moment, session in enumerate((ONE, TWO), start=5):
+        table.begin(CallId(session, 1, 1), moment)
+        table.finish(CallId(session, 1, 1), Done())
+    third = CallId(SessionId(b"3" * 16), 1, 1)
+    with pytest.raises(Overloaded):
+        table.begin(third, 4 + IDLE_KEPT_MS)
+    assert table.begin(third, 5 + IDLE_KEPT_MS) is None
+    table.finish(third, Done())
+    assert (table.get(ONE), len(table)) == (None, 2)
     table.check_invariants()
 
 

@@ -1,0 +1,104 @@
+"""Judges a simulated run of masters: what must hold after every step, and at the end.
+
+Owns: the invariants of Raft (Ongaro, thesis, figure 3.2) as checks. Refuses to know: faults, clients and time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from dfs.master.raft_engine import LEADER
+from dfs.testing.raft_world import Life, RaftWorld
+
+DIGEST_EVERY = 4  # applied log indexes between two looks at the whole state
+
+
+class RuleBroken(AssertionError):
+    """The run broke a rule; the message tells which and how."""
+
+
+class Referee:
+    """Looks at a life after each of its steps; keeps what was ever committed."""
+
+    def __init__(self, world: RaftWorld) -> None:
+        self._world = world
+        self.leaders: dict[int, str] = {}  # by term
+        self.committed: dict[int, tuple[bytes, int]] = {}  # log index: command, term
+        self.told_in: dict[int, int] = {}  # log index: the term of the master that first told that it is committed
+        self.states: dict[int, tuple[bytes, str]] = {}  # log index: digest of the state after it, who said so
+
+    def look(self, life: Life) -> None:
+        if not life.is_started:
+            return
+        engine = life.engine
+        if engine.role == LEADER and engine.journal.term != life.led_term:
+            self._take_leader(life)
+        if engine.commit_index != life.seen_commit:
+            self._take_commits(life)
+        applied = engine.applied_index
+        if applied != life.seen_applied:
+            if applied < life.seen_applied:
+                raise RuleBroken(f"{life.host.name}: the applied index went from {life.seen_applied} to {applied}")
+            life.seen_applied = applied
+            if applied % DIGEST_EVERY == 0:
+                self._compare_state(life, applied)
+
+    def _take_leader(self, life: Life) -> None:
+        """Election safety and leader completeness."""
+        name, journal = life.host.name, life.engine.journal
+        term = life.led_term = journal.term
+        first = self.leaders.setdefault(term, name)
+        if first != name:
+            raise RuleBroken(f"two leaders in term {term}: {first} and {name}")
+        for index, (command, entry_term) in self.committed.items():
+            if index < journal.first_index or self.told_in[index] >= term:  # a late leader may lack what came after it
+                continue
+            held = journal.entries[index - journal.first_index] if index <= journal.last_index else None
+            if held is None or (held[0], held[2]) != (command, entry_term):
+                raise RuleBroken(
+                    f"{name} leads term {term} without the committed entry {index} of term {entry_term} (it has {held})"
+                )
+
+    def _take_commits(self, life: Life) -> None:
+        """State machine safety: what is committed at an index is the same everywhere and for ever."""
+        name, journal = life.host.name, life.engine.journal
+        commit = life.engine.commit_index
+        if commit < life.seen_commit:
+            raise RuleBroken(f"{name}: the commit index went from {life.seen_commit} to {commit}")
+        for index in range(max(life.seen_commit + 1, journal.first_index), commit + 1):
+            if index > journal.last_index:
+                raise RuleBroken(f"{name} commits {index}, its log ends at {journal.last_index}")
+            command, _, term = journal.entries[index - journal.first_index]
+            known = self.committed.setdefault(index, (command, term))
+            self.told_in.setdefault(index, journal.term)
+            if known != (command, term):
+                raise RuleBroken(f"{name} commits {index} of term {term}, of term {known[1]} was committed before")
+        life.seen_commit = commit
+
+    def _compare_state(self, life: Life, applied: int) -> None:
+        digest = state_digest(life)
+        known, teller = self.states.setdefault(applied, (digest, life.host.name))
+        if known != digest:
+            raise RuleBroken(f"the states of {teller} and {life.host.name} differ after entry {applied}")
+
+    def judge_end(self, lives: Iterable[Life]) -> None:
+        """All masters have caught up: compare everything."""
+        for life in lives:
+            journal = life.engine.journal
+            for command, index, term in journal.entries:
+                if index <= life.seen_commit and self.committed.get(index, (command, term)) != (command, term):
+                    raise RuleBroken(f"{life.host.name} holds another entry {index} than was committed")
+            if life.engine.applied_index < max(self.committed, default=0):
+                raise RuleBroken(f"{life.host.name} has not applied all that was committed")
+            self._compare_state(life, life.engine.applied_index)
+            life.state.check_invariants()
+            if life.state.fault is not None:
+                raise RuleBroken(f"{life.host.name}: a bug in the state machine: {life.state.fault}")
+
+
+def state_digest(life: Life) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in life.state.dump():
+        digest.update(piece)
+    return digest.digest()

@@ -1,0 +1,247 @@
+"""What happens to a chunk server when two things happen to one replica, or one thing at a bad moment?"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dfs.checksum import block_checksums, crc32c
+from dfs.chunk import identity as identity_module
+from dfs.chunk.descriptors import DescriptorCache
+from dfs.chunk.replicas import Replica
+from dfs.chunk.store import FileStore
+from dfs.chunk.streams import Streams
+from dfs.clock import SteadyClock
+from dfs.errors import ChunkExists
+from dfs.ids import ChunkHandle, id_text, new_chunk_handle
+from dfs.testing.clock import FakeClock
+
+DATA = bytes(range(256)) * 300
+WAIT_S = 10.0
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileStore]:
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)  # power cuts are not in question here
+    opened = FileStore([tmp_path / "disk"], "test", disk_reserve=0, fsync=False)
+    yield opened
+    opened.close()
+
+
+def put(store: FileStore, data: bytes = DATA, handle: ChunkHandle | None = None) -> Replica:
+    writer = store.create(handle or new_chunk_handle())
+    try:
+        writer.write(memoryview(data), block_checksums(data))
+        writer.check(len(data), crc32c(data))
+        return writer.publish()
+    finally:
+        writer.discard()
+
+
+def in_thread(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def path_of(disk: Path, handle: ChunkHandle) -> Path:
+    return disk / "chunks" / id_text(handle)[:2] / id_text(handle)
+
+
+# --- what the masters are told ------------------------------------------------------------------------
+
+
+def test_replica_that_goes_while_it_is_announced_is_reported_as_gone(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published, removers = store.changes.published, []
+
+    def announced(replica: Replica) -> None:
+        removers.append(in_thread(lambda: store.delete(replica.handle)))
+        removers[0].join(0.1)  # a store that lets it in here gets the order wrong
+        published(replica)
+
+    monkeypatch.setattr(store.changes, "published", announced)
+    handle = put(store).handle
+    removers[0].join(WAIT_S)
+    assert store.replica(handle) is None
+    assert store.changes.batch(10).entries == ((handle, None),)
+
+
+def test_replicas_of_a_disk_that_fails_while_one_is_announced_are_all_reported_as_gone(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published, threads = store.changes.published, []
+
+    def announced(replica: Replica) -> None:
+        threads.append(in_thread(lambda: store._disks[0].fail("it smokes")))
+        threads[0].join(0.1)
+        published(replica)
+
+    monkeypatch.setattr(store.changes, "published", announced)
+    handle = put(store).handle
+    threads[0].join(WAIT_S)
+    assert store.handles() == []
+    assert store.changes.batch(10).entries == ((handle, None),)
+
+
+def test_name_of_a_replica_is_not_used_again_before_its_file_is_gone(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle, unlink = put(store).handle, Path.unlink
+    refused: list[ChunkExists] = []
+
+    def unlinked(path: Path, missing_ok: bool = False) -> None:
+        if path.name == id_text(handle) and not refused:
+            with pytest.raises(ChunkExists) as caught:
+                put(store, b"the next one", handle)
+            refused.append(caught.value)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    assert store.delete(handle)
+    assert refused
+    put(store, b"the next one", handle)
+    assert store.verify(handle)
+
+
+def test_descriptor_of_a_replica_that_was_exchanged_while_it_was_opened_is_not_kept(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle, keep = put(store).handle, DescriptorCache.put
+    second = b"second" * 1000
+
+    def kept(cache: DescriptorCache, *arguments: object) -> object:
+        monkeypatch.undo()
+        store.delete(handle)
+        put(store, second, handle)
+        return keep(cache, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DescriptorCache, "put", kept)
+    with store.open(handle) as opened:
+        assert os.pread(opened.fd, len(DATA), 0) == DATA  # who opened the first reads the first
+    with store.open(handle) as opened:
+        assert os.pread(opened.fd, len(DATA), 0)[: len(second)] == second
+
+
+# --- the quarantine -------------------------------------------------------------------------------------
+
+
+def damage(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"\xff\xff\xff")
+
+
+def test_damaged_replica_goes_to_a_quarantine_that_somebody_removed(store: FileStore, tmp_path: Path) -> None:
+    handle = put(store).handle
+    (tmp_path / "disk" / "quarantine").rmdir()
+    damage(path_of(tmp_path / "disk", handle))
+    assert not store.verify(handle)
+    assert not path_of(tmp_path / "disk", handle).exists(), "the next start would serve it again"
+    assert [path.name for path in (tmp_path / "disk" / "quarantine").iterdir()] == [f"{id_text(handle)}.0"]
+
+
+def test_quarantine_does_not_mind_files_that_vanish_from_it(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = put(store).handle
+    damage(path_of(tmp_path / "disk", handle))
+    (tmp_path / "disk" / "quarantine" / "old").touch()
+    lstat = Path.lstat
+
+    def looked(path: Path) -> os.stat_result:
+        if path.name == "old":
+            raise FileNotFoundError(errno.ENOENT, "another thread was faster")
+        return lstat(path)
+
+    monkeypatch.setattr("dfs.chunk.disk.QUARANTINE_FILES_MAX", 1)
+    monkeypatch.setattr(Path, "lstat", looked)
+    assert not store.verify(handle)
+    assert not path_of(tmp_path / "disk", handle).exists()
+
+
+def test_folder_among_the_temporaries_does_not_cost_the_disk(store: FileStore, tmp_path: Path) -> None:
+    handle = put(store).handle
+    store.close()
+    (tmp_path / "disk" / "tmp" / "strange").mkdir()
+    again = FileStore([tmp_path / "disk"], "test", disk_reserve=0, fsync=False)
+    try:
+        assert again.handles() == [handle]
+        assert list((tmp_path / "disk" / "tmp").iterdir()) == []
+        assert (tmp_path / "disk" / "quarantine" / "strange.0").is_dir()
+    finally:
+        again.close()
+
+
+# --- power, rights, time, memory ------------------------------------------------------------------------------
+
+
+def test_names_of_a_new_data_directory_and_its_parents_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    sync = identity_module.sync_directory
+
+    def noted(path: Path) -> None:
+        synced.append(path)
+        sync(path)
+
+    monkeypatch.setattr(identity_module, "sync_directory", noted)
+    FileStore([tmp_path / "srv" / "dfs" / "disk"], "test", disk_reserve=0).close()
+    assert {tmp_path, tmp_path / "srv", tmp_path / "srv" / "dfs"} <= set(synced)
+
+
+def test_chunks_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        store = FileStore([tmp_path / "disk"], "test", disk_reserve=0)
+        handle = put(store).handle
+        store.close()
+    finally:
+        os.umask(before)
+    file = path_of(tmp_path / "disk", handle)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (file, file.parent, tmp_path / "disk")}
+    assert modes == {file: 0o600, file.parent: 0o700, tmp_path / "disk": 0o700}
+
+
+def test_setting_the_time_of_day_makes_no_replica_old(tmp_path: Path) -> None:
+    machine = FakeClock()
+    clock = SteadyClock(machine)
+    store = FileStore([tmp_path / "disk"], "test", disk_reserve=0, fsync=False, clock=clock)
+    try:
+        replica = put(store)
+        for step_s in (10 * 86400, -20 * 86400):
+            machine.step_wall(step_s)
+            machine.advance(3)
+        assert replica.report(clock.wall_ms()).age_s == 6
+    finally:
+        store.close()
+
+
+def test_turn_is_given_back_when_there_is_no_memory_for_its_buffer() -> None:
+    streams = Streams("writes", 1, 1 << 60)
+    for _ in range(3):  # with the turn lost the second would be refused as Overloaded
+        with pytest.raises(MemoryError), streams.turn():
+            pytest.fail("there is no machine with so much memory")
+    assert streams.active == 0
+
+
+def test_descriptor_that_cannot_be_closed_does_not_block_its_name(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, close = store.create(handle := new_chunk_handle()), os.close
+
+    def closed(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", closed)
+        writer.discard()
+    assert put(store, handle=handle).handle == handle
