@@ -6,6 +6,7 @@ Refuses to know: links and bytes, proposals, and the library's private names.
 The letters are those of the study of the library's faults. The library never sees: messages of an older term (f3, d1),
 replies beyond the own log (d1), second votes of a voter (d2), votes while a leader is heard (f1), entries that already
 match (c), a commit index over a tail that was not compared (k1), forwarded commands (e4) or a pickled entry (j8, g1).
+And ours, beside theirs: nothing may have an effect on a master that forgot what it promised (l, dfs.master.raft_join).
 """
 
 from __future__ import annotations

@@ -7,190 +7,35 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pysyncobj.syncobj as library
 import pytest
 
-from dfs.errors import ConfigError, DfsError, ProtocolError, StorageCorrupt
+from dfs.errors import ConfigError, StorageCorrupt
 from dfs.master import raft_engine
 from dfs.master.raft_checkpoint import (
-    CheckpointFolder,
     CheckpointHead,
     CheckpointSender,
     write_checkpoint,
 )
-from dfs.master.raft_engine import CANDIDATE, FOLLOWER, LEADER, Engine, EngineJournal, EngineStopped, check_library
-from dfs.master.raft_gate import Gate
-from dfs.master.raft_join import Membership, Standing
-from dfs.master.raft_transport import RaftTransport
+from dfs.master.raft_engine import CANDIDATE, FOLLOWER, LEADER, EngineStopped, check_library
 from dfs.master.raft_wire import (
     Append,
     AppendPiece,
     AppendReply,
-    JoinQuery,
-    JoinReply,
     PreVote,
     PreVoteReply,
-    RaftMessage,
     ReadRound,
     ReadRoundReply,
     RequestVote,
     StaleTerm,
     TakeOver,
     Vote,
-    decode_body,
-    encode_raft,
-    join_bodies,
 )
-
-NOTHING = b"\x01"
-
-
-def entry(index: int, term: int, text: bytes = b"x") -> tuple[bytes, int, int]:
-    return b"\x00" + b"\x91\xc4" + bytes([len(text)]) + text, index, term  # a msgpack list of one bin
-
-
-class Machine:
-    """Collects commands; raises on `poison`."""
-
-    def __init__(self) -> None:
-        self.commands: list[bytes] = []
-        self.attempts = 0
-
-    def apply_encoded(self, command: bytes) -> int:
-        self.attempts += 1
-        if command == b"poison":
-            raise ValueError(command)
-        self.commands.append(command)
-        return len(self.commands)
-
-    def dump(self) -> Iterator[bytes]:
-        yield from self.commands
-
-    def load(self, pieces: Iterable[bytes]) -> None:
-        self.commands = list(pieces)
-
-
-class Recorder(RaftTransport):
-    """Keeps what would be sent."""
-
-    def __init__(self, name: str, peers: list[str]) -> None:
-        addresses = dict.fromkeys([name, *peers], "127.0.0.1:1")
-        super().__init__(name=name, peers=addresses, key=b"k" * 32, dead_after_s=9)
-        self.sent: list[tuple[str, RaftMessage]] = []
-        self.needed: list[int] = []  # journal record that each of all messages must wait for
-
-    def join(self, gate: Gate) -> None:
-        self._user = gate
-        for node in self._nodes.values():
-            self._onNodeConnected(node)
-
-    def send(self, node: Any, message: dict[str, Any]) -> bool:
-        translated = self.user.translate(str(node.id), message)
-        return translated is not None and self.put(str(node.id), *translated)
-
-    def put(self, peer: str, message: RaftMessage, needed: int) -> bool:
-        (decoded,) = decode_body(join_bodies([encode_raft(message)]))
-        self.sent.append((peer, decoded))
-        self.needed.append(needed)
-        return True
-
-
-class Node:
-    """One engine behind its gate."""
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        peers: tuple[str, ...] = ("b", "c"),
-        own: str = "a",
-        membership: Membership | None = None,
-    ) -> None:
-        self.folder = folder
-        self.failures: list[DfsError] = []
-        self.prevotes: list[tuple[str, int]] = []
-        self.confirmed: list[tuple[str, int]] = []
-        self.machine = Machine()
-        self.journal = EngineJournal(folder / "log", name=own, fsync=False, segment_size=16 * 1024)
-        self.transport = Recorder(own, list(peers))
-        self.checkpoints = CheckpointFolder(folder / "checkpoints", fsync=False)
-        self.engine = Engine(
-            name=own,
-            peers=list(peers),
-            journal=self.journal,
-            folder=self.checkpoints,
-            machine=self.machine,
-            transport=self.transport,
-            is_congested=lambda _peer: False,
-            election_timeout_s=(0.5, 1.0),
-            heartbeat_s=0.1,
-            on_role=lambda _old, _new: None,
-            on_failure=self.failures.append,
-        )
-        self.engine.heard_at_s = time.monotonic() - 100
-        self.gate = Gate(self.engine, self.transport, self, membership)
-        self.transport.join(self.gate)
-        self.sync()
-
-    def prevote_granted(self, peer: str, number: int) -> None:
-        self.prevotes.append((peer, number))
-
-    def leadership_confirmed(self, peer: str, number: int) -> None:
-        self.confirmed.append((peer, number))
-
-    def age_asked(self, peer: str, number: int) -> None:
-        self.prevotes.append((peer, number))
-
-    def age_answered(self, number: int, commit_index: int) -> None:
-        self.confirmed.append((str(number), commit_index))
-
-    def sync(self) -> None:
-        """Let the disk catch up."""
-        self.journal.durable = self.journal.sequence
-        self.journal.durable_index = self.journal.last_index
-        self.gate.release_held()
-
-    def get(self, peer: str, message: RaftMessage) -> list[RaftMessage]:
-        """Receive a message; return what is answered to that peer."""
-        self.transport.sent.clear()
-        self.gate.received(peer, message)
-        return [sent for to, sent in self.transport.sent if to == peer]
-
-    def lead(self) -> None:
-        """Win an election and get the first entry of the term committed."""
-        self.engine.may_campaign = True
-        self.engine.tick()
-        for peer in self.transport.peers:
-            self.gate.received(peer, Vote(self.journal.term))
-        self.engine.replicate()
-        self.sync()
-        for peer in self.transport.peers:
-            self.acknowledge(peer)
-        self.engine.tick()
-        assert self.engine.leads_with_own_entry
-
-    def acknowledge(self, peer: str, next_index: int | None = None, serial: int = 10**9) -> None:
-        upto = self.journal.last_index + 1 if next_index is None else next_index
-        self.gate.received(peer, AppendReply(self.journal.term, serial, upto, False, True))
-
-    def propose(self, *commands: bytes) -> list[Any]:
-        """Propose one log entry; return the list that will hold (results, reason)."""
-        outcome: list[Any] = []
-        self.engine.submit(list(commands), lambda results, reason: outcome.append((results, reason)))
-        self.engine.tick()
-        self.engine.replicate()
-        return outcome
-
-    def restart(self) -> Node:
-        """Stop cleanly (what is buffered reaches the file) and open again."""
-        self.engine.stop()
-        self.journal.attach(lambda *_: None, lambda: None, self.failures.append)
-        self.journal.close()
-        return Node(self.folder)
+from dfs.testing.raft_single import NOTHING, append, entries, entry
+from dfs.testing.raft_single import SingleNode as Node
 
 
 @pytest.fixture
@@ -204,16 +49,6 @@ def node(folder: Path) -> Iterator[Node]:
     node = Node(folder)
     yield node
     node.engine.stop()
-
-
-def entries(first: int, last: int, term: int = 1) -> list[tuple[bytes, int, int]]:
-    return [entry(index, term) for index in range(first, last + 1)]
-
-
-def append(
-    previous: int, new: list[tuple[bytes, int, int]], *, term: int = 1, previous_term: int = 1, commit: int = 1
-) -> Append:
-    return Append(term, 1, commit, previous, previous_term, new)
 
 
 def filled(node: Node, last: int = 10, commit: int = 1) -> Node:
@@ -585,66 +420,3 @@ def test_the_log_keeps_a_tail_behind_a_checkpoint(node: Node, monkeypatch: pytes
     index = node.engine.checkpoint_index
     assert node.journal.first_index == index - 4
     assert node.checkpoints.indexes() == [index]
-
-
-# --- a master whose disk was empty (fault l)
-
-
-def newcomer(folder: Path) -> tuple[Node, Membership]:
-    membership = Membership(folder, "a", ("b", "c"), fsync=False)
-    node = Node(folder, membership=membership)
-    membership.round_due(100.0)
-    return node, membership
-
-
-def test_fault_l_an_empty_master_hears_nothing_before_all_have_told_their_terms(folder: Path) -> None:
-    node, membership = newcomer(folder)
-    answers = [
-        *node.get("b", append(1, entries(2, 5), previous_term=0)),
-        *node.get("b", RequestVote(9, 9, 9, True)),
-        *node.get("b", PreVote(9, 1, 10, 9, 9)),
-        *node.get("b", ReadRound(9, 1)),
-        *node.get("b", StaleTerm(9)),
-    ]
-    assert answers == []
-    assert (node.journal.term, node.journal.last_index) == (0, 1)
-    assert node.get("b", JoinQuery(1, 77)) == [JoinReply(0, 77, Standing.EMPTY, 1)]
-    assert not membership.may_follow
-    node.engine.stop()
-
-
-def test_fault_l_it_takes_entries_then_but_none_of_a_leader_older_than_any_term_told(folder: Path) -> None:
-    node, membership = newcomer(folder)
-    node.get("b", JoinReply(5, membership.round, Standing.LEADER, 5))
-    node.get("c", JoinReply(6, membership.round, Standing.MEMBER, 5))
-    assert node.journal.term == 6
-    assert node.get("b", append(1, entries(2, 5, 5), term=5, previous_term=0)) == [StaleTerm(6)]
-    assert node.journal.last_index == 1
-    answer = node.get("c", append(1, entries(2, 5, 5), term=6, previous_term=0))
-    assert [type(message) for message in answer] == [AppendReply]
-    assert node.journal.last_index == 5
-    node.engine.stop()
-
-
-def test_fault_l_it_votes_for_nobody_before_it_has_caught_up(folder: Path) -> None:
-    node, membership = newcomer(folder)
-    node.get("b", JoinReply(5, membership.round, Standing.LEADER, 4))
-    node.get("c", JoinReply(5, membership.round, Standing.MEMBER, 2))
-    for message in (RequestVote(6, 9, 9, True), PreVote(6, 1, 7, 9, 9), TakeOver(5)):
-        assert node.get("c", message) == []
-    assert not node.engine.may_campaign
-    node.get("b", append(1, entries(2, 4, 5), term=5, previous_term=0))
-    node.sync()
-    assert membership.is_caught_up(node.journal.term, node.journal.durable_index)
-    membership.admit()
-    assert node.get("c", RequestVote(6, 4, 5, True)) == [Vote(6)]
-    node.engine.stop()
-
-
-def test_fault_l_what_a_member_says_of_itself_is_what_it_is(node: Node) -> None:
-    assert node.get("b", JoinQuery(0, 3)) == [JoinReply(0, 3, Standing.BLANK, 1)]
-    node.lead()
-    assert node.get("b", JoinQuery(0, 4)) == [JoinReply(node.journal.term, 4, Standing.LEADER, node.journal.last_index)]
-    with pytest.raises(ProtocolError, match="standing 9 is unknown"):
-        node.gate.received("b", JoinReply(1, 1, 9, 1))
-    assert not node.failures
