@@ -62,7 +62,7 @@ class Calls:
     def call(self, build: Callable[[CallId], Mutation], reply: type[T], deadline: Deadline) -> T:
         """Apply the mutation that `build` makes for a call id, exactly once; return its reply or raise its error.
 
-        `DeadlineExceeded` with the detail `may_have_happened` means that the outcome is not known.
+        `DeadlineExceeded` or `NoQuorum` with the detail `may_have_happened`: the outcome is not known.
         """
         answer, session, was_resent = self._call_once(build, deadline)
         if _is_expired(answer) and not was_resent:

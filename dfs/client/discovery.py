@@ -28,6 +28,7 @@ RESEND_WITHIN_S = 600.0  # an unanswered change is not sent again after that: fa
 SILENT_S = 2.0  # a master that was silent is left out for so long, unless all are
 UNREACHABLE_GRACE_S = 5.0  # masters that all refuse connections may be restarting: ask again for so long
 BRIEF_MAX = 80  # characters about one master in an error: three of them fit on one line
+NO_LEADER = "has no leader"  # what a master without a quorum is quoted with
 RESOLVED_HINT_KEY = "leader"  # detail of a NotLeader error: the leader's client address
 
 log = get_logger(__name__)
@@ -47,6 +48,12 @@ class _Story:
     answered: set[str] = field(default_factory=set)
     silences: dict[str, int] = field(default_factory=dict)
     repetitions: int = 0
+
+    @property
+    def leaderless(self) -> bool:
+        """Whether a master answered, and the last word of each that did was that nobody leads."""
+        words = [self.last_words.get(address) for address in self.answered]
+        return bool(words) and all(word == NO_LEADER for word in words)
 
     @property
     def may_be_forgotten(self) -> bool:
@@ -93,7 +100,7 @@ class Masters:
         """Return the leader's reply. `is_patient` false: hand out errors that say "ask the same again later".
 
         Raises the leader's error; `ConnectionFailed` when no master can be reached; `NoQuorum` when none leads until
-        the deadline; `DeadlineExceeded` (detail `may_have_happened`) when the outcome of a mutation is not known.
+        the deadline; it or `NoQuorum` has the detail `may_have_happened` when a mutation has no known outcome.
         """
         return expect(self.call_reporting_resends(message, deadline, is_patient=is_patient)[0], reply)
 
@@ -243,7 +250,14 @@ class Masters:
                 return
         words = "; ".join(f"{address}: {text}" for address, text in story.last_words.items())
         name, count = type(message).__name__, len(self._configured)
+        needed = f"start masters until {count // 2 + 1} of {count} run and reach each other"
         if story.is_uncertain and isinstance(message, Mutation):
+            if story.leaderless and not story.pressing:
+                raise NoQuorum(
+                    f"no quorum for {waited_s:.1f} s ({words}); {name} may have happened or not: {needed}, and look "
+                    "before you repeat it",
+                    may_have_happened="yes",
+                )
             raise DeadlineExceeded(
                 f"{name} has no known outcome after {waited_s:.1f} s: it may have happened or not; look before you "
                 f"repeat it ({words})",
@@ -260,8 +274,7 @@ class Masters:
                 address=self._configured[0],
             )
         raise NoQuorum(
-            f"no quorum: no master of cluster {self._cluster!r} led for {waited_s:.1f} s ({words}); start masters until"
-            f" {count // 2 + 1} of {count} run and reach each other"
+            f"no quorum: no master of cluster {self._cluster!r} led for {waited_s:.1f} s ({words}); {needed}"
         )
 
 
@@ -274,7 +287,7 @@ def _brief(error: DfsError) -> str:
     """Return the few words that a list of masters has room for."""
     match error:
         case NotLeader() | NoQuorum():
-            return "has no leader"
+            return NO_LEADER
         case ConnectionFailed():  # "cannot connect to ADDRESS: nobody listens there; is the daemon running?"
             why = error.message.partition(": ")[2].partition(";")[0].removesuffix(" there")
             return (why or error.message)[:BRIEF_MAX]

@@ -29,7 +29,7 @@ import msgspec
 from dfs.checksum import crc32c
 from dfs.errors import StorageCorrupt
 from dfs.log import get_logger
-from dfs.master.raft_journal import sync_directory
+from dfs.master.raft_journal import make_folder, sync_directory
 from dfs.master.raft_records import Entry
 from dfs.master.replicated_log import CheckpointFile
 
@@ -144,7 +144,7 @@ class CheckpointFolder:
     def __init__(self, folder: Path, *, fsync: bool) -> None:
         self.folder = folder
         self.fsync = fsync
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for leftover in folder.glob("*.tmp"):
             leftover.unlink()
 

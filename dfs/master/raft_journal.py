@@ -69,6 +69,14 @@ def sync_directory(folder: Path) -> None:
         os.close(fd)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and its missing parents, private, and so that their names survive a power cut, too."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for path in missing:
+        sync_directory(path.parent)
+
+
 def write_all(fd: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     while view:
@@ -121,7 +129,7 @@ class Journal:
         self._on_durable: Callable[[], None] = lambda: None
         self._on_failure: Callable[[DfsError], None] = lambda _: None
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             previous_end = self._load()
             self._roll(self._closed_segments[-1][0] + 1 if self._closed_segments else 1, previous_end)
         except OSError as error:

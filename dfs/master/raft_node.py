@@ -34,7 +34,7 @@ from dfs.master.raft_checkpoint import CheckpointFolder
 from dfs.master.raft_engine import LEADER, ROLES, Engine, EngineJournal, EngineStopped
 from dfs.master.raft_gate import Gate
 from dfs.master.raft_join import Membership
-from dfs.master.raft_journal import disk_error
+from dfs.master.raft_journal import disk_error, make_folder
 from dfs.master.raft_planned import PlannedWork
 from dfs.master.raft_rounds import Round
 from dfs.master.raft_transport import RaftTransport
@@ -175,7 +175,7 @@ class HardenedRaftLog:
     def _lock_folder(self) -> int:
         """Hold the folder for this process: two masters on one journal would destroy it."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._folder)
             fd = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise disk_error(error, self._folder, "opening the data directory") from error

@@ -233,9 +233,19 @@ class VirtualPath:
     def stem(self) -> str:
         return self.name.rpartition(".")[0] or self.name
 
+    @property
+    def parent(self) -> VirtualPath:
+        """The folder around this one; a folder at the top is its own."""
+        return VirtualPath(self.disk, self.folder) if self.folder else self
+
+    @property
+    def parents(self) -> tuple[VirtualPath, ...]:
+        return (self.parent, *self.parent.parents) if self.folder else ()
+
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         del mode, parents, exist_ok
-        self.disk.make_directory(str(self))
+        for path in (self, *self.parents):
+            self.disk.make_directory(str(path))
 
     def exists(self) -> bool:
         return self.disk.is_directory(str(self)) or (

@@ -131,7 +131,7 @@ def plan_for(mutate: Mutation, seed: int) -> Plan:
 
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
 def test_simulation_notices_a_master(mutate: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
-    plans = [plan_for(mutate, seed) for seed in range(40)]
+    plans = [plan_for(mutate, seed) for seed in range(200)]  # the first failure ends it
     mutate(monkeypatch)
     assert first_failure(plans).failure
 

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dfs.errors import DfsError, DiskFull, StorageCorrupt
+from dfs.master import raft_journal
 from dfs.master.raft_journal import SLICE_ENTRIES_MAX, SLICE_SIZE_MAX, Journal
 from dfs.master.raft_records import MAGIC, Entry, Kind, encode_record, parse_head, parse_record
 
@@ -376,3 +377,13 @@ def test_a_kill_between_the_new_segment_and_the_trim_of_the_old_one_is_harmless(
     again = open_journal(folder)
     assert [entry[0] for entry in again.entries] == [b"kept"]
     again.close()
+
+
+def test_names_of_new_folders_are_synced_up_to_the_first_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(raft_journal, "sync_directory", synced.append)
+    raft_journal.make_folder(tmp_path / "data" / "raft" / "log")
+    assert sorted(synced) == [tmp_path, tmp_path / "data", tmp_path / "data" / "raft"]
+    assert (tmp_path / "data" / "raft" / "log").is_dir()
