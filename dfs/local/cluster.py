@@ -14,6 +14,7 @@ import fcntl
 import os
 import signal
 import sys
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from dfs.net.sockets import listening_socket
 
 UP_WAIT_S = 60.0  # a cluster that is not healthy by then has a problem that waiting does not solve
 STOP_GRACE_S = 10.0  # between SIGTERM and SIGKILL
+ADDRESS_WAIT_S = 3.0  # a killed process is dead before the last of its threads has let go of its port
+_ADDRESS_POLL_S = 0.05
 KILL_WAIT_S = 10.0  # the kernel needs that long at most to end a process after SIGKILL
 LOG_TAIL_LINES = 12  # of a daemon that died, shown in the error
 _LOG_TAIL_SIZE_MAX = 16 * 1024  # bytes
@@ -160,12 +163,16 @@ class LocalCluster:
         """Raise `ConfigError` before anything is started when a node cannot listen where it should."""
         wanted = [(m.name, address) for m in self.config.masters for address in (m.address, m.raft_address)]
         wanted += [(server.name, server.address) for server in self.config.chunk_servers]
+        deadline = Deadline.after(ADDRESS_WAIT_S)
         for name, address in wanted:
-            if name in names:
+            while name in names:
                 try:
                     listening_socket(address, is_bulk=False).close()
+                    break
                 except ConfigError as error:
-                    raise ConfigError(f"{name} of {self.config.source} {error.message}") from None
+                    if deadline.has_passed:
+                        raise ConfigError(f"{name} of {self.config.source} {error.message}") from None
+                    time.sleep(_ADDRESS_POLL_S)
 
     def _start(self, name: str) -> int:
         log = self.log_path(name)
