@@ -118,7 +118,7 @@ def test_replication_and_timeout_of_the_settings_reach_the_client(
     run("config", "config", write_config(tmp_path / "1", "x"))
     run("config", "replication", "2")
     assert run("ls", "/", connected=False).exit_code == 0
-    assert seen == {"timeout_s": 30.0, "replication": 2}
+    assert seen == {"timeout_s": 30.0, "replication": 2, "stale_s": 0.0}
     run("config", "timeout_s", "11")
     run("ls", "/", connected=False)
     assert seen["timeout_s"] == 11.0
