@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs.errors import ProtocolError
-from dfs.net import messages
-from dfs.net.messages import ErrorReply, Heartbeat, Message, Ping, Stat, StatReply, decode, encode, message
+from dfs.net.messages import ErrorReply, Heartbeat, Message, Ping, Stat, StatReply, base, decode, encode, message
 
 
 def test_wire_number_cannot_be_given_twice() -> None:
@@ -25,13 +24,13 @@ def test_unknown_number_is_a_protocol_error() -> None:
         decode(0xFFFF, b"\x90")
 
 
-@given(code=st.sampled_from(sorted(messages._TYPES)), header=st.binary(max_size=200))
+@given(code=st.sampled_from(sorted(base._TYPES)), header=st.binary(max_size=200))
 def test_random_header_is_a_message_or_a_protocol_error(code: int, header: bytes) -> None:
     try:
         value: Message | None = decode(code, header)
     except ProtocolError:
         value = None
-    assert value is None or type(value) is messages._TYPES[code]
+    assert value is None or type(value) is base._TYPES[code]
 
 
 def test_deeply_nested_header_is_refused_without_a_crash() -> None:

@@ -21,7 +21,7 @@ from dfs.ids import ChunkHandle
 from dfs.net import messages, parts
 from dfs.net.auth import ClusterKey, Rights, sign_token
 from dfs.net.frames import PREFIX_SIZE, decode_prefix, encode_frame
-from dfs.net.messages import Message, Stat, decode, encode
+from dfs.net.messages import Message, Stat, base, decode, encode
 from dfs.net.parts import Part
 from dfs.net.session import NONCE_SIZE, Handshake, Role
 
@@ -42,7 +42,7 @@ RANGES = {
 
 
 def types() -> list[type[Message]]:
-    return [messages._TYPES[code] for code in sorted(messages._TYPES) if messages._TYPES[code].__module__ in SHIPPED]
+    return [base._TYPES[code] for code in sorted(base._TYPES) if base._TYPES[code].__module__.startswith(SHIPPED)]
 
 
 SHIPPED = (messages.__name__, parts.__name__, _commands.__name__)
