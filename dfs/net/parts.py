@@ -130,6 +130,36 @@ class DeleteReplica(Part, frozen=True, array_like=True):
     handle: ChunkHandle
 
 
+class CopyReplica(Part, frozen=True, array_like=True):
+    """An order: fetch this sealed chunk from one of `sources`, verify it, publish it. Reported back in
+    `Heartbeat.added`, or in `Heartbeat.copy_failures`."""
+
+    handle: ChunkHandle
+    length: int
+    crc: int  # CRC32C of the whole chunk
+    sources: tuple[str, ...]  # addresses of servers that hold it, the best one first
+    token: bytes  # READ token
+    is_urgent: bool = False  # one live replica is left: before all others, and without a rate limit
+
+
+class CopyFailure(Part, frozen=True, array_like=True):
+    """An order to copy that came to nothing; `code` is that of the error."""
+
+    handle: ChunkHandle
+    code: str
+    text: str
+
+
+class ScrubStatus(Part, frozen=True, array_like=True):
+    """How far a chunk server's scrubber is in verifying all that it holds."""
+
+    verified_count: int = 0  # replicas verified since the daemon started
+    verified_size: int = 0  # bytes
+    corrupt_count: int = 0  # replicas found bad since then, by the scrubber or by a reader
+    lap_progress: float = 0.0  # of the present walk over all replicas, 0.0 to 1.0
+    last_lap_ms: int = 0  # when the last whole walk ended; 0 = never yet
+
+
 class CheckpointStatus(Part, frozen=True, array_like=True):
     """A checkpoint of one master. `index`: the last log entry that it holds."""
 

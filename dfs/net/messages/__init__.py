@@ -1,6 +1,6 @@
 """Every message of the system, typed: what may be said, by whom, and in which words.
 
-Owns: nothing; it gathers the messages of its modules, one for each conversation, so that importing it registers them all.
+Owns: nothing; it gathers the messages of its modules, one for each conversation, so that importing it registers all.
 Refuses to know: sockets, and what receivers do.
 """
 
@@ -74,6 +74,7 @@ from dfs.net.messages.reads import (
     WriteCheckpointReply,
 )
 from dfs.net.messages.reports import (
+    COPIES_WAITING_MAX,
     HEARTBEAT_CHANGES_MAX,
     ORDERS_MAX,
     REPORT_PAGE_MAX,
@@ -89,6 +90,7 @@ __all__ = [
     "ALLOCATE_COUNT_MAX",
     "CHECKPOINT_PIECE_MAX",
     "COMMIT_CHUNKS_MAX",
+    "COPIES_WAITING_MAX",
     "EXCLUDE_MAX",
     "HEARTBEAT_CHANGES_MAX",
     "LIST_LIMIT_MAX",

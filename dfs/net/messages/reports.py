@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dfs.ids import ChunkHandle, ServerId
 from dfs.net.messages.base import Message, message
-from dfs.net.parts import DeleteReplica, DiskReport, ReplicaReport
+from dfs.net.parts import CopyFailure, CopyReplica, DeleteReplica, DiskReport, ReplicaReport, ScrubStatus
 
 REPORT_PAGE_MAX = 5000  # replicas in one ChunkReport
 HEARTBEAT_CHANGES_MAX = 5000  # added and removed replicas in one Heartbeat
+COPIES_WAITING_MAX = 64  # orders to copy that one chunk server holds at a time
 ORDERS_MAX = 1000  # orders in one reply
 
 
@@ -50,6 +51,13 @@ class Heartbeat(Message, frozen=True, array_like=True):
     disks: tuple[DiskReport, ...]
     added: tuple[ReplicaReport, ...] = ()
     removed: tuple[ChunkHandle, ...] = ()
+    copying: tuple[ChunkHandle, ...] = ()  # orders to copy that wait or are under way, at most COPIES_WAITING_MAX
+    copy_failures: tuple[CopyFailure, ...] = ()  # at most COPIES_WAITING_MAX, told again until acknowledged
+    corrupt: tuple[ChunkHandle, ...] = ()  # those of `removed` that were quarantined, not deleted
+    disk_wait_ms: int = (
+        0  # how long a small synced write took lately on the slowest working disk: slow servers stand out
+    )
+    scrub: ScrubStatus = ScrubStatus()
 
 
 @message(0x0303)
@@ -59,6 +67,8 @@ class HeartbeatReply(Message, frozen=True, array_like=True):
     must_register: bool
     must_report: bool
     orders: tuple[DeleteReplica, ...] = ()
+    copies: tuple[CopyReplica, ...] = ()  # `copying` of the next heartbeats confirms them; a repeated one is no second
+    copy_rate_max: int = 0  # bytes per second that this server may fetch for copies that are not urgent; 0 = no limit
 
 
 @message(0x0304)
