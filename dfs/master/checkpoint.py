@@ -10,7 +10,8 @@ loaded state agrees with itself by construction. Rows keep the order of the tabl
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -29,6 +30,7 @@ from dfs.paths import check_name
 
 VERSION = 1
 PIECE_SIZE = 256 * 1024  # bytes after which a piece is closed; one row is at most about 7 MiB (a file's extents)
+KEY_TABLES = 16
 DAMAGED = "the dumped state is damaged or of another version"
 
 
@@ -243,8 +245,16 @@ def _session_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
 
 def load(pieces: Iterable[bytes]) -> StateParts:
     """Return the parts that were dumped; raise `StorageCorrupt` unless every piece is there and makes sense."""
+    loader = Loader()
+    for piece in pieces:
+        loader.take(piece)
+    return loader.finish()
+
+
+@contextmanager
+def _refusing_damage() -> Iterator[None]:
     try:
-        return _Loader().run(pieces)
+        yield
     except (msgspec.MsgspecError, DfsError, ValueError, KeyError, IndexError, AssertionError, struct.error) as error:
         raise StorageCorrupt(
             f"{DAMAGED} ({type(error).__name__}: {error}); start this master with an empty data directory: the others "
@@ -252,67 +262,102 @@ def load(pieces: Iterable[bytes]) -> StateParts:
         ) from error
 
 
-class _Loader:
-    """Builds new parts from pieces in their order."""
+class Loader:
+    """Builds new parts from pieces in their order: `take` each, then `finish`. Both raise `StorageCorrupt`.
+
+    A piece takes some milliseconds (0.2 s when it is one file with the most extents there can be).
+    """
 
     def __init__(self) -> None:
         self.parts = StateParts(0, 1)
+        self.start: Start | None = None
+        self.phase = 0
+        self.is_ended = False
         self.row_count = 0
         self.trees = 0
         self.trash_rows: list[TrashRow] = []
-        self.keys: dict[ChunkHandle, ChunkHandle] = {}  # the chunk map's own key objects, to share them with files
+        self.trashed_count = 0
+        self.trash_node: Node | None = None  # of the entry whose tree is not complete yet
+        # The chunk map's own key objects, to share them with files: in a few tables, so that none grows with a stall,
+        # and each large enough for its memory to go back to the system in the end.
+        self.keys: list[dict[ChunkHandle, ChunkHandle]] = [{} for _ in range(KEY_TABLES)]
         self.servers: dict[tuple[ServerId, ...], tuple[ServerId, ...]] = {}  # those of garbage, to share them
-        self.trash_nodes: list[Node] = []
         self.stack: list[Directory] = []
         self.last_names: list[str] = []
 
-    def run(self, pieces: Iterable[bytes]) -> StateParts:
-        stream = (_DECODER.decode(piece) for piece in pieces)
-        start = next(stream, None)
-        _require(isinstance(start, Start) and start.version == VERSION, f"it does not begin with version {VERSION}")
-        assert isinstance(start, Start), "checked above"
-        self._begin(start)
-        phase = 0
-        ended = False
-        for piece in stream:
-            _require(not ended, "there are pieces after the end")
+    def take(self, data: bytes) -> None:
+        """Take the next piece in."""
+        with _refusing_damage():
+            piece = _DECODER.decode(data)
+            if self.start is None:
+                _require(
+                    isinstance(piece, Start) and piece.version == VERSION, f"it does not begin with version {VERSION}"
+                )
+                assert isinstance(piece, Start), "checked above"
+                self._begin(piece)
+                return
+            _require(not self.is_ended, "there are pieces after the end")
             if isinstance(piece, End):
                 _require(piece.row_count == self.row_count, f"{self.row_count} rows of {piece.row_count} are there")
-                ended = True
-                continue
+                self.is_ended = True
+                return
             _require(not isinstance(piece, Start), "it begins twice")
             assert not isinstance(piece, Start), "checked above"
-            _require(_ORDER.index(type(piece)) >= phase, "its pieces are out of order")
-            phase = _ORDER.index(type(piece))
+            _require(_ORDER.index(type(piece)) >= self.phase, "its pieces are out of order")
+            self.phase = _ORDER.index(type(piece))
             self.row_count += len(piece.rows)
+            take = _TAKERS[type(piece)]
             for row in piece.rows:
-                self._take(row)
-        _require(ended, "its end is missing")
-        return self._finish(start)
+                take(self, row)
+
+    def finish(self) -> StateParts:
+        """Return the parts, at once."""
+        with _refusing_damage():
+            _require(self.start is not None, f"it does not begin with version {VERSION}")
+            _require(self.is_ended, "its end is missing")
+            self._close(0)
+            self._complete_trash()
+            _require(self.trees >= 1 and self.trashed_count == len(self.trash_rows), "a tree is missing")
+            assert self.start is not None, "checked above"
+            self.parts.trash.next_id = self.start.next_trash_id
+            unused = self.parts.chunks.unused_count
+            _require(not unused, f"{unused} chunks are used by no file")
+            return self.parts
+
+    def take_apart(self) -> Iterator[None]:
+        """Give up what served the loading, in steps of a few milliseconds."""
+        for keys in self.keys:
+            keys.clear()
+            yield
 
     def _begin(self, start: Start) -> None:
+        self.start = start
         parts = self.parts
         parts.clock_ms, parts.trash_keep_ms, parts.replication = start.clock_ms, start.trash_keep_ms, start.replication
         parts.born_ms, parts.horizon_ms = start.born_ms, start.horizon_ms
         parts.orphan_grace_ms = start.orphan_grace_ms
         parts.namespace.next_id = start.next_id
 
-    def _take(self, row: Row) -> None:
-        if isinstance(row, NodeRow):
-            self._take_node(row)
-        elif isinstance(row, ChunkRow):
-            _require(len(row.handle) == ID_SIZE and row.handle not in self.keys, "a chunk handle is bad or double")
-            self.keys[row.handle] = row.handle
-            self.parts.chunks.add(row.handle, row.length, row.crc, row.servers)
-        elif isinstance(row, GarbageRow):
-            servers = self.servers.setdefault(row.servers, row.servers)
-            self.parts.chunks.add_garbage(GarbageChunk(row.handle, row.length, servers, row.since_ms))
-        elif isinstance(row, TrashRow):
-            self.trash_rows.append(row)
-        elif isinstance(row, ServerRow):
-            self.parts.servers.put(RegisteredServer(row.server_id, row.name, row.address, row.rack))
-        else:
-            self._take_session(row)
+    def _take_chunk(self, row: ChunkRow) -> None:
+        handle = row.handle
+        _require(len(handle) == ID_SIZE, "a chunk handle is bad")
+        keys = self.keys[handle[0] % KEY_TABLES]
+        _require(handle not in keys, "a chunk handle is double")
+        keys[handle] = handle
+        self.parts.chunks.add(handle, row.length, row.crc, row.servers)
+
+    def _take_garbage(self, row: GarbageRow) -> None:
+        servers = self.servers.setdefault(row.servers, row.servers)
+        self.parts.chunks.add_garbage(GarbageChunk(row.handle, row.length, servers, row.since_ms))
+
+    def _take_trash(self, row: TrashRow) -> None:
+        _require(
+            self.start is not None and row.trash_id < self.start.next_trash_id, "a trash id is not below the counter"
+        )
+        self.trash_rows.append(row)
+
+    def _take_server(self, row: ServerRow) -> None:
+        self.parts.servers.put(RegisteredServer(row.server_id, row.name, row.address, row.rack))
 
     def _take_node(self, row: NodeRow) -> None:
         node = self._node(row)
@@ -340,6 +385,7 @@ class _Loader:
                 self.stack[-1].account(directory, 1)
 
     def _place_tree(self, node: Node) -> None:
+        self._complete_trash()
         number = self.trees
         self.trees += 1
         if number == 0:
@@ -347,21 +393,31 @@ class _Loader:
             assert isinstance(node, Directory), "checked above"
             self.parts.namespace.root = node
         elif number <= len(self.trash_rows):
-            self.trash_nodes.append(node)
+            self.trash_node = node
         else:
             self.parts.released.push(node)
+
+    def _complete_trash(self) -> None:
+        """The tree of a trash entry is complete, and so are the totals that the trash adds up."""
+        node, self.trash_node = self.trash_node, None
+        if node is not None:
+            row = self.trash_rows[self.trashed_count]
+            self.trashed_count += 1
+            self.parts.trash.restore(row.trash_id, Trashed(row.path, node, row.deleted_ms))
 
     def _node(self, row: NodeRow) -> Node:
         _require(0 < row.inode < self.parts.namespace.next_id, "an inode is not below the counter")
         if not row.replication:
             return Directory(row.inode, row.mtime_ms)
         _require(extents.is_valid(row.extents), "an extent list is cut short")
-        packed, size = row.extents, row.size
-        if len(packed) == ID_SIZE:
-            packed = self.keys[ChunkHandle(packed)]
-        for handle in extents.handles(packed):
-            _require(handle in self.keys, "a file uses an unknown chunk")
-            self.parts.chunks.reference(handle, row.replication)
+        packed, size, chunks = row.extents, row.size, self.parts.chunks
+        if len(packed) == ID_SIZE:  # nearly all files: share the objects that the chunk map keeps, too
+            packed = handle = self.keys[packed[0] % KEY_TABLES][ChunkHandle(packed)]
+            length = chunks.reference(handle, row.replication)
+            size = length if length == size else size
+        else:
+            for handle in extents.handles(packed):
+                chunks.reference(handle, row.replication)
         version = row.inode if row.version == row.inode else row.version
         return File(row.inode, version, row.mtime_ms, row.replication, size, packed)
 
@@ -373,19 +429,16 @@ class _Loader:
         else:
             self.parts.sessions.restore(row.session, Session(row.first_unacked, row.last_used_ms, results))
 
-    def _finish(self, start: Start) -> StateParts:
-        self._close(0)
-        _require(self.trees >= 1 and len(self.trash_nodes) == len(self.trash_rows), "a tree is missing")
-        for row, node in zip(self.trash_rows, self.trash_nodes, strict=True):
-            _require(row.trash_id < start.next_trash_id, "a trash id is not below the counter")
-            self.parts.trash.restore(row.trash_id, Trashed(row.path, node, row.deleted_ms))
-        self.parts.trash.next_id = start.next_trash_id
-        unused = sum(not chunk.reference_count for _, chunk in self.parts.chunks.chunks())
-        _require(not unused, f"{unused} chunks are used by no file")
-        return self.parts
-
 
 _ORDER: list[type[Table]] = [Servers, Chunks, GarbageRows, TrashRows, Nodes, Sessions]
+_TAKERS: dict[type[Table], Callable[[Loader, Any], None]] = {
+    Servers: Loader._take_server,
+    Chunks: Loader._take_chunk,
+    GarbageRows: Loader._take_garbage,
+    TrashRows: Loader._take_trash,
+    Nodes: Loader._take_node,
+    Sessions: Loader._take_session,
+}
 
 
 def _require(condition: bool, what: str) -> None:

@@ -21,6 +21,7 @@ from dfs.master.views import ChunkView, GarbageChunk
 from dfs.net.frames import PAYLOAD_SIZE_MAX
 
 CHUNK_LENGTH_MAX = PAYLOAD_SIZE_MAX  # bytes
+TAKEN_APART_STEP = 4_000  # objects freed at a time, of a state that was replaced: about a millisecond
 _SHARDS = 256  # by the first byte of a handle, which is random: a walk and the growth of a table go in small pieces
 
 
@@ -66,6 +67,7 @@ class ChunkMap:
         self._shards: tuple[dict[ChunkHandle, Chunk], ...] = tuple({} for _ in range(_SHARDS))
         self._count = 0
         self._sets: dict[int, dict[tuple[ServerId, ...], ReplicaSet]] = {}  # goal -> servers -> set
+        self._ids: dict[ServerId, ServerId] = {}  # one object for each id, however many sets name it
         self._levels: dict[ChunkHandle, dict[int, int]] = {}  # replication -> extents, of chunks with several
         self._garbage: dict[ChunkHandle, Garbage] = {}
         self.garbage_stored_size = 0
@@ -80,6 +82,11 @@ class ChunkMap:
 
     def is_garbage(self, handle: ChunkHandle) -> bool:
         return handle in self._garbage
+
+    @property
+    def unused_count(self) -> int:
+        """Return how many chunks were added and not referenced since, O(replica sets): none between two commands."""
+        return sum(replicas.count for replicas in self._sets.get(0, {}).values())
 
     @property
     def garbage_count(self) -> int:
@@ -127,17 +134,30 @@ class ChunkMap:
 
     # --- changes
 
-    def add(self, handle: ChunkHandle, length: int, crc: int, servers: Sequence[ServerId]) -> None:
-        """Make a chunk known; it must be referenced in the same command."""
-        replicas = self._intern(tuple(sorted(servers)), 0)
-        self._shards[handle[0]][handle] = Chunk(length, crc, 0, replicas)
+    def add(
+        self,
+        handle: ChunkHandle,
+        length: int,
+        crc: int,
+        servers: Sequence[ServerId],
+        replication: int = 0,
+        reference_count: int = 0,
+    ) -> None:
+        """Make a chunk known that so many extents of files with this replication use.
+
+        With 0 of both it must be referenced in the same command.
+        """
+        replicas = self._intern(tuple(sorted(servers)), replication)
+        self._shards[handle[0]][handle] = Chunk(length, crc, reference_count, replicas)
         self._count += 1
         replicas.count += 1
         replicas.size += length
 
-    def reference(self, handle: ChunkHandle, replication: int) -> None:
-        """Count one more extent, of a file with this replication."""
-        self._recount(handle, self._shards[handle[0]][handle], replication, 1)
+    def reference(self, handle: ChunkHandle, replication: int) -> int:
+        """Count one more extent, of a file with this replication; return the chunk's length."""
+        chunk = self._shards[handle[0]][handle]
+        self._recount(handle, chunk, replication, 1)
+        return chunk.length
 
     def dereference(self, handle: ChunkHandle, replication: int, now_ms: int) -> None:
         """Count one extent less; the last one makes the chunk garbage."""
@@ -181,21 +201,34 @@ class ChunkMap:
             del self._garbage[handle]
 
     def _recount(self, handle: ChunkHandle, chunk: Chunk, replication: int, change: int) -> None:
+        goal = chunk.replicas.goal
+        if goal == replication and not self._levels:  # by far the most
+            chunk.reference_count += change
+            return
         levels = self._levels.get(handle)
-        if levels is None and (replication == chunk.goal or chunk.reference_count == 0):
-            goal = replication
+        if levels is None and (replication == goal or chunk.reference_count == 0):
+            wanted = replication
         else:
             if levels is None:
-                levels = self._levels[handle] = {chunk.goal: chunk.reference_count}
+                levels = self._levels[handle] = {goal: chunk.reference_count}
             levels[replication] = levels.get(replication, 0) + change
             if not levels[replication]:
                 del levels[replication]
-            goal = max(levels)
+            wanted = max(levels)
             if len(levels) == 1:
                 del self._levels[handle]
         chunk.reference_count += change
-        if goal != chunk.goal:
-            self._move(chunk, chunk.replicas.servers, goal)
+        if wanted != goal:
+            self._move(chunk, chunk.replicas.servers, wanted)
+
+    def renew(self, handle: ChunkHandle, old: int, new: int) -> None:
+        """Count an extent of a file whose replication changes from `old` to `new`."""
+        chunk = self._shards[handle[0]][handle]
+        if chunk.reference_count == 1:
+            self._move(chunk, chunk.replicas.servers, new)
+        else:
+            self._recount(handle, chunk, new, 1)
+            self._recount(handle, chunk, old, -1)
 
     def _intern(self, servers: tuple[ServerId, ...], goal: int) -> ReplicaSet:
         sets = self._sets.get(goal)
@@ -203,6 +236,7 @@ class ChunkMap:
             sets = self._sets[goal] = {}
         replicas = sets.get(servers)
         if replicas is None:
+            servers = tuple(self._ids.setdefault(server_id, server_id) for server_id in servers)
             replicas = sets[servers] = ReplicaSet(servers, goal)
         return replicas
 
@@ -223,6 +257,16 @@ class ChunkMap:
             del sets[replicas.servers]
             if not sets:
                 del self._sets[replicas.goal]
+
+    def take_apart(self) -> Iterator[None]:
+        """Empty the map in steps of about a millisecond (at a million chunks); it is useless from the first one on."""
+        for shard in self._shards:
+            shard.clear()
+            yield
+        while self._garbage:
+            for _ in range(min(TAKEN_APART_STEP, len(self._garbage))):
+                self._garbage.popitem()
+            yield
 
     def check_invariants(self, expected: dict[ChunkHandle, dict[int, int]]) -> None:
         """Raise AssertionError unless the map agrees with itself and with `expected` (handle: replication: extents)."""

@@ -85,7 +85,7 @@ async def _serve(config: ClusterConfig, master: MasterConfig, key: ClusterKey) -
             clock=SYSTEM_CLOCK,
         )
         stack.push_async_callback(_cancel, _start_duties(duties, service.leadership))
-        _settle_memory()
+        settle_memory()
         log.info("master_started", address=master.address, raft_address=master.raft_address, data_dir=master.data_dir)
         await stop.wait()
         log.info("master_stopping")
@@ -162,7 +162,7 @@ def _raise_descriptor_limit() -> None:
         log.warning("few_descriptors", limit=wanted, wanted=DESCRIPTORS_WANTED)
 
 
-def _settle_memory() -> None:
+def settle_memory() -> None:
     """Keep the garbage collector away from the loaded state: a full search through it would stall the loop."""
     gc.collect()
     gc.freeze()

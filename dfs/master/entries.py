@@ -132,6 +132,15 @@ class EntryTable(Generic[NodeT]):
                 return found, True
         return found, False
 
+    def take_apart(self) -> Iterator[tuple[NodeT, ...]]:
+        """Take the blocks out, last first; return their nodes. The table is empty at the end."""
+        while len(self._names) > 1:
+            self._names.pop()
+            yield self._nodes.pop()
+        nodes = self._nodes[0]
+        self._names, self._nodes, self._count = [_NUL], [()], 0
+        yield nodes
+
     def check_invariants(self) -> None:
         """Raise AssertionError unless the blocks are what the other methods take them for."""
         assert len(self._names) == len(self._nodes) >= 1, "block lists differ in length"

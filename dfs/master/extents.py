@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 from dfs.ids import ID_SIZE, ChunkHandle
 from dfs.master.views import Extent
@@ -18,15 +19,18 @@ from dfs.master.views import Extent
 EMPTY = b""
 EXTENTS_MAX = 262_144  # extents of one file (7 MiB packed; 16 TiB of 64 MiB chunks)
 RECORD = struct.Struct("<16sIQ")  # handle, offset in the chunk, end in the file
+Packable: TypeAlias = tuple[ChunkHandle, int, int]  # handle, offset in the chunk, length: an `Extent`, or as good
 _END = struct.Struct("<Q")
 
 
-def pack(extents: Sequence[Extent], start: int = 0) -> bytes:
+def pack(extents: Sequence[Packable], start: int = 0) -> bytes:
     """Return the records of extents that begin at file offset `start`."""
-    records = bytearray()
+    records = bytearray(RECORD.size * len(extents))
+    place = 0
     for handle, offset, length in extents:
         start += length
-        records += RECORD.pack(handle, offset, start)
+        RECORD.pack_into(records, place, handle, offset, start)
+        place += RECORD.size
     return bytes(records)
 
 

@@ -5,11 +5,13 @@ Owns: which parts there are, and the rules that need several of them. Refuses to
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from dfs.errors import LimitExceeded
-from dfs.master.chunkmap import ChunkMap
+from dfs.master.chunkmap import TAKEN_APART_STEP, ChunkMap
 from dfs.master.commands import ORPHAN_GRACE_MS
 from dfs.master.extents import EXTENTS_MAX
-from dfs.master.namespace import Namespace, Node
+from dfs.master.namespace import Directory, Namespace, Node
 from dfs.master.registry import ServerRegistry
 from dfs.master.sessions import SessionTable
 from dfs.master.trash import ReleaseQueue, Trash
@@ -89,3 +91,20 @@ class StateParts:
             size += entry.node.size
             self.release(entry.node)
         return size
+
+    def take_apart(self) -> Iterator[None]:
+        """Free a state that was replaced, in steps of about a millisecond."""
+        yield from self.chunks.take_apart()
+        stack = [self.namespace.root, *(entry.node for _, entry in self.trash.items()), *self.released.nodes()]
+        self.namespace.root, self.trash, self.released = Directory(1, 0), Trash(), ReleaseQueue()
+        budget = TAKEN_APART_STEP
+        while stack:
+            node = stack.pop()
+            budget -= 1
+            if isinstance(node, Directory):
+                for block in node.entries.take_apart():
+                    stack.extend(child for child in block if isinstance(child, Directory))
+                    budget -= len(block)
+                    if budget <= 0:
+                        budget = TAKEN_APART_STEP
+                        yield

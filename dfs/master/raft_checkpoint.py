@@ -19,7 +19,7 @@ import signal
 import struct
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -38,7 +38,7 @@ FRAME_SIZE_MAX = 64 * 1024 * 1024  # bytes; a state machine dumps in smaller pie
 PIECE_SIZE = 256 * 1024  # bytes sent to a follower at a time
 KEPT = 2  # checkpoints in the folder: the newest and the one before
 WRITE_TIMEOUT_S = 1800.0  # a child that takes longer is ended and counts as failed
-_SYNC_EVERY = 8 * 1024 * 1024  # bytes received between two syncs, so that the last one is short
+_SYNC_EVERY = 2 * 1024 * 1024  # bytes received between two syncs, so that each is short: they hold the loop
 _DIGEST_SIZE = 32
 _FRAME = struct.Struct("<II")  # size, crc
 _TRAILER = 0xFFFFFFFF  # in place of a size
@@ -94,7 +94,7 @@ def _with_head(head: CheckpointHead, pieces: Iterable[bytes]) -> Iterator[bytes]
     yield from pieces
 
 
-def read_frames(path: Path) -> Iterator[bytes]:
+def read_frames(path: Path) -> Generator[bytes]:
     """Yield the frames, the head first; raise `StorageCorrupt`. Only a run to the end proves the file."""
     digest = hashlib.blake2b(digest_size=_DIGEST_SIZE)
     with path.open("rb") as file:
@@ -119,16 +119,26 @@ def read_frames(path: Path) -> Iterator[bytes]:
 
 def verify_checkpoint(path: Path) -> CheckpointHead:
     """Read the whole file and return its head; raise `StorageCorrupt`."""
-    head: CheckpointHead | None = None
-    for frame in read_frames(path):
-        if head is None:
-            try:
-                head = CheckpointHead(*_HEAD_DECODER.decode(frame))
-            except msgspec.DecodeError as error:
-                raise _damaged(path, f"its head cannot be read ({error})") from None
-    if head is None:
-        raise _damaged(path, "it is empty")
+    head, pieces = open_checkpoint(path)
+    for _ in pieces:
+        pass
     return head
+
+
+def open_checkpoint(path: Path) -> tuple[CheckpointHead, Generator[bytes]]:
+    """Return the head and the pieces to come; raise `StorageCorrupt`, here and while they are taken.
+
+    Nothing is proved before the pieces have come to their end.
+    """
+    frames = read_frames(path)
+    frame = next(frames, None)
+    if frame is None:
+        raise _damaged(path, "it is empty")
+    try:
+        return CheckpointHead(*_HEAD_DECODER.decode(frame)), frames
+    except msgspec.DecodeError as error:
+        frames.close()
+        raise _damaged(path, f"its head cannot be read ({error})") from None
 
 
 def read_pieces(path: Path) -> Iterator[bytes]:

@@ -39,7 +39,8 @@ from dfs.master.raft_checkpoint import (
     read_pieces,
     verify_checkpoint,
 )
-from dfs.master.raft_journal import Journal
+from dfs.master.raft_install import Installation
+from dfs.master.raft_journal import Journal, disk_error
 from dfs.master.raft_records import WAY_OUT
 from dfs.master.replicated_log import StateMachine
 
@@ -56,7 +57,7 @@ _PACKER = msgspec.msgpack.Encoder()
 _UNPACKER = msgspec.msgpack.Decoder(list[bytes])
 _PRIVATE = """
     raftCurrentTerm votedForNodeId raftElectionDeadline raftState raftLeader raftLog raftCommitIndex raftLastApplied
-    raftNextIndex raftMatchIndex lastResponseTime serializer needLoadDumpFile forceLogCompaction loadDumpFile
+    raftNextIndex raftMatchIndex lastResponseTime serializer needLoadDumpFile forceLogCompaction sendNextNodeIdx
     deleteEntriesTo doApplyCommand sendAppendEntries onMessageReceived generateRaftTimeout"""
 _PRIVATE_NAMES = frozenset(f"_SyncObj__{name}" for name in _PRIVATE.split())
 
@@ -162,9 +163,12 @@ class _Checkpoints:
         return piece, piece.offset == 0, piece.is_last
 
     def setTransmissionData(self, data: tuple[CheckpointPiece, bool, bool]) -> bool:
-        """Take a piece; return True when a whole newer checkpoint has come and replaces the state."""
-        draft = self.receiver.take(data[0])
-        return draft is not None and self._engine.accept_checkpoint(draft)
+        """Take a piece; the last one begins the installation. False: there is nothing for the library to load."""
+        if not self._engine.is_installing:
+            draft = self.receiver.take(data[0])
+            if draft is not None:
+                self._engine.accept_checkpoint(draft)
+        return False
 
     def cancelTransmisstion(self, node: Any) -> None:
         if not self._engine.is_congested(node.id):
@@ -227,6 +231,8 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         self._role_changed = on_role
         self._report_failure = on_failure
         self._is_stopped = False
+        self._installation: Installation | None = None  # a received checkpoint that is being loaded
+        self._leftover: Installation | None = None  # one that was installed: the state before is being cleared away
         self.nodes: dict[str, Any] = {peer: Node(peer) for peer in peers}
         self.timeout_min_s, self.timeout_max_s = election_timeout_s
         if not journal.entries:
@@ -304,8 +310,22 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
     # --- actions ---------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
+        """Do a turn; with `has_more_work` the next one is due at once."""
         self._check_running()
         self._onTick(0)
+        if self._installation is not None:
+            self._install_step(self._installation)
+        elif self._leftover is not None and self._leftover.step():
+            self._leftover = None
+
+    @property
+    def has_more_work(self) -> bool:
+        return self.commit_index > self.applied_index or self.is_installing or self._leftover is not None
+
+    @property
+    def is_installing(self) -> bool:
+        """Whether a received checkpoint is being loaded; entries of the log are of no use until it is."""
+        return self._installation is not None
 
     def deliver(self, peer: str, message: dict[str, Any]) -> None:
         """Give a message that the gate has passed to the library."""
@@ -358,6 +378,9 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def stop(self) -> None:
         self._is_stopped = True
+        if self._installation is not None:
+            self._installation.close()
+            self._installation = None
         self.checkpoints.close()
 
     def _check_running(self) -> None:
@@ -437,26 +460,49 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         else:
             self.checkpoint_failed_at_s = time.monotonic()
 
-    def accept_checkpoint(self, draft: Path) -> bool:
-        """Publish a received checkpoint when it is sound and newer than what is here; it is loaded next."""
+    def accept_checkpoint(self, draft: Path) -> None:
+        """Begin to load a received checkpoint beside the present state, if it is newer than what is here."""
         try:
-            head = verify_checkpoint(draft)
+            installation = Installation(draft, self.machine)
         except StorageCorrupt as error:
             _log.error("checkpoint_received_damaged", why=str(error))
-            return False
-        if head.index <= self.applied_index or self.journal.term_at(head.index) == head.last[2]:
-            return False
-        self.checkpoints.writer.stop()
-        self.checkpoints.folder.publish(draft, head.index)
-        return True
+            return
+        if self._is_news(installation.head):
+            self._installation = installation
+            _log.info("checkpoint_installing", index=installation.head.index)
+        else:
+            installation.close()
 
-    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:  # noqa: ARG002, N803 - the library's
-        path = self.checkpoints.folder.newest()
-        assert path is not None
+    def _is_news(self, head: CheckpointHead) -> bool:
+        return head.index > self.applied_index and self.journal.term_at(head.index) != head.last[2]
+
+    def _install_step(self, installation: Installation) -> None:
+        """Do one step; after the last one publish the file, then replace journal and state, then say so."""
         try:
-            self._load_checkpoint(path)
+            if not installation.step():
+                return
+        except StorageCorrupt as error:
+            self._installation = None
+            _log.error("checkpoint_received_damaged", why=str(error))
+            return
+        self._installation = None
+        if self.is_leader or not self._is_news(installation.head):
+            return
+        self.checkpoints.writer.stop()
+        folder = self.checkpoints.folder
+        try:
+            folder.publish(installation.draft, installation.head.index)
+        except OSError as error:
+            self.fail(disk_error(error, folder.folder, "storing a checkpoint"))
+        try:
+            self._begin_log(folder.path(installation.head.index), installation.head)
         except StorageCorrupt as error:
             self.fail(error)
+        installation.install()
+        self._leftover = installation
+        self._loaded(installation.head.index)
+        if self._SyncObj__raftLeader is not None:
+            self._SyncObj__sendNextNodeIdx(self._SyncObj__raftLeader, success=True)
 
     def _load_at_start(self) -> None:
         """Load what is on disk; raise `StorageCorrupt` that says the way out rather than start with less."""
@@ -484,6 +530,12 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def _load_checkpoint(self, path: Path) -> None:
         head = verify_checkpoint(path)  # whole, before anything is touched
+        self._begin_log(path, head)
+        self.machine.load(read_pieces(path))
+        self._loaded(head.index)
+
+    def _begin_log(self, path: Path, head: CheckpointHead) -> None:
+        """Let the journal begin with the last entries of a checkpoint, unless it holds them."""
         journal, index = self.journal, head.index
         if journal.term_at(index) != head.last[2]:
             if journal.first_index > index and journal.first_index != 1:
@@ -491,7 +543,10 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
             journal.reset()
             journal.append(*head.previous)
             journal.append(*head.last)
-        self.machine.load(read_pieces(path))
+
+    def _loaded(self, index: int) -> None:
+        """Go on from a checkpoint that the state machine holds now."""
+        journal = self.journal
         self._SyncObj__raftLastApplied = index
         self._SyncObj__raftCommitIndex = max(self.commit_index, index)
         self._forget_before(index - 1)

@@ -169,6 +169,10 @@ class Gate:
             raise ProtocolError(f"entries {entries[0][1]}..{entries[-1][1]} do not follow {previous}")
         self._engine.heard_at_s = time.monotonic()
         self._answered_serial = message.serial
+        if self._engine.is_installing:
+            self._hear(peer, message.term, self._engine.commit_index)
+            self._live(peer)
+            return
         self._take_entries(peer, message, previous, message.previous_term, entries)
 
     def _take_entries(
@@ -234,6 +238,14 @@ class Gate:
         reply = AppendReply(self._journal.term, self._answered_serial, next_index, is_reset, not is_reset)
         self._transport.put(peer, reply, self._journal.sequence)
 
+    def _live(self, peer: str) -> None:
+        """Say no more than that this master follows: it neither has what was sent nor wants anything else.
+
+        A leader gives up leading when no majority replies, and it may be sending a checkpoint to its only follower.
+        """
+        reply = AppendReply(self._journal.term, self._answered_serial, self._engine.commit_index + 1, False, False)
+        self._transport.put(peer, reply, self._journal.vote_sequence)
+
     def _append_piece(self, peer: str, message: AppendPiece) -> None:
         if self._is_stale(peer, message.term):
             return
@@ -250,6 +262,7 @@ class Gate:
                 "serialized": (piece, piece.offset == 0, piece.is_last),
             },
         )
+        self._live(peer)
 
     # --- replies, at the leader ------------------------------------------------------------------------------
 

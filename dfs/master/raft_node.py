@@ -258,7 +258,7 @@ class HardenedRaftLog:
             return
         self._transport.flush()  # first: the way over a follower is the longer one
         journal.flush()
-        if engine.commit_index > engine.applied_index:
+        if engine.has_more_work:
             self._wake()
         if self._unready_reads:
             self._admit_reads()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class StateMachine(Protocol):
@@ -24,6 +24,24 @@ class StateMachine(Protocol):
 
     def load(self, pieces: Iterable[bytes]) -> None:
         """Replace the whole state by a dumped one; raise `StorageCorrupt` and change nothing when it is damaged."""
+
+
+class Loading(Protocol):
+    """A state on its way into a state machine that goes on meanwhile with the one it has."""
+
+    def step(self) -> bool:
+        """Do milliseconds of work; return True when there is none. Raise `StorageCorrupt`: nothing has changed."""
+
+    def install(self) -> None:
+        """Replace the state, at once, after the last step. Further steps clear the old one away."""
+
+
+@runtime_checkable
+class LoadsInSteps(Protocol):
+    """A state machine so large that loading it in one go would be taken for its death."""
+
+    def begin_load(self, pieces: Iterable[bytes]) -> Loading:
+        """Return the steps that do what `StateMachine.load` does; they take the pieces one by one."""
 
 
 @dataclass(frozen=True, slots=True)

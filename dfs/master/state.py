@@ -29,6 +29,7 @@ from dfs.master.commands import (
     decode_command,
 )
 from dfs.master.invariants import check_invariants
+from dfs.master.loading import StateLoading
 from dfs.master.namespace import Directory, File, shown, status_of
 from dfs.master.parts import TIME_MAX_MS, StateParts
 from dfs.master.views import ChunkView, Extent, ExtentsView, GarbageChunk, RegisteredServer
@@ -159,8 +160,19 @@ class MasterState:
 
     def load(self, pieces: Iterable[bytes]) -> None:
         """Replace the state by a dumped one; raise `StorageCorrupt` and change nothing when it is damaged."""
-        self._parts = checkpoint.load(pieces)
+        self._exchange(checkpoint.load(pieces))
+
+    def begin_load(self, pieces: Iterable[bytes]) -> StateLoading:
+        """Return the steps that load a dumped state beside this one and then replace it; commands may go on meanwhile.
+
+        Pieces are taken when the steps need them. What goes on is lost at the exchange, as with `load`.
+        """
+        return StateLoading(pieces, self._exchange)
+
+    def _exchange(self, parts: StateParts) -> StateParts:
+        old, self._parts = self._parts, parts
         self._applied += 1
+        return old
 
     def check_invariants(self) -> None:
         """Raise AssertionError with the story unless all parts agree. O(state): for tests and fsck."""

@@ -78,7 +78,7 @@ class AllocatedChunk(Part, frozen=True, array_like=True):
     chain: tuple[int, ...]  # indexes into `servers` of the reply, in chain order
 
 
-class NewChunk(Part, frozen=True, array_like=True):
+class NewChunk(Part, frozen=True, array_like=True, gc=False):
     """A chunk that was written and acknowledged by `servers` and now becomes known to the masters."""
 
     handle: ChunkHandle
@@ -87,7 +87,7 @@ class NewChunk(Part, frozen=True, array_like=True):
     servers: tuple[ServerId, ...]
 
 
-class NewExtent(Part, frozen=True, array_like=True):
+class NewExtent(Part, frozen=True, array_like=True, gc=False):
     """A range of the call's `chunks[chunk]`."""
 
     chunk: int
@@ -104,7 +104,7 @@ class TrashEntry(Part, frozen=True, array_like=True):
     expires_ms: int
 
 
-class ReplicaReport(Part, frozen=True, array_like=True):
+class ReplicaReport(Part, frozen=True, array_like=True, gc=False):
     """A chunk that a server holds. `age_s`: seconds since it was published there; nothing is decided by it."""
 
     handle: ChunkHandle

@@ -23,6 +23,7 @@ from typing import Any
 
 from dfs.errors import DfsError
 from dfs.master import (
+    checkpoint,
     raft_checkpoint,
     raft_engine,
     raft_gate,
@@ -226,6 +227,7 @@ class RaftWorld:
             (raft_checkpoint, "os", system),
             (raft_checkpoint, "time", time),
             (raft_checkpoint, "PIECE_SIZE", limits.piece_size),
+            (checkpoint, "PIECE_SIZE", limits.piece_size),  # small ones take many turns to be loaded
         ]
 
     def _monotonic(self) -> float:

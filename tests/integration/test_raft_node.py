@@ -10,6 +10,7 @@ import itertools
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -330,6 +331,55 @@ def test_a_follower_that_was_away_catches_up_from_the_log() -> None:
             await cluster.propose(b"%d" % number)
         await cluster.start(away)
         assert len(await cluster.agree()) == 200
+
+    run(scenario)
+
+
+class SlowMachine(Machine):
+    """Takes `install_s` to load a dump in steps, as a state of millions of files would."""
+
+    install_s = 0.0
+
+    def begin_load(self, pieces: Iterable[bytes]) -> SlowMachine:
+        self.loaded, self.ready_at_s = list(pieces), time.monotonic() + self.install_s
+        return self
+
+    def step(self) -> bool:
+        return time.monotonic() >= self.ready_at_s
+
+    def install(self) -> None:
+        self.load(self.loaded)
+
+
+def test_nobody_loses_patience_while_the_only_follower_installs_a_large_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(raft_engine, "KEEP_ENTRIES", 5)
+    monkeypatch.setattr(Cluster, "ELECTION_TIMEOUT_S", (1.0, 2.0))
+    monkeypatch.setattr(SlowMachine, "install_s", 5.0)
+    monkeypatch.setattr(sys.modules[__name__], "Machine", SlowMachine)
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.start()
+        name, node = await cluster.leader()
+        away, dead = (other for other in cluster.nodes if other != name)
+        await cluster.stop(away)
+        for number in range(20):
+            await cluster.propose(b"%d" % number)
+        node.checkpoint()
+        await wait_until(lambda: node._journal.first_index > 10, "the leader's log is cut behind its checkpoint")
+        term = node.status().term
+        await cluster.stop(dead)
+        await cluster.start(away)
+        late = cluster.nodes[away]
+        await wait_until(lambda: late._engine.is_installing, "the checkpoint is being installed")
+        await node.read_barrier(5)  # the late one answers while it installs
+        assert late._engine.is_installing
+        assert late.status().leader == name
+        assert len(await cluster.agree()) == 20
+        assert (node.is_leader, node.status().term) == (True, term), "there was no election"
+        await cluster.propose(b"goes on")
+        assert len(await cluster.agree()) == 21
 
     run(scenario)
 

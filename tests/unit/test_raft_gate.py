@@ -297,6 +297,16 @@ def test_fault_j8_a_large_command_is_sent_whole_and_unpickled(node: Node) -> Non
     assert len(sent.entries[0][0]) > 3 << 20
 
 
+def install(node: Node, piece: AppendPiece) -> list[AppendReply]:
+    """Receive the last piece and work until nothing is left to do; return the replies that ask or acknowledge."""
+    node.get("b", piece)
+    while node.engine.has_more_work:
+        node.engine.tick()
+    replies = [sent for to, sent in node.transport.sent if to == "b" and isinstance(sent, AppendReply)]
+    assert replies, "the leader hears that this master lives"
+    return [reply for reply in replies if reply.is_success or reply.is_reset]
+
+
 def test_fault_k1_a_piece_of_a_checkpoint_commits_nothing(node: Node) -> None:
     node.lead()
     outcome = node.propose(b"never committed")
@@ -315,9 +325,8 @@ def test_fault_k1_a_piece_of_a_checkpoint_commits_nothing(node: Node) -> None:
 def test_a_whole_checkpoint_replaces_state_and_log(node: Node) -> None:
     filled(node)
     head = CheckpointHead((NOTHING, 499, 2), entry(500, 2, b"last"))
-    (reply,) = node.get("b", piece_of(node.folder, head))
+    (reply,) = install(node, piece_of(node.folder, head))
     assert node.machine.commands == [b"state"]
-    assert isinstance(reply, AppendReply)
     assert (reply.next_index, reply.is_success) == (501, True)
     again = node.restart()
     assert again.machine.commands == [b"state"]
@@ -328,8 +337,7 @@ def test_fault_h3_a_damaged_checkpoint_is_neither_loaded_nor_acknowledged(node: 
     filled(node, commit=10)
     before = list(node.machine.commands)
     head = CheckpointHead((NOTHING, 499, 2), entry(500, 2))
-    replies = node.get("b", piece_of(node.folder, head, flip=60))
-    assert replies == []
+    assert install(node, piece_of(node.folder, head, flip=60)) == []
     assert node.machine.commands == before
     assert node.checkpoints.newest() is None
 
@@ -337,18 +345,64 @@ def test_fault_h3_a_damaged_checkpoint_is_neither_loaded_nor_acknowledged(node: 
 def test_fault_h5_an_older_checkpoint_rolls_nothing_back(node: Node) -> None:
     filled(node, commit=10)
     before = list(node.machine.commands)
-    replies = node.get("b", piece_of(node.folder, CheckpointHead((NOTHING, 4, 1), entry(5, 1)), term=1))
-    assert replies == []
+    assert install(node, piece_of(node.folder, CheckpointHead((NOTHING, 4, 1), entry(5, 1)), term=1)) == []
     assert node.machine.commands == before
     assert node.engine.applied_index == 10
 
 
 def test_fault_h5_a_checkpoint_older_than_the_log_rolls_nothing_back(node: Node) -> None:
-    node.get("b", piece_of(node.folder, CheckpointHead((NOTHING, 499, 2), entry(500, 2))))
+    install(node, piece_of(node.folder, CheckpointHead((NOTHING, 499, 2), entry(500, 2))))
     assert node.engine.applied_index == 500
-    assert node.get("b", piece_of(node.folder, CheckpointHead((NOTHING, 299, 2), entry(300, 2)))) == []
+    assert install(node, piece_of(node.folder, CheckpointHead((NOTHING, 299, 2), entry(300, 2)))) == []
     assert node.engine.applied_index == 500
     assert node.checkpoints.indexes() == [500]
+
+
+def test_a_leader_is_heard_while_its_checkpoint_is_installed_and_its_entries_wait(node: Node) -> None:
+    filled(node, commit=10)
+    before = list(node.machine.commands)
+    head = CheckpointHead((NOTHING, 499, 2), entry(500, 2))
+    node.get("b", piece_of(node.folder, head))
+    assert node.engine.is_installing
+    node.engine.heard_at_s = heard_at_s = time.monotonic() - 100
+    (reply,) = node.get("b", append(500, entries(501, 502, 2), term=2, previous_term=2, commit=502))
+    assert isinstance(reply, AppendReply)
+    assert (reply.is_success, reply.is_reset) == (False, False), "neither acknowledged nor asked for again"
+    assert node.engine.heard_at_s > heard_at_s + 90
+    assert node.engine.leader_name == "b"
+    assert node.get("c", PreVote(2, 1, 3, 900, 2)) == [PreVoteReply(2, 1, False)]
+    assert node.machine.commands == before
+    assert node.checkpoints.newest() is None, "it gets its name only when it was proved"
+    while node.engine.has_more_work:
+        node.engine.tick()
+    node.sync()
+    assert node.machine.commands == [b"state"]
+    (reply,) = node.get("b", append(500, entries(501, 502, 2), term=2, previous_term=2, commit=502))
+    assert isinstance(reply, AppendReply)
+    assert (reply.next_index, reply.is_success) == (503, True)
+
+
+def test_a_second_checkpoint_that_comes_during_an_installation_does_not_spoil_it(node: Node) -> None:
+    filled(node)
+    node.get("b", piece_of(node.folder, CheckpointHead((NOTHING, 499, 2), entry(500, 2))))
+    second = piece_of(node.folder, CheckpointHead((NOTHING, 599, 2), entry(600, 2)))
+    (reply,) = install(node, second)
+    assert (reply.next_index, node.checkpoints.indexes()) == (501, [500])
+
+
+def test_a_leader_lives_on_the_replies_of_the_only_follower_while_it_gets_a_checkpoint(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.lead()
+    term, began_s = node.journal.term, time.monotonic()
+    now_s = began_s
+    monkeypatch.setattr(library, "monotonicTime", lambda: now_s)
+    for turn in range(1, 21):  # ten times as long as a leader leads without a word from a majority
+        now_s = began_s + turn / 2
+        node.gate.received("c", AppendReply(term, turn, 2, False, False))
+        node.engine.tick()
+    assert node.engine.is_leader
+    assert node.engine.match_index("c") == node.journal.last_index, "nothing was taken for an acknowledgement or a wish"
 
 
 def checkpointed(folder: Path, *at: int, last: int = 10) -> Node:
@@ -394,7 +448,7 @@ def test_fault_h2_entries_after_the_checkpoint_are_kept(folder: Path) -> None:
 
 def test_fault_h1_a_missing_checkpoint_refuses_the_start(folder: Path) -> None:
     node = filled(Node(folder))
-    node.get("b", piece_of(folder, CheckpointHead((NOTHING, 499, 2), entry(500, 2))))
+    install(node, piece_of(folder, CheckpointHead((NOTHING, 499, 2), entry(500, 2))))
     node.engine.stop()
     node.journal.attach(lambda *_: None, lambda: None, node.failures.append)
     node.journal.close()

@@ -13,7 +13,9 @@ import pytest
 from dfs.errors import InternalError, StorageCorrupt
 from dfs.ids import ChunkHandle, ServerId, SessionId
 from dfs.master import checkpoint
+from dfs.master import parts as parts_module
 from dfs.master.commands import PutServer
+from dfs.master.namespace import Directory, walk
 from dfs.master.state import MasterState
 from dfs.net import messages as m
 from dfs.net import parts
@@ -56,6 +58,87 @@ def test_a_loaded_state_answers_like_the_dumped_one() -> None:
     assert other.chunk_handles() == state.chunk_handles()
     assert [other.chunk(handle) for handle in other.chunk_handles()] == [state.chunk(h) for h in state.chunk_handles()]
     assert (other.clock_ms, other.servers()) == (state.clock_ms, state.servers())
+
+
+def test_a_state_answers_and_changes_while_another_is_loaded_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "PIECE_SIZE", 500)
+    pieces = list(_filled(60).dump())
+    state = MasterState()
+    server_id = ServerId(b"1" * 16)
+    loading = state.begin_load(iter(pieces))
+    steps = 0
+    while not loading.step():
+        steps += 1
+        state.apply(steps, PutServer(server_id, f"name-{steps}", "h:1", "r"))
+        assert [server.name for server in state.servers()] == [f"name-{steps}"]
+        assert state.space(None).file_count == 0
+    assert steps == len(pieces), "each piece is a step of its own"
+    loading.install()
+    assert list(state.dump()) == pieces
+    state.check_invariants()
+    while not loading.step():
+        assert list(state.dump()) == pieces, "the old state is taken apart, the new one is not touched"
+    state.check_invariants()
+
+
+@pytest.mark.parametrize("cut", ["short", "bit", "middle"])
+def test_a_damaged_dump_changes_nothing_in_whichever_step_it_is_found(
+    cut: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "PIECE_SIZE", 500)
+    pieces, state = list(_filled(60).dump()), _filled(3)
+    before = list(state.dump())
+    if cut == "short":
+        del pieces[-1]
+    elif cut == "middle":
+        del pieces[len(pieces) // 2]
+    else:
+        pieces[-2] = pieces[-2][:-1]
+    loading = state.begin_load(pieces)
+
+    def load() -> None:
+        while not loading.step():
+            pass
+
+    with pytest.raises(StorageCorrupt):
+        load()
+    assert list(state.dump()) == before
+
+
+def test_all_of_a_replaced_state_is_taken_apart_in_bounded_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_module, "TAKEN_APART_STEP", 10)
+    state, empty = _filled(400), MasterState()
+    old = state._parts
+    root = old.namespace.root
+    directories = [node for node in walk(root) if isinstance(node, Directory)]
+    assert len(directories) > 4
+    loading = state.begin_load(list(empty.dump()))
+    while not loading.step():
+        pass
+    loading.install()
+    steps = 0
+    while not loading.step():
+        steps += 1
+    assert steps > 30
+    assert not any(len(directory.entries) for directory in directories)
+    assert list(old.chunks.chunks()) == []
+    assert list(old.chunks.garbage()) == []
+
+
+def test_a_dump_in_the_order_of_an_earlier_version_is_loaded() -> None:
+    state = _filled(60)
+    pieces = list(state.dump())
+    decoder = msgspec.msgpack.Decoder(checkpoint.Chunks)
+    (place,) = [number for number, piece in enumerate(pieces) if piece[:2] == b"\x92\x02"]
+    rows = decoder.decode(pieces[place]).rows
+    assert [row.handle[0] for row in rows] == sorted(row.handle[0] for row in rows)
+    Random(2).shuffle(rows)  # they stood in the order of their commits
+    pieces[place] = msgspec.msgpack.encode(checkpoint.Chunks(rows))
+    other = MasterState()
+    other.load(pieces)
+    other.check_invariants()
+    assert other.space(None) == state.space(None)
+    assert set(other.chunk_handles()) == set(state.chunk_handles())
 
 
 def test_an_empty_state_can_be_dumped_and_loaded_over_a_full_one() -> None:

@@ -5,6 +5,7 @@ Owns: the entry table and the packed extent list. Refuses to know: the tree.
 
 from __future__ import annotations
 
+import gc
 from random import Random
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from dfs.ids import ChunkHandle
 from dfs.master import extents
 from dfs.master.entries import BLOCK_MAX, EntryTable
+from dfs.master.namespace import File
 from dfs.master.views import Extent
 
 
@@ -37,6 +39,46 @@ def test_table_agrees_with_a_dict_in_any_order_of_changes(seed: int) -> None:
     table.check_invariants()
     assert len(table) == 0
     assert list(table.items()) == []
+
+
+def test_names_of_all_alphabets_stand_in_code_point_order() -> None:
+    rng = Random(3)
+    alphabet = ["a", "b", "\x01", "\n", "é", "ß", "中", "\uffff", "\U00010000", "\U0010ffff", "z"]
+    table: EntryTable[int] = EntryTable()
+    known: dict[str, int] = {}
+    for number in range(10 * BLOCK_MAX):
+        name = "".join(rng.choices(alphabet, k=rng.randint(1, 4)))
+        if name not in known:
+            table.add(name, number)
+            known[name] = number
+    table.check_invariants()
+    assert len(known) > 5 * BLOCK_MAX
+    assert list(table.items()) == sorted(known.items())
+    for name, number in known.items():
+        assert table.get(name) == number
+        assert table.get(name + "a") == known.get(name + "a")
+        assert table.get(name[:-1]) == known.get(name[:-1])
+        (found, _) = table.page(name[:-1], 1)
+        assert found == [min(item for item in known.items() if item[0] > name[:-1])]
+
+
+def test_a_replaced_node_stands_where_the_old_one_stood() -> None:
+    table: EntryTable[int] = EntryTable()
+    for number in range(3 * BLOCK_MAX):
+        table.add(f"{number:06d}", number)
+    for number in range(0, 3 * BLOCK_MAX, 7):
+        table.replace(f"{number:06d}", -number)
+    table.check_invariants()
+    assert [node for _, node in table.items()] == [n if n % 7 else -n for n in range(3 * BLOCK_MAX)]
+
+
+def test_files_in_a_directory_are_none_of_the_garbage_collectors_business() -> None:
+    table: EntryTable[File] = EntryTable()
+    for number in range(10 * BLOCK_MAX):
+        table.add(f"{number:06d}", File(number, number, 0, 1, 0, b""))
+    gc.collect()
+    assert not any(gc.is_tracked(nodes) for nodes in table._nodes)
+    assert not gc.is_tracked(next(table.nodes()))
 
 
 def test_names_that_arrive_in_order_fill_their_blocks() -> None:
