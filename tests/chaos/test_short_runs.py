@@ -1,4 +1,4 @@
-"""Does every promise hold while a real cluster is broken in every way that it must bear? `make chaos` runs for longer."""
+"""Does every promise hold while a real cluster is broken in every way that it must bear? `make chaos` runs longer."""
 
 from __future__ import annotations
 
