@@ -15,8 +15,8 @@ help: ## list these words
 demo: $(VENV)/.run ## store real files in a fresh local cluster, kill the leader meanwhile, read all back (3 minutes)
 	@$(BIN)/python -m bench.demo
 
-test: $(VENV)/.dev ## run all tests
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: $(VENV)/.dev ## run all tests, JOBS=4 at a time (most wait for processes more than they compute)
+	@$(BIN)/python -m pytest -q -n $(or $(JOBS),4) --dist worksteal $(ARGS)
 
 sim: $(VENV)/.run ## simulate masters under faults: N=1000 seeds, or SEED=17 to replay one and hear its story
 	@$(BIN)/python -m dfs.testing.simulate $(if $(SEED),--seed $(SEED),--count $(or $(N),200)) $(ARGS)

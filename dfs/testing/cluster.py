@@ -1,16 +1,14 @@
 """A real cluster on loopback for tests: own ports, own secret, own folder, and nothing left behind.
 
-Owns: writing a test's cluster.ini, free ports, and cleaning up. Refuses to know: how processes are run (dfs.local).
+Owns: writing a test's cluster.ini, and cleaning up. Refuses to know: how processes are run (dfs.local).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,9 +24,9 @@ from dfs.config import MIB, load_config
 from dfs.errors import DeadlineExceeded, DfsError
 from dfs.local.cluster import LocalCluster
 from dfs.net.parts import MasterStatus
+from dfs.testing.ports import free_ports
 
 WAIT_S = 60.0  # patience on a busy test machine; nothing waits that long on a good day
-_PORTS = range(20_000, 32_000)  # below the ports that the system hands out to outgoing connections
 _FAST: Final = {  # the defaults are for machines rooms apart
     "replication": "3",
     "disk_reserve": "64 MiB",
@@ -173,21 +171,6 @@ def wait_until(condition: Callable[[], bool], wait_s: float, what: str, *, inter
         if deadline.has_passed:
             raise DeadlineExceeded(f"it did not come true within {wait_s:g} s that {what}")
         time.sleep(interval_s)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return different loopback ports that nobody listens on and that no outgoing connection takes by chance."""
-    chosen: list[int] = []
-    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        chosen.append(port)
-        if len(chosen) == count:
-            return chosen
-    raise DfsError(f"no {count} free ports from {_PORTS.start} to {_PORTS.stop} on 127.0.0.1")
 
 
 def cluster_ini(masters: int, chunk_servers: int, disks: int, settings: dict[str, str]) -> str:
