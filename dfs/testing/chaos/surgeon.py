@@ -30,7 +30,7 @@ class Surgeon:
 
     def __init__(self, cluster: ClusterUnderTest, network: Namespaces | None = None) -> None:
         self.counts: Counter[str] = Counter()
-        self.moments_s: list[tuple[Fault, float, float]] = []  # what was done, from when to when (monotonic clock)
+        self.moments_s: list[tuple[Fault, float, float]] = []  # when each struck, and when all was whole again
         self._cluster, self._network = cluster, network
         self._hands = threading.Lock()  # processes are started and ended one at a time
         self._masters = [master.name for master in cluster.config.masters]
@@ -54,9 +54,9 @@ class Surgeon:
 
     def begin(self, fault: Fault) -> Undo:
         """Do it; the result undoes it and waits until its side of the cluster is whole again."""
-        begun_s = time.monotonic()
         is_of_servers = fault.kind in (*OF_CHUNK_SERVERS, *OF_THE_CHUNK_SERVERS_NETWORK)
         undo = self._deeds[fault.kind](fault)
+        struck_s = time.monotonic()
         with self._hands:
             self.counts[fault.kind.value] += 1
 
@@ -67,7 +67,7 @@ class Surgeon:
             if is_of_servers or fault.kind is FaultKind.KILL_EVERYTHING:
                 wait_until(self._servers_are_whole, RECOVERY_S, f"all chunk servers are heard again after {fault}")
             with self._hands:
-                self.moments_s.append((fault, begun_s, time.monotonic()))
+                self.moments_s.append((fault, struck_s, time.monotonic()))
 
         return end
 
