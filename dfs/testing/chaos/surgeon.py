@@ -22,6 +22,7 @@ from dfs.testing.chaos.schedule import OF_CHUNK_SERVERS, OF_THE_CHUNK_SERVERS_NE
 from dfs.testing.cluster import ClusterUnderTest, wait_until
 
 RECOVERY_S = 60.0  # patience for the cluster's own recovery on a busy machine
+OLD_FILES = 8  # of a chunk server, to damage one of: most younger ones belong to files that were replaced since
 Undo = Callable[[], None]
 
 
@@ -137,10 +138,12 @@ class Surgeon:
 
         Always on one server: a second damaged replica of one chunk and a dead server would be one fault too many.
         """
-        files = self._cluster.chunk_files(self._servers[-1])
-        if files:
-            path = files[int(fault.choice * 7919) % len(files)]
-            with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:  # deleted this very moment
+        with contextlib.suppress(FileNotFoundError):  # deleted this very moment
+            files = sorted(self._cluster.chunk_files(self._servers[-1]), key=lambda path: path.stat().st_mtime)
+            if not files:
+                return lambda: None
+            path = files[int(fault.choice * 7919) % min(len(files), OLD_FILES)]
+            with path.open("r+b") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(int(fault.choice * size))
                 byte = file.read(1)
