@@ -9,6 +9,7 @@ A judge that never calls anything broken proves nothing. Run as
 from __future__ import annotations
 
 import contextlib
+import runpy
 import sys
 import threading
 import time
@@ -16,6 +17,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
+
+from dfs.client import transfer
+from dfs.master import raft_journal
+from dfs.master.service import MasterService
+from dfs.master.state import MasterState
 
 LATE_S = 1.0  # how long a lying disk holds back what it called durable
 
@@ -46,8 +52,6 @@ class Saboteur:
     @staticmethod
     def _fsync_gate() -> contextlib.AbstractContextManager[Any]:
         """Acknowledge journal records before they are on disk: they are written a second later."""
-        from dfs.master import raft_journal
-
         waiting: deque[tuple[float, Any, bytes, int]] = deque()
         write = raft_journal.write_all
 
@@ -71,7 +75,6 @@ class Saboteur:
     @staticmethod
     def _read_barrier() -> contextlib.AbstractContextManager[Any]:
         """Answer reads from the local state, whoever leads."""
-        from dfs.master.service import MasterService
 
         async def settle(_self: MasterService, _stale_ms: int, _context: object) -> None:
             return
@@ -81,16 +84,12 @@ class Saboteur:
     @staticmethod
     def _session_dedupe() -> contextlib.AbstractContextManager[Any]:
         """Apply a resent call again."""
-        from dfs.master.state import MasterState
-
         return mock.patch.object(MasterState, "_apply_once", lambda self, *call: self._run(*call))
 
     @staticmethod
     def _block_checksums() -> contextlib.AbstractContextManager[Any]:
         """Believe any bytes that a chunk server sends; for clients."""
-        from dfs.client import transfer
-
-        return mock.patch.object(transfer, "first_bad_block", lambda *_: None)
+        return mock.patch.object(transfer, "first_bad_block", return_value=None)
 
 
 SABOTEUR = Saboteur()
@@ -105,10 +104,8 @@ def main() -> None:
     """Run `dfs` with the arguments after the first word `dfs`."""
     safety, rest = sys.argv[1], sys.argv[2:]
     sys.argv = rest[rest.index("dfs") :]
-    from dfs.cli.main import main as run_dfs
-
     with SABOTEUR.without(safety):
-        run_dfs()
+        runpy.run_module("dfs", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
