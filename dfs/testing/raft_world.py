@@ -230,7 +230,7 @@ class RaftWorld:
 
     def _monotonic(self) -> float:
         machine = current_machine()
-        return self.loop.time() if machine is None else machine.monotonic()
+        return self.loop.now_s if machine is None else machine.monotonic()
 
     def _make_journal(self, folder: Any, *, name: str, fsync: bool) -> EngineJournal:
         machine = current_machine()
@@ -264,8 +264,12 @@ class _NetLoop(VirtualLoop):
 class _Node(_LIBRARY_NODE):  # type: ignore[misc]  # the library has no types
     """The library keeps nodes in sets: their order must not depend on the process."""
 
+    def __init__(self, id: Any, **rest: Any) -> None:  # noqa: A002 - the library's name
+        super().__init__(id, **rest)
+        self._hash = zlib.crc32(str(id).encode())
+
     def __hash__(self) -> int:
-        return zlib.crc32(str(self.id).encode())
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
         return bool(super().__eq__(other))
