@@ -10,7 +10,7 @@ import pytest
 
 from dfs.errors import DeadlineExceeded, DfsError, NoQuorum, NotFound
 from dfs.testing.chaos.history import History
-from dfs.testing.chaos.schedule import OF_MASTERS, TAKES_THE_QUORUM, Fault, FaultKind, plan_faults
+from dfs.testing.chaos.schedule import TAKES_THE_QUORUM, TOUCHES_MASTERS, Fault, FaultKind, plan_faults
 from dfs.testing.chaos.verdict import Verdict, judge
 from dfs.testing.chaos.workloads import EDITION_SIZES, edition_bytes, edition_of
 
@@ -88,13 +88,13 @@ def test_an_edition_is_known_by_each_of_its_bytes(size: int) -> None:
 
 
 def test_a_plan_follows_from_its_seed_and_one_side_breaks_once_at_a_time() -> None:
-    plan = plan_faults(3, 120, has_network=True)
-    assert plan == plan_faults(3, 120, has_network=True)
-    assert plan != plan_faults(4, 120, has_network=True)
+    plan = plan_faults(3, 120, has_network=True, has_disks=True)
+    assert plan == plan_faults(3, 120, has_network=True, has_disks=True)
+    assert plan != plan_faults(4, 120, has_network=True, has_disks=True)
     for side in (plan.masters, plan.servers):
         assert len(side) > 10
         assert all(before.end_s < after.begin_s for before, after in itertools.pairwise(side))
-    assert not {fault.kind for fault in plan.servers} & set(OF_MASTERS)
+    assert not {fault.kind for fault in plan.servers} & TOUCHES_MASTERS
     assert {FaultKind.KILL_EVERYTHING, FaultKind.KILL_LEADER} <= {fault.kind for fault in plan.masters}
 
 
