@@ -20,7 +20,6 @@ from dfs.chunk.orders import DeletionOrders
 from dfs.chunk.replicator import Replicator
 from dfs.chunk.service import ChunkService
 from dfs.chunk.store import FileStore
-from dfs.clock import SteadyClock
 from dfs.config import ChunkServerConfig, ClusterConfig
 from dfs.errors import DfsError
 from dfs.log import configure, get_logger
@@ -57,10 +56,7 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
     with contextlib.ExitStack() as stack:
         listener = Listener.bind(server.address)  # first: a taken port must not cost a scan of all disks
         stack.callback(listener.close)
-        clock = SteadyClock()  # of both: a replica whose age leaps over the orphan grace is deleted before its commit
-        store = FileStore(
-            server.data_dirs, config.name, disk_reserve=config.disk_reserve, fsync=config.fsync, clock=clock
-        )
+        store = FileStore(server.data_dirs, config.name, disk_reserve=config.disk_reserve, fsync=config.fsync)
         stack.callback(store.close)
         service = ChunkService(store=store, key=key, name=server.name, address=server.address)
         stack.callback(service.close)
@@ -75,7 +71,6 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
             card=ServerCard(server.name, server.address, server.rack, os.urandom(16)),
             interval_s=config.heartbeat_interval_s,
             active_streams=lambda: service.active_streams,
-            clock=clock,
         )
         threads = [
             threading.Thread(target=heartbeats.run, args=(stop,), name="dfs heartbeats", daemon=True),

@@ -118,7 +118,7 @@ class Heartbeats:
 
     def _heartbeat(self) -> tuple[HeartbeatReply, bool]:
         """Return the leader's answer, and whether it knows all changes now."""
-        disks, space, now_ms = self._store.disks(), self._store.space(), self._clock.wall_ms()
+        disks, space = self._store.disks(), self._store.space()
         copies = self._replicator.queue.status()  # before the changes: a copy that has ended meanwhile stands in both
         batch = self._store.changes.batch(self._changes_max)
         reply = self._leader.call(
@@ -130,7 +130,7 @@ class Heartbeats:
                 chunk_count=sum(disk.chunk_count for disk in disks),
                 active_streams=self._active_streams(),
                 disks=disks,
-                added=tuple(replica.report(now_ms) for replica in batch.added),
+                added=tuple(replica.report() for replica in batch.added),
                 removed=batch.removed,
                 copying=copies.copying,
                 copy_failures=copies.failures,
@@ -193,7 +193,6 @@ class Heartbeats:
         starts = range(0, max(1, len(handles)), self._page_max)
         for page, start in enumerate(starts):
             held = map(self._store.replica, handles[start : start + self._page_max])
-            now_ms = self._clock.wall_ms()
             reply = self._leader.call(
                 ChunkReport(
                     server_id=self._store.server_id,
@@ -201,7 +200,7 @@ class Heartbeats:
                     report_id=self._report_id,
                     page=page,
                     is_last=page == len(starts) - 1,
-                    replicas=tuple(replica.report(now_ms) for replica in held if replica is not None),
+                    replicas=tuple(replica.report() for replica in held if replica is not None),
                 ),
                 ChunkReportReply,
                 REPORT_TIMEOUT_S,

@@ -29,8 +29,8 @@ class Replica:
     crc: int
     published_ms: int
 
-    def report(self, now_ms: int) -> ReplicaReport:
-        return ReplicaReport(self.handle, self.length, self.crc, max(0, now_ms - self.published_ms) // 1000)
+    def report(self) -> ReplicaReport:
+        return ReplicaReport(self.handle, self.length, self.crc)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,12 +105,11 @@ class TrashEntry(Part, frozen=True, array_like=True):
 
 
 class ReplicaReport(Part, frozen=True, array_like=True):
-    """A chunk that a server holds. `age_s`: seconds since it was published there; nothing is decided by it."""
+    """A chunk that a server holds."""
 
     handle: ChunkHandle
     length: int
     crc: int
-    age_s: int
 
 
 class DiskReport(Part, frozen=True, array_like=True):
