@@ -30,7 +30,7 @@ from dfs.net.messages import (
     RegisterServer,
     RegisterServerReply,
 )
-from dfs.net.parts import DeleteReplica
+from dfs.net.parts import DeleteReplica, ScrubStatus
 
 REPORT_TIMEOUT_S = 15.0  # for one page: the leader may have thousands of corrections to replicate
 SEARCH_PAUSE_MAX_S = 0.25  # between two searches for a leader: a new one should hear from us at once
@@ -63,6 +63,8 @@ class Heartbeats:
         card: ServerCard,
         interval_s: float,
         active_streams: Callable[[], int],
+        disk_wait_ms: Callable[[], int],
+        scrub: Callable[[], ScrubStatus],
         clock: Clock = SYSTEM_CLOCK,
         page_max: int = REPORT_PAGE_MAX,
         changes_max: int = HEARTBEAT_CHANGES_MAX,
@@ -74,6 +76,8 @@ class Heartbeats:
         self._card = card
         self._interval_s = interval_s
         self._active_streams = active_streams
+        self._disk_wait_ms = disk_wait_ms
+        self._scrub = scrub
         self._clock = clock
         self._page_max = page_max
         self._changes_max = changes_max
@@ -134,6 +138,9 @@ class Heartbeats:
                 removed=batch.removed,
                 copying=copies.copying,
                 copy_failures=copies.failures,
+                corrupt=batch.corrupt,
+                disk_wait_ms=self._disk_wait_ms(),
+                scrub=self._scrub(),
             ),
             HeartbeatReply,
             max(REPLY_TIMEOUT_S, self._interval_s),

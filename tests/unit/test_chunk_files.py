@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dfs.checksum import BLOCK_SIZE, block_checksums
-from dfs.chunk import disk as disk_module
+from dfs.chunk import quarantine as quarantine_module
 from dfs.chunk.identity import NEW_DISK_FILE
 from dfs.chunk.layout import file_size
 from dfs.chunk.replicas import Space
@@ -159,7 +159,7 @@ def test_replica_under_anothers_name_and_foreign_files_are_quarantined(tmp_path:
 
 
 def test_quarantine_is_bounded_and_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_module, "QUARANTINE_FILES_MAX", 3)
+    monkeypatch.setattr(quarantine_module, "QUARANTINE_FILES_MAX", 3)
     with opened(tmp_path / "a") as store:
         handles = [put(store).handle for _ in range(5)]
         for handle in handles:

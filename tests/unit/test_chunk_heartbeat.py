@@ -5,6 +5,7 @@ The masters are scripted ones behind real listeners; each beat is one call, so n
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,13 +35,14 @@ from dfs.net.messages import (
     RegisterServer,
     RegisterServerReply,
 )
-from dfs.net.parts import CopyReplica, DeleteReplica
+from dfs.net.parts import CopyReplica, DeleteReplica, ScrubStatus
 from dfs.testing.replicas import DATA, put
 
 KEY = ClusterKey.from_secret(b"0" * 64, "test")
 SERVER = ServerId(bytes(range(16)))
 CARD = ServerCard("c1", "127.0.0.1:7421", "r1", b"incarnation 1")
 INTERVAL_S = 1.0
+SCRUB = ScrubStatus(verified_count=1, verified_size=2, corrupt_count=3, lap_progress=0.5, last_lap_ms=4)
 ALIVE = HeartbeatReply(must_register=False, must_report=False)
 
 
@@ -154,6 +156,8 @@ def talking(
         card=CARD,
         interval_s=INTERVAL_S,
         active_streams=lambda: 5,
+        disk_wait_ms=lambda: 17,
+        scrub=lambda: SCRUB,
         page_max=page_max,
         changes_max=changes_max,
     )
@@ -183,6 +187,7 @@ def test_first_beat_registers_reports_and_says_so_in_that_order(store: MemorySto
         assert (register.address, register.rack) == ("127.0.0.1:7421", "r1")
         assert isinstance(beat, Heartbeat)
         assert (beat.capacity, beat.chunk_count, beat.active_streams) == (10**9, 1, 5)
+        assert (beat.disk_wait_ms, beat.scrub) == (17, SCRUB)
         assert [replica.handle for replica in beat.added] == [handle]
         assert isinstance(report, ChunkReport)
         assert (report.page, report.is_last) == (0, True)
@@ -384,6 +389,23 @@ def test_chunk_that_is_to_be_deleted_is_not_copied_any_more(store: MemoryStore) 
         master.orders = [DeleteReplica(order.handle)]
         heartbeats.beat()
         assert replicator.queue.take() is None
+
+
+def test_replica_found_bad_is_told_as_corrupt_and_a_deleted_one_is_not(store: MemoryStore) -> None:
+    bad, deleted = put(store).handle, put(store).handle
+    with masters(1) as (master,), talking(store, master.address) as (heartbeats, _):
+        heartbeats.beat()
+        master.take()
+        with store.open(bad) as opened:
+            os.pwrite(opened.fd, b"\xff", 0)
+        assert not store.verify(bad)
+        store.delete(deleted)
+        heartbeats.beat()
+        (beat,) = heartbeats_of(master.take())
+        assert (set(beat.removed), beat.corrupt) == ({bad, deleted}, (bad,))
+        heartbeats.beat()
+        (beat,) = heartbeats_of(master.take())
+        assert (beat.removed, beat.corrupt) == ((), ())
 
 
 def test_copied_data_directory_is_refused_loudly_and_retried_ever_more_slowly(

@@ -138,7 +138,7 @@ def test_quarantine_does_not_mind_files_that_vanish_from_it(
             raise FileNotFoundError(errno.ENOENT, "another thread was faster")
         return lstat(path)
 
-    monkeypatch.setattr("dfs.chunk.disk.QUARANTINE_FILES_MAX", 1)
+    monkeypatch.setattr("dfs.chunk.quarantine.QUARANTINE_FILES_MAX", 1)
     monkeypatch.setattr(Path, "lstat", looked)
     assert not store.verify(handle)
     assert not path_of(tmp_path / "disk", handle).exists()
