@@ -9,19 +9,13 @@ import pytest
 
 from dfs.testing.chaos.namespaces import is_permitted
 from dfs.testing.chaos.run import run_chaos
-from dfs.testing.chaos.schedule import DEPOSES_THE_LEADER, Fault, FaultKind, Plan
+from dfs.testing.chaos.schedule import DEPOSES_THE_LEADER, FaultKind, Plan, one_after_another
 
 pytestmark = pytest.mark.timeout(300)
 
 needs_network = pytest.mark.skipif(
     not is_permitted(), reason="cutting links needs root and network namespaces; run as root on Linux with iproute2"
 )
-
-
-def one_after_another(*kinds: FaultKind, lasts_s: float = 1.5, calm_s: float = 1.0) -> tuple[Fault, ...]:
-    """Return faults of one side, evenly spread."""
-    step_s = lasts_s + calm_s
-    return tuple(Fault(calm_s + n * step_s, (n + 1) * step_s, kind, 0.3 * n % 1) for n, kind in enumerate(kinds))
 
 
 def test_masters_killed_paused_wiped_and_all_at_once_break_no_promise(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from pathlib import Path
 from dfs.client import DfsClient
 from dfs.testing.chaos.history import History
 from dfs.testing.chaos.namespaces import Namespaces, is_permitted
+from dfs.testing.chaos.sabotage import SABOTEUR, launcher
 from dfs.testing.chaos.schedule import OF_MASTERS, OF_THE_MASTERS_NETWORK, Fault, Plan, plan_faults
 from dfs.testing.chaos.surgeon import Surgeon
 from dfs.testing.chaos.verdict import Verdict, judge
 from dfs.testing.chaos.workloads import BookWorker, YardWorker, last_look, prepare
 from dfs.testing.cluster import ClusterUnderTest
 
-YARD_CLIENTS, BOOK_CLIENTS = 4, 3
+YARD_CLIENTS, YARD_READERS, BOOK_CLIENTS = 4, 2, 3
 YARDS, BOOKS = 3, 3  # few: clients that never meet prove nothing
 CHUNK_SIZE = 128 * 1024  # bytes: the larger editions have three chunks
 CALL_TIMEOUT_S = 8.0  # a client's patience with one call
@@ -33,9 +34,18 @@ Step = Callable[[DfsClient], None]
 
 
 def run_chaos(
-    seed: int, duration_s: float, *, folder: Path | None = None, plan: Plan | None = None, network: bool = False
+    seed: int,
+    duration_s: float,
+    *,
+    folder: Path | None = None,
+    plan: Plan | None = None,
+    network: bool = False,
+    without: str = "",
 ) -> Verdict:
-    """Run one seed against a throw-away cluster; raise a `DfsError` when the cluster does not heal in time."""
+    """Run one seed against a throw-away cluster; raise a `DfsError` when the cluster does not heal in time.
+
+    `without` takes a safety out of all daemons or clients (dfs.testing.chaos.sabotage), to see that it is missed.
+    """
     faults = plan_faults(seed, duration_s, has_network=network) if plan is None else plan
     with contextlib.ExitStack() as stack:
         spaces = stack.enter_context(Namespaces(NODES)) if network else None
@@ -44,13 +54,18 @@ def run_chaos(
                 folder,
                 chunk_size=CHUNK_SIZE,
                 hosts={name: spaces.address(name) for name in NODES} if spaces else None,
-                launchers={name: spaces.launcher(name) for name in NODES} if spaces else None,
+                launchers={name: _launcher(name, spaces, without) for name in NODES} if spaces or without else None,
             )
         )
+        if without in SABOTEUR.of_clients:
+            stack.enter_context(SABOTEUR.without(without))
         history, surgeon = History(), Surgeon(cluster, spaces)
         with cluster.client() as client:
-            prepare(client, YARDS)
-        steps: list[Step] = [YardWorker(number, seed, history, YARDS).step for number in range(YARD_CLIENTS)]
+            prepare(history, client, YARDS, BOOKS)
+        steps: list[Step] = [
+            YardWorker(number, seed, history, YARDS, is_reader=number >= YARD_CLIENTS).step
+            for number in range(YARD_CLIENTS + YARD_READERS)
+        ]
         steps += [BookWorker(number, seed, history, BOOKS).step for number in range(BOOK_CLIENTS)]
         stop = threading.Event()
         workers = [_Worker(cluster, step, stop) for step in steps]
@@ -67,6 +82,11 @@ def run_chaos(
         if crashed:
             raise crashed[0]
         return judge(seed, duration_s, history, surgeon.moments_s, dict(surgeon.counts))
+
+
+def _launcher(name: str, spaces: Namespaces | None, without: str) -> tuple[str, ...]:
+    words = spaces.launcher(name) if spaces else ()
+    return (*words, *launcher(without)) if without and without not in SABOTEUR.of_clients else words
 
 
 class _Worker:

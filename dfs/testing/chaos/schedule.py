@@ -97,6 +97,12 @@ def plan_faults(seed: int, duration_s: float, *, has_network: bool) -> Plan:
     return Plan(tuple(plan), tuple(_side(rng, servers, duration_s)))
 
 
+def one_after_another(*kinds: FaultKind, lasts_s: float = 1.5, calm_s: float = 1.0) -> tuple[Fault, ...]:
+    """Return the faults of one side for a plan that is written by hand, evenly spread."""
+    step_s = lasts_s + calm_s
+    return tuple(Fault(calm_s + n * step_s, (n + 1) * step_s, kind, 0.3 * n % 1) for n, kind in enumerate(kinds))
+
+
 def _side(rng: random.Random, kinds: tuple[FaultKind, ...], duration_s: float) -> list[Fault]:
     faults = []
     now_s = rng.uniform(*CALM_S)

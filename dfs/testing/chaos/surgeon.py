@@ -22,6 +22,7 @@ from dfs.testing.chaos.schedule import OF_CHUNK_SERVERS, OF_THE_CHUNK_SERVERS_NE
 from dfs.testing.cluster import ClusterUnderTest, wait_until
 
 RECOVERY_S = 60.0  # patience for the cluster's own recovery on a busy machine
+OLD_FILES = 8  # of a chunk server, to damage one of: most younger ones belong to files that were replaced since
 Undo = Callable[[], None]
 
 
@@ -30,7 +31,7 @@ class Surgeon:
 
     def __init__(self, cluster: ClusterUnderTest, network: Namespaces | None = None) -> None:
         self.counts: Counter[str] = Counter()
-        self.moments_s: list[tuple[Fault, float, float]] = []  # what was done, from when to when (monotonic clock)
+        self.moments_s: list[tuple[Fault, float, float]] = []  # when each struck, and when all was whole again
         self._cluster, self._network = cluster, network
         self._hands = threading.Lock()  # processes are started and ended one at a time
         self._masters = [master.name for master in cluster.config.masters]
@@ -54,9 +55,9 @@ class Surgeon:
 
     def begin(self, fault: Fault) -> Undo:
         """Do it; the result undoes it and waits until its side of the cluster is whole again."""
-        begun_s = time.monotonic()
         is_of_servers = fault.kind in (*OF_CHUNK_SERVERS, *OF_THE_CHUNK_SERVERS_NETWORK)
         undo = self._deeds[fault.kind](fault)
+        struck_s = time.monotonic()
         with self._hands:
             self.counts[fault.kind.value] += 1
 
@@ -67,7 +68,7 @@ class Surgeon:
             if is_of_servers or fault.kind is FaultKind.KILL_EVERYTHING:
                 wait_until(self._servers_are_whole, RECOVERY_S, f"all chunk servers are heard again after {fault}")
             with self._hands:
-                self.moments_s.append((fault, begun_s, time.monotonic()))
+                self.moments_s.append((fault, struck_s, time.monotonic()))
 
         return end
 
@@ -137,10 +138,12 @@ class Surgeon:
 
         Always on one server: a second damaged replica of one chunk and a dead server would be one fault too many.
         """
-        files = self._cluster.chunk_files(self._servers[-1])
-        if files:
-            path = files[int(fault.choice * 7919) % len(files)]
-            with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:  # deleted this very moment
+        with contextlib.suppress(FileNotFoundError):  # deleted this very moment
+            files = sorted(self._cluster.chunk_files(self._servers[-1]), key=lambda path: path.stat().st_mtime)
+            if not files:
+                return lambda: None
+            path = files[int(fault.choice * 7919) % min(len(files), OLD_FILES)]
+            with path.open("r+b") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(int(fault.choice * size))
                 byte = file.read(1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import msgspec
 
@@ -15,7 +16,7 @@ from dfs.testing.chaos.schedule import DEPOSES_THE_LEADER, TAKES_THE_QUORUM, Fau
 from dfs.testing.chaos.workloads import BOOK, YARD
 from dfs.testing.linearizability import check, split
 
-Moment = tuple[Fault, float, float]  # a fault, when it began and when the cluster was whole again (monotonic clock)
+Moment = tuple[Fault, float, float]  # a fault, when it struck and when the cluster was whole again (monotonic clock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Verdict:
     faults: dict[str, int]
     broken: list[str] = field(default_factory=list)
     reads_failed: list[str] = field(default_factory=list)  # while the masters had a quorum
-    write_gaps_s: list[float] = field(default_factory=list)  # from each deposed leader to the next successful change
+    write_gaps_s: list[float] = field(default_factory=list)  # without any change, one for each deposed leader
 
     @property
     def is_clean(self) -> bool:
@@ -47,7 +48,7 @@ class Verdict:
         ]
         if gaps := sorted(self.write_gaps_s):
             lines.append(
-                f"  a leader lost, until the next change succeeded: {len(gaps)} times, median {_at(gaps, 0.5):.2f} s, "
+                f"  leaders lost, no change succeeded for: {len(gaps)} times, median {_at(gaps, 0.5):.2f} s, "
                 f"p99 {_at(gaps, 0.99):.2f} s, max {gaps[-1]:.2f} s"
             )
         lines += [f"  BROKEN  {words}" for words in self.broken]
@@ -81,14 +82,16 @@ def _excuses(moments: Sequence[Moment], begun_s: float, ended_s: float) -> bool:
 
 
 def _write_gaps(history: History, moments: Sequence[Moment]) -> list[float]:
-    """Return how long nobody could change anything after a leader was lost that others could replace at once."""
+    """Return the longest time without a successful change after each loss of a leader that others can replace at once.
+
+    Many clients change things all the time, so what stands out among their pauses is the wait for a new leader.
+    """
     gaps = []
-    for fault, begun_s, _ in moments:
+    changed_s = sorted(ended_s for _, ended_s in history.changed_s)
+    for fault, struck_s, healed_s in moments:
         if fault.kind in DEPOSES_THE_LEADER - TAKES_THE_QUORUM - {FaultKind.RESTART_LEADER}:
-            later = [ended_s for call_s, ended_s in history.changed_s if call_s >= begun_s]
-            before = [ended_s for call_s, ended_s in history.changed_s if call_s < begun_s < ended_s]
-            if found := sorted(later + before):
-                gaps.append(found[0] - begun_s)
+            seen = [struck_s, *(at_s for at_s in changed_s if struck_s < at_s < healed_s), healed_s]
+            gaps.append(max(later - earlier for earlier, later in pairwise(seen)))
     return gaps
 
 
