@@ -105,16 +105,15 @@ class TrashEntry(Part, frozen=True, array_like=True):
 
 
 class ReplicaReport(Part, frozen=True, array_like=True):
-    """A chunk that a server holds. `age_s`: seconds since it was published there; nothing is decided by it."""
+    """A chunk that a server holds."""
 
     handle: ChunkHandle
     length: int
     crc: int
-    age_s: int
 
 
 class DiskReport(Part, frozen=True, array_like=True):
-    """One data directory. `state`: ok, full, failed."""
+    """One data directory. `state`: ok, full, failed. `quarantined_*`: damaged files in its quarantine."""
 
     path: str
     capacity: int
@@ -122,6 +121,8 @@ class DiskReport(Part, frozen=True, array_like=True):
     chunk_count: int
     state: str
     reason: str = ""
+    quarantined_count: int = 0
+    quarantined_size: int = 0  # bytes
 
 
 class DeleteReplica(Part, frozen=True, array_like=True):
@@ -155,7 +156,7 @@ class ScrubStatus(Part, frozen=True, array_like=True):
 
     verified_count: int = 0  # replicas verified since the daemon started
     verified_size: int = 0  # bytes
-    corrupt_count: int = 0  # replicas found bad since then, by the scrubber or by a reader
+    corrupt_count: int = 0  # replicas found damaged or gone since then, by the scrubber or by a reader
     lap_progress: float = 0.0  # of the present walk over all replicas, 0.0 to 1.0
     last_lap_ms: int = 0  # when the last whole walk ended; 0 = never yet
 
