@@ -300,7 +300,7 @@ async def measure_reports() -> None:
         await trio.ask(CommitFile(trio.call(), f"/f{start}", chunks, extents, PAGE_SERVERS))
     handles = sorted(state.chunk_handles())
     for server in servers:
-        server.replicas = {handle: ReplicaReport(handle, 100, 7, 0) for handle in handles}
+        server.replicas = {handle: ReplicaReport(handle, 100, 7) for handle in handles}
     news = servers[-1]
     for start in range(0, count, 5 * 1000):
         lost = tuple(ReplicaChange(handle, False) for handle in handles[start : start + 5 * 1000 : 5])

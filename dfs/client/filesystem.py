@@ -22,6 +22,7 @@ from dfs.client.admin import ClusterAdmin
 from dfs.client.calls import Calls
 from dfs.client.discovery import Masters
 from dfs.client.download import Download, FileChecksum
+from dfs.client.inspection import Inspection
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
 from dfs.client.transfer import Transfer
@@ -328,6 +329,11 @@ class DfsClient:
     def admin(self) -> ClusterAdmin:
         """What administrators do with the masters."""
         return ClusterAdmin(self._masters, self._timeout_s)
+
+    @property
+    def inspection(self) -> Inspection:
+        """What administrators look at to know how well files are kept."""
+        return Inspection(self._masters, self._pool, self._timeout_s)
 
     # --- inside -----------------------------------------------------------------------------------------------
 

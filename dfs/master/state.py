@@ -28,6 +28,7 @@ from dfs.master.commands import (
     SetOptions,
     decode_command,
 )
+from dfs.master.file_walk import WalkPage, walk_page
 from dfs.master.invariants import check_invariants
 from dfs.master.loading import StateLoading
 from dfs.master.namespace import Directory, File, shown, status_of
@@ -234,6 +235,10 @@ class MasterState:
         first_offset, found = extents.window(node.extents, node.size, first_extent, count)
         has_more = first_extent + count < extents.count(node.extents)
         return ExtentsView(status_of(path, node), first_offset, found, has_more)
+
+    def walk_page(self, path: str, after: str, extents_told: int, limit: int) -> WalkPage:
+        """Return a page of the files at and below `path`, see dfs.master.file_walk."""
+        return walk_page(self._parts.namespace.find(path), after, extents_told, limit)
 
     def chunk(self, handle: ChunkHandle) -> ChunkView | None:
         return self._parts.chunks.view(handle)

@@ -27,6 +27,13 @@ from dfs.net.messages.daemon import (
     Ping,
     Pong,
 )
+from dfs.net.messages.diagnosis import (
+    SURVEY_STEPS_MAX,
+    GetReport,
+    GetReportReply,
+    SurveyFiles,
+    SurveyFilesReply,
+)
 from dfs.net.messages.mutations import (
     COMMIT_CHUNKS_MAX,
     OUTSTANDING_CALLS_MAX,
@@ -99,6 +106,7 @@ __all__ = [
     "OUTSTANDING_CALLS_MAX",
     "REPLICATION_MAX",
     "REPORT_PAGE_MAX",
+    "SURVEY_STEPS_MAX",
     "Allocate",
     "AllocateReply",
     "AppendExtents",
@@ -117,6 +125,8 @@ __all__ = [
     "GetClusterStatusReply",
     "GetMasterStatus",
     "GetMasterStatusReply",
+    "GetReport",
+    "GetReportReply",
     "Heartbeat",
     "HeartbeatReply",
     "ListDirectory",
@@ -142,6 +152,8 @@ __all__ = [
     "SetReplicationReply",
     "Stat",
     "StatReply",
+    "SurveyFiles",
+    "SurveyFilesReply",
     "Touch",
     "TransferLeadership",
     "TransferLeadershipReply",
