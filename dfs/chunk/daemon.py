@@ -18,6 +18,7 @@ from dfs.chunk.leader import LeaderConnection
 from dfs.chunk.orders import DeletionOrders
 from dfs.chunk.service import ChunkService
 from dfs.chunk.store import FileStore
+from dfs.chunk.tail_reports import TAIL_FOLDER, TailReports
 from dfs.clock import SteadyClock
 from dfs.config import ChunkServerConfig, ClusterConfig
 from dfs.errors import DfsError
@@ -60,7 +61,13 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
             server.data_dirs, config.name, disk_reserve=config.disk_reserve, fsync=config.fsync, clock=clock
         )
         stack.callback(store.close)
-        service = ChunkService(store=store, key=key, name=server.name, address=server.address)
+        service = ChunkService(
+            store=store,
+            key=key,
+            name=server.name,
+            address=server.address,
+            tail_folders=[folder / TAIL_FOLDER for folder in server.data_dirs if folder.is_dir()],
+        )
         stack.callback(service.close)
         orders = DeletionOrders(store)
         leader = LeaderConnection([master.address for master in config.masters], key)
@@ -73,7 +80,10 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
             active_streams=lambda: service.active_streams,
             clock=clock,
         )
+        tail_reports = TailReports(service.tails, store.server_id, [master.address for master in config.masters], key)
+        stack.callback(tail_reports.close)
         threads = [
+            threading.Thread(target=tail_reports.run, args=(stop,), name="dfs tail reports", daemon=True),
             threading.Thread(target=heartbeats.run, args=(stop,), name="dfs heartbeats", daemon=True),
             threading.Thread(target=orders.run, args=(stop,), name="dfs orders", daemon=True),
         ]

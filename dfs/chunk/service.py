@@ -10,6 +10,8 @@ writer notices and stops or sends everything. So pooled connections survive refu
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 from dfs import __version__
 from dfs.checksum import BLOCK_SIZE
@@ -17,6 +19,7 @@ from dfs.chunk.chain import ChunkTransfer, Upstream, check_chain
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import ChunkStore, checksums_of
 from dfs.chunk.streams import BUFFER_SIZE, READS_MAX, STREAMS_MAX, Streams
+from dfs.chunk.tail_service import TAIL_MESSAGES, TailService
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
 from dfs.errors import DeadlineExceeded, DfsError, DiskFailed, InvalidArgument, ProtocolError
 from dfs.ids import ID_SIZE, ChunkHandle
@@ -48,9 +51,16 @@ class ChunkService:
     """Answers every connection of one chunk server; `handle` runs in one thread per connection."""
 
     def __init__(
-        self, *, store: ChunkStore, key: ClusterKey, name: str, address: str, clock: Clock = SYSTEM_CLOCK
+        self,
+        *,
+        store: ChunkStore,
+        key: ClusterKey,
+        name: str,
+        address: str,
+        clock: Clock = SYSTEM_CLOCK,
+        tail_folders: Sequence[Path] = (),
     ) -> None:
-        """`address`: what the other servers and the clients know this one by."""
+        """`address`: what the other servers and the clients know this one by; `tail_folders`: see `TailService`."""
         self._store = store
         self._key = key
         self._name = name
@@ -60,6 +70,7 @@ class ChunkService:
         self._transfer = ChunkTransfer(store, self._peers, address)
         self._writes = Streams("chunk writes", STREAMS_MAX, BUFFER_SIZE)
         self._reads = Streams("chunk reads", READS_MAX)
+        self.tails = TailService(tail_folders, store, self._peers, self._check_token)
 
     @property
     def active_streams(self) -> int:
@@ -78,6 +89,8 @@ class ChunkService:
                 early = None
                 if isinstance(received.message, WriteChunk):
                     early = self._write(channel, received, received.message)
+                elif isinstance(received.message, TAIL_MESSAGES):
+                    self.tails.answer(channel, received)
                 else:
                     self._answer(channel, received)
         except DeadlineExceeded as error:

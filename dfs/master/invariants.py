@@ -24,6 +24,10 @@ def check_invariants(parts: StateParts) -> None:
             check_tree(entry.node, next_id, inodes, f"trash {trash_id}")
     parts.trash.check_invariants()
     parts.sessions.check_invariants()
+    parts.tails.check_invariants()
+    for tail in parts.tails.all():
+        assert isinstance(parts.namespace.locate(tail.path).node, File), f"the tail of {tail.path} belongs to no file"
+        assert tail.handle not in parts.chunks, f"the tail of {tail.path} is a sealed chunk, too"
     _check_chunks(parts)
 
 

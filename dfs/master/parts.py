@@ -12,6 +12,7 @@ from dfs.master.extents import EXTENTS_MAX
 from dfs.master.namespace import Namespace, Node
 from dfs.master.registry import ServerRegistry
 from dfs.master.sessions import SessionTable
+from dfs.master.tails import TailTable
 from dfs.master.trash import ReleaseQueue, Trash
 
 NODES_MAX = 20_000_000  # files and directories in tree and trash (about 9 GB of memory on each master)
@@ -35,6 +36,7 @@ class StateParts:
         "replication",
         "servers",
         "sessions",
+        "tails",
         "trash",
         "trash_keep_ms",
     )
@@ -50,6 +52,7 @@ class StateParts:
         self.chunks = ChunkMap()
         self.servers = ServerRegistry()
         self.sessions = SessionTable()
+        self.tails = TailTable()
         self.trash = Trash()
         self.released = ReleaseQueue()
 

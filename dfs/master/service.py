@@ -28,6 +28,7 @@ from dfs.master.liveness import ClusterView, Liveness
 from dfs.master.replicated_log import ReplicatedLog
 from dfs.master.reports import Reports
 from dfs.master.state import MasterState
+from dfs.master.tail_desk import TailDesk
 from dfs.master.views import RegisteredServer
 from dfs.net.aio import RequestContext
 from dfs.net.auth import ClusterKey
@@ -36,6 +37,7 @@ from dfs.net.messages import (
     Allocate,
     AppendExtents,
     ChunkReport,
+    CloseTail,
     CommitFile,
     Copy,
     Delete,
@@ -54,6 +56,7 @@ from dfs.net.messages import (
     MakeDirectory,
     Message,
     Mutation,
+    OpenTail,
     Ping,
     Pong,
     ReadCheckpoint,
@@ -63,6 +66,7 @@ from dfs.net.messages import (
     SetReplication,
     Stat,
     StatReply,
+    TailReport,
     Touch,
     TransferLeadership,
     Undelete,
@@ -119,6 +123,15 @@ class MasterService:
         self._access = AccessDesk(
             config=config, state=state, view=self.view, key=key, clock=clock, rng=rng or random.SystemRandom()
         )
+        self.tails = TailDesk(
+            config=config,
+            state=state,
+            view=self.view,
+            leadership=self.leadership,
+            access=self._access,
+            key=key,
+            clock=clock,
+        )
         self._handlers: dict[type[Message], Callable[[Any, RequestContext], Awaitable[Message]]] = {
             Ping: self._ping,
             GetMasterStatus: self._master_status,
@@ -128,6 +141,9 @@ class MasterService:
             ListTrash: self._list_trash,
             Locate: self._locate,
             Allocate: self._allocate,
+            OpenTail: self._open_tail,
+            CloseTail: self._close_tail,
+            TailReport: self._tail_report,
             RegisterServer: self._register,
             Heartbeat: self._heartbeat,
             ChunkReport: self._report,
@@ -193,7 +209,7 @@ class MasterService:
 
     async def _stat(self, message: Stat, context: RequestContext) -> Message:
         await self._settle(message.stale_ms, context)
-        return StatReply(self.state.stat(message.path))
+        return StatReply(self.state.stat(message.path), is_open=self.state.tails.at(message.path) is not None)
 
     async def _list_directory(self, message: ListDirectory, context: RequestContext) -> Message:
         if not 1 <= message.limit <= LIST_LIMIT_MAX:
@@ -232,6 +248,15 @@ class MasterService:
             return ServerStatus(info, liveness.value, age_s, 0, 0, 0, ())
         return ServerStatus(info, liveness.value, age_s, seen.capacity, seen.free, seen.chunk_count, seen.disks)
 
+    async def _open_tail(self, message: OpenTail, context: RequestContext) -> Message:
+        return await self.tails.open(message, context.deadline)
+
+    async def _close_tail(self, message: CloseTail, context: RequestContext) -> Message:
+        return await self.tails.close(message, context.deadline)
+
+    async def _tail_report(self, message: TailReport, context: RequestContext) -> Message:
+        return await self.tails.report(message, context.deadline)
+
     # --- writes ---------------------------------------------------------------------------------------------
 
     async def _allocate(self, message: Allocate, context: RequestContext) -> Message:
@@ -243,7 +268,7 @@ class MasterService:
             for field in _PATH_FIELDS:
                 if (path := getattr(message, field, None)) is not None:
                     split(path)
-        reply = await self.leadership.propose(self._filled_in(message), context.deadline)
+        reply = await self.tails.propose_sealed(self._filled_in(message), context.deadline)
         if isinstance(reply, ErrorReply) and reply.code == InternalError.code:
             log.error("state_fault", command=type(message).__name__, trace=(self.state.fault or "")[-FAULT_SHOWN_MAX:])
         return reply

@@ -17,11 +17,14 @@ import msgspec
 
 from dfs.errors import Conflict, DfsError, InternalError, InvalidArgument, IsADirectory, NotADirectory
 from dfs.ids import ChunkHandle, ServerId
-from dfs.master import checkpoint, content_commands, duty_commands, extents, tree_commands
+from dfs.master import checkpoint, content_commands, duty_commands, extents, tail_commands, tree_commands
 from dfs.master.commands import (
+    BeginTail,
     ChangeReplicas,
+    CommitTail,
     ExpireSessions,
     ExpireTrash,
+    ForgetAppenders,
     ForgetGarbage,
     PutServer,
     SetOptions,
@@ -30,6 +33,7 @@ from dfs.master.commands import (
 from dfs.master.invariants import check_invariants
 from dfs.master.namespace import Directory, File, shown, status_of
 from dfs.master.parts import TIME_MAX_MS, StateParts
+from dfs.master.tails import TailTable
 from dfs.master.views import ChunkView, Extent, ExtentsView, GarbageChunk, RegisteredServer
 from dfs.net.messages import (
     LIST_LIMIT_MAX,
@@ -74,6 +78,9 @@ _HANDLERS: dict[type[Message], Callable[[StateParts, Any], Message]] = {
     ForgetGarbage: duty_commands.forget_garbage,
     ExpireSessions: duty_commands.expire_sessions,
     SetOptions: duty_commands.set_options,
+    BeginTail: tail_commands.begin_tail,
+    CommitTail: tail_commands.commit_tail,
+    ForgetAppenders: tail_commands.forget_appenders,
 }
 
 
@@ -127,6 +134,7 @@ class MasterState:
         known = parts.sessions.begin(command.call, parts.clock_ms)
         if known is not None:
             return known
+        parts.tails.check_sealed(command)  # its refusal is no result: nothing was applied, the same call comes again
         reply = self._run(command, handler)
         parts.sessions.finish(command.call, reply)
         return reply
@@ -216,11 +224,16 @@ class MasterState:
         node = self._parts.namespace.find(path)
         if isinstance(node, Directory):
             raise IsADirectory(f"{shown(path)} is a directory")
-        if version not in (0, node.version):
+        if version and not self._parts.tails.is_beginning(node, version):
             raise Conflict(f"{shown(path)} changed: it has version {node.version}, {version} was asked for; begin anew")
         first_offset, found = extents.window(node.extents, node.size, first_extent, count)
         has_more = first_extent + count < extents.count(node.extents)
         return ExtentsView(status_of(path, node), first_offset, found, has_more)
+
+    @property
+    def tails(self) -> TailTable:
+        """Open tails and appenders; for reading only."""
+        return self._parts.tails
 
     def chunk(self, handle: ChunkHandle) -> ChunkView | None:
         return self._parts.chunks.view(handle)

@@ -44,7 +44,10 @@ CLUSTER = "memory"
 class MemoryChunkServer:
     """One chunk server. `intercept` gets each connection first, and says whether the real service may have it."""
 
-    def __init__(self, name: str, key: ClusterKey) -> None:
+    def __init__(self, name: str, key: ClusterKey, folder: Path) -> None:
+        """`folder`: for the tails of record append, which are files also here."""
+        self._folder = folder
+        self._folder.mkdir()
         self.name = name
         self.store = MemoryStore(new_server_id(), CAPACITY)
         self.intercept: Callable[[Channel], bool] | None = None
@@ -56,7 +59,13 @@ class MemoryChunkServer:
         """Listen again, at the address of the first start."""
         listener = Listener.bind(self.address or "127.0.0.1:0")
         self.address = listener.address
-        self._service = ChunkService(store=self.store, key=self._key, name=self.name, address=self.address)
+        self._service = ChunkService(
+            store=self.store,
+            key=self._key,
+            name=self.name,
+            address=self.address,
+            tail_folders=[self._folder / "tails"],
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=serve_forever,
@@ -120,7 +129,9 @@ class MemoryCluster:
         self.group = MemoryGroup([master.name for master in self.config.masters])
         self.masters = [MemoryMaster(self.config, master.name, self.group, self.key) for master in self.config.masters]
         self.run(self._start_masters())
-        self.chunk_servers = [MemoryChunkServer(f"c{number}", self.key) for number in range(1, chunk_servers + 1)]
+        self.chunk_servers = [
+            MemoryChunkServer(f"c{number}", self.key, folder / f"c{number}") for number in range(1, chunk_servers + 1)
+        ]
         self.lead("m1")
 
     def _make_config(
