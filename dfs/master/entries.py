@@ -9,7 +9,7 @@ sorted copy, pages of a listing cost what they return, and two replicas iterate 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 NodeT = TypeVar("NodeT")
@@ -18,11 +18,12 @@ BLOCK_MAX = 1024  # names in one block; a fuller one is split in halves
 
 
 class EntryTable(Generic[NodeT]):
-    """A sorted map; `len()` is its number of entries."""
+    """A sorted map; `len()` is its number of entries. `sharers`: how many directories have it (dfs.master.sharing)."""
 
-    __slots__ = ("_count", "_last", "_names", "_nodes")
+    __slots__ = ("_count", "_last", "_names", "_nodes", "sharers")
 
     def __init__(self) -> None:
+        self.sharers = 1
         self._count = 0
         self._last: list[str] = []  # the last name of each block
         self._names: list[list[str]] = []
@@ -105,6 +106,15 @@ class EntryTable(Generic[NodeT]):
             if len(found) == limit:
                 return found, block < len(self._last)
         return found, False
+
+    def mapped(self, twin: Callable[[NodeT], NodeT]) -> EntryTable[NodeT]:
+        """Return a table of its own with the same names, and of each node its twin."""
+        made: EntryTable[NodeT] = EntryTable()
+        made._count = self._count
+        made._last = self._last.copy()
+        made._names = [names.copy() for names in self._names]
+        made._nodes = [[twin(node) for node in nodes] for nodes in self._nodes]
+        return made
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless the blocks are what the other methods take them for."""
