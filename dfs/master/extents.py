@@ -116,6 +116,8 @@ def cut(packed: bytes, size: int, start: int, stop: int) -> Cut:
     packed = expand(packed, size)
     first = index_at(packed, start)
     last = index_at(packed, stop - 1) + 1 if stop > start else first
+    if start == stop < size and start > (end(packed[: first * RECORD.size]) if first else 0):
+        last += 1  # nothing goes, but the extent around this place is split
     begin, removed = window(packed, size, first, last - first) if last > first else (start, ())
     before = after = None
     if removed and begin < start:
