@@ -24,6 +24,7 @@ from dfs.client.calls import Calls
 from dfs.client.compaction import Compaction, is_fragmented
 from dfs.client.discovery import Masters
 from dfs.client.download import Download, FileChecksum
+from dfs.client.inspection import Inspection
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
 from dfs.client.quotas import Quotas
@@ -397,6 +398,11 @@ class DfsClient:
     def admin(self) -> ClusterAdmin:
         """What administrators do with the masters."""
         return ClusterAdmin(self._masters, self._timeout_s)
+
+    @property
+    def inspection(self) -> Inspection:
+        """What administrators look at to know how well files are kept."""
+        return Inspection(self._masters, self._pool, self._timeout_s)
 
     # --- inside -----------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from dfs.errors import InternalError, InvalidArgument, ProtocolError
 from dfs.log import get_logger
 from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
+from dfs.master.diagnosis import DiagnosisDesk
 from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView, Liveness
 from dfs.master.replicated_log import ReplicatedLog
@@ -47,6 +48,7 @@ from dfs.net.messages import (
     GetClusterStatusReply,
     GetMasterStatus,
     GetMasterStatusReply,
+    GetReport,
     Heartbeat,
     ListDirectory,
     ListDirectoryReply,
@@ -72,6 +74,7 @@ from dfs.net.messages import (
     SetReplication,
     Stat,
     StatReply,
+    SurveyFiles,
     Touch,
     TransferLeadership,
     Truncate,
@@ -137,6 +140,15 @@ class MasterService:
         self._access = AccessDesk(
             config=config, state=state, view=self.view, key=key, clock=clock, rng=rng or random.SystemRandom()
         )
+        diagnosis = DiagnosisDesk(
+            config=config,
+            state=state,
+            view=self.view,
+            reports=self.reports,
+            leadership=self.leadership,
+            key=key,
+            clock=clock,
+        )
         self._handlers: dict[type[Message], Callable[[Any, RequestContext], Awaitable[Message]]] = {
             Ping: self._ping,
             GetMasterStatus: self._master_status,
@@ -154,6 +166,8 @@ class MasterService:
             TransferLeadership: admin.transfer,
             WriteCheckpoint: admin.write,
             ReadCheckpoint: admin.read,
+            SurveyFiles: diagnosis.survey,
+            GetReport: diagnosis.report,
             **dict.fromkeys(MUTATIONS, self._mutate),
         }
 
@@ -178,7 +192,7 @@ class MasterService:
     # --- any master -----------------------------------------------------------------------------------
 
     async def _ping(self, _message: Ping, _context: RequestContext) -> Message:
-        return Pong(self.name, "master", dfs.__version__)
+        return Pong(self.name, "master", dfs.__version__, self._clock.wall_ms())
 
     async def _master_status(self, _message: GetMasterStatus, _context: RequestContext) -> Message:
         status = self.leadership.status()

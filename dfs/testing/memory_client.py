@@ -28,6 +28,7 @@ from dfs.errors import (
 )
 from dfs.net.messages import DeleteReply, EmptyTrashReply, GetClusterStatusReply
 from dfs.net.parts import FileStatus, Kind, MasterStatus, QuotaStatus, ServerInfo, ServerStatus, SpaceStatus, TrashEntry
+from dfs.testing.memory_inspection import MemoryInspection
 
 START_MS = 1_700_000_000_000  # the first moment of a memory client's time; each change is a second later
 TRASH_KEEP_MS = 3 * 86_400_000
@@ -90,6 +91,7 @@ class MemoryClient:
         self.status_reply: GetClusterStatusReply | None = None
         self.quotas = MemoryQuotas()
         self.calls: list[str] = []
+        self.inspection = MemoryInspection(self._files, self._servers, self._check)
         self._trash: list[_Trashed] = []
         self._now_ms = START_MS
         self._last_inode = 1
@@ -338,6 +340,14 @@ class MemoryClient:
 
     def master_statuses(self) -> builtins.list[MasterStatus | tuple[str, DfsError]]:
         return self.masters
+
+    def _files(self) -> Iterator[tuple[str, bytes, int]]:
+        for path, node in self.nodes.items():
+            if node.content is not None:
+                yield path, node.content, node.replication
+
+    def _servers(self) -> tuple[ServerInfo, ...]:
+        return tuple(server.info for server in self.cluster_status().servers)
 
     # --- inside -----------------------------------------------------------------------------------------------
 

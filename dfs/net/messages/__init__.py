@@ -27,6 +27,13 @@ from dfs.net.messages.daemon import (
     Ping,
     Pong,
 )
+from dfs.net.messages.diagnosis import (
+    SURVEY_STEPS_MAX,
+    GetReport,
+    GetReportReply,
+    SurveyFiles,
+    SurveyFilesReply,
+)
 from dfs.net.messages.mutations import (
     COMMIT_CHUNKS_MAX,
     OUTSTANDING_CALLS_MAX,
@@ -124,6 +131,7 @@ __all__ = [
     "REPLICATION_MAX",
     "REPORT_PAGE_MAX",
     "SNAPSHOTS_PAGE_MAX",
+    "SURVEY_STEPS_MAX",
     "Allocate",
     "AllocateReply",
     "AppendExtents",
@@ -144,6 +152,8 @@ __all__ = [
     "GetClusterStatusReply",
     "GetMasterStatus",
     "GetMasterStatusReply",
+    "GetReport",
+    "GetReportReply",
     "Heartbeat",
     "HeartbeatReply",
     "ListDirectory",
@@ -178,6 +188,8 @@ __all__ = [
     "SnapshotReply",
     "Stat",
     "StatReply",
+    "SurveyFiles",
+    "SurveyFilesReply",
     "Touch",
     "TransferLeadership",
     "TransferLeadershipReply",
