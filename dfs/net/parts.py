@@ -104,6 +104,28 @@ class TrashEntry(Part, frozen=True, array_like=True):
     expires_ms: int
 
 
+class SnapshotStatus(Part, frozen=True, array_like=True):
+    """A snapshot of a directory. The sizes are of its files; what it shares with live files costs no space."""
+
+    directory: str
+    name: str
+    created_ms: int
+    file_count: int
+    directory_count: int
+    size: int
+    stored_size: int
+
+
+class QuotaStatus(Part, frozen=True, array_like=True):
+    """The limits of a directory, 0 = none, and what is used of them: all that is live below it, itself not counted."""
+
+    path: str
+    names: int  # files and directories
+    stored_size: int  # bytes, size times replication
+    names_used: int
+    stored_size_used: int
+
+
 class ReplicaReport(Part, frozen=True, array_like=True):
     """A chunk that a server holds."""
 
@@ -214,6 +236,8 @@ class SpaceStatus(Part, frozen=True, array_like=True):
     under_replicated: int  # chunks with fewer registered replicas than their goal
     under_replicated_live: int  # the same, counting live servers only
     missing: int  # chunks without any live replica
+    snapshot_count: int = 0
+    snapshot_size: int = 0  # bytes of the files in all snapshots; what they share with live files costs no space
 
 
 class SurveyedExtent(Part, frozen=True, array_like=True):
