@@ -18,9 +18,9 @@ from dfs.testing.chaos.verdict import Verdict, at_share
 _HEAD = """# Reliability
 
 Made by `make report`; do not edit. Clusters of three masters and four chunk servers, real processes, were broken by
-seeded plans while nine clients worked on a few contended paths. Then a machine judged: names linearizable, contents whole
-and linearizable, no read failed while a majority of masters and one replica lived, no call took effect that said it had
-not. A run is repeated by its seed: `make chaos SEED=n MINUTES=1`. That these judges find what they look for is shown by
+seeded plans while nine clients worked on a few contended paths. Then a machine judged: names linearizable, contents
+whole and linearizable, no read failed while a majority of masters and one replica lived, no call took effect that said it
+had not. A run is repeated by its seed: `make chaos SEED=n MINUTES=1`. That these judges find what they look for is shown by
 tests/chaos/test_seeded_bugs.py: with one safety taken out of the cluster, each calls it broken.
 """
 
@@ -36,15 +36,16 @@ def report(verdicts: Sequence[Verdict], commit: str, simulated: str) -> str:
     findings = [words for verdict in verdicts for words in (*verdict.broken, *verdict.reads_failed)]
     seeds = ", ".join(str(verdict.seed) for verdict in verdicts)
     minutes = sum(verdict.duration_s for verdict in verdicts) / 60
+    refused = sum(count for name, count in calls.items() if " failed" in name)
     lines = [
         _HEAD,
         "| what | figure |",
         "| --- | --- |",
         f"| commit | {commit} |",
         f"| runs | {len(verdicts)}, {minutes:.0f} minutes together; seeds {seeds} |",
-        f"| calls judged | {sum(count for name, count in calls.items() if ' failed' not in name)} |",
+        f"| calls judged | {calls.total() - refused} |",
         f"| calls without a known outcome | {sum(count for name, count in calls.items() if name.endswith('unknown'))} |",
-        f"| calls refused, surely without effect | {sum(count for name, count in calls.items() if ' failed' in name)} |",
+        f"| calls refused, surely without effect | {refused} |",
         f"| faults injected | {faults.total()} |",
         f"| promises found broken | {sum(len(verdict.broken) for verdict in verdicts)} |",
         f"| reads failed while they could be answered | {sum(len(verdict.reads_failed) for verdict in verdicts)} |",
