@@ -38,6 +38,7 @@ def report(verdicts: Sequence[Verdict], commit: str, simulated: str) -> str:
     seeds = ", ".join(str(verdict.seed) for verdict in verdicts)
     minutes = sum(verdict.duration_s for verdict in verdicts) / 60
     refused = sum(count for name, count in calls.items() if " failed" in name)
+    unknown = sum(count for name, count in calls.items() if name.endswith(" unknown"))
     lines = [
         _HEAD,
         "| what | figure |",
@@ -45,7 +46,7 @@ def report(verdicts: Sequence[Verdict], commit: str, simulated: str) -> str:
         f"| commit | {commit} |",
         f"| runs | {len(verdicts)}, {minutes:.0f} minutes together; seeds {seeds} |",
         f"| calls judged | {calls.total() - refused} |",
-        f"| calls without a known outcome | {sum(count for name, count in calls.items() if name.endswith('unknown'))} |",
+        f"| calls without a known outcome | {unknown} |",
         f"| calls refused, surely without effect | {refused} |",
         f"| faults injected | {faults.total()} |",
         f"| promises found broken | {sum(len(verdict.broken) for verdict in verdicts)} |",
