@@ -23,6 +23,7 @@ from dfs.errors import InternalError, InvalidArgument, ProtocolError
 from dfs.log import get_logger
 from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
+from dfs.master.diagnosis import DiagnosisDesk
 from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView, Liveness
 from dfs.master.replicated_log import ReplicatedLog
@@ -39,7 +40,9 @@ from dfs.net.messages import (
     ChunkReport,
     CloseTail,
     CommitFile,
+    Concat,
     Copy,
+    CreateSnapshot,
     Delete,
     EmptyTrash,
     ErrorReply,
@@ -47,9 +50,14 @@ from dfs.net.messages import (
     GetClusterStatusReply,
     GetMasterStatus,
     GetMasterStatusReply,
+    GetReport,
     Heartbeat,
     ListDirectory,
     ListDirectoryReply,
+    ListQuotas,
+    ListQuotasReply,
+    ListSnapshots,
+    ListSnapshotsReply,
     ListTrash,
     ListTrashReply,
     Locate,
@@ -62,15 +70,21 @@ from dfs.net.messages import (
     ReadCheckpoint,
     RegisterServer,
     RemoveDirectory,
+    RemoveSnapshot,
     Rename,
+    RestoreSnapshot,
+    SetQuota,
     SetReplication,
     Stat,
     StatReply,
+    SurveyFiles,
     TailReport,
     Touch,
     TransferLeadership,
+    Truncate,
     Undelete,
     WriteCheckpoint,
+    WriteRange,
 )
 from dfs.net.parts import MasterStatus, ServerStatus
 from dfs.paths import split
@@ -88,6 +102,13 @@ MUTATIONS: frozenset[type[Mutation]] = frozenset(
         SetReplication,
         Undelete,
         EmptyTrash,
+        Truncate,
+        Concat,
+        WriteRange,
+        CreateSnapshot,
+        RemoveSnapshot,
+        RestoreSnapshot,
+        SetQuota,
     }
 )
 FAULT_SHOWN_MAX = 900  # last characters of a traceback in the log
@@ -132,6 +153,15 @@ class MasterService:
             key=key,
             clock=clock,
         )
+        diagnosis = DiagnosisDesk(
+            config=config,
+            state=state,
+            view=self.view,
+            reports=self.reports,
+            leadership=self.leadership,
+            key=key,
+            clock=clock,
+        )
         self._handlers: dict[type[Message], Callable[[Any, RequestContext], Awaitable[Message]]] = {
             Ping: self._ping,
             GetMasterStatus: self._master_status,
@@ -139,6 +169,8 @@ class MasterService:
             Stat: self._stat,
             ListDirectory: self._list_directory,
             ListTrash: self._list_trash,
+            ListSnapshots: self._list_snapshots,
+            ListQuotas: self._list_quotas,
             Locate: self._locate,
             Allocate: self._allocate,
             OpenTail: self._open_tail,
@@ -150,6 +182,8 @@ class MasterService:
             TransferLeadership: admin.transfer,
             WriteCheckpoint: admin.write,
             ReadCheckpoint: admin.read,
+            SurveyFiles: diagnosis.survey,
+            GetReport: diagnosis.report,
             **dict.fromkeys(MUTATIONS, self._mutate),
         }
 
@@ -174,7 +208,7 @@ class MasterService:
     # --- any master -----------------------------------------------------------------------------------
 
     async def _ping(self, _message: Ping, _context: RequestContext) -> Message:
-        return Pong(self.name, "master", dfs.__version__)
+        return Pong(self.name, "master", dfs.__version__, self._clock.wall_ms())
 
     async def _master_status(self, _message: GetMasterStatus, _context: RequestContext) -> Message:
         status = self.leadership.status()
@@ -220,6 +254,15 @@ class MasterService:
     async def _list_trash(self, message: ListTrash, context: RequestContext) -> Message:
         await self.leadership.barrier(context.deadline)
         return ListTrashReply(*self.state.list_trash(message.after, LIST_LIMIT_MAX))
+
+    async def _list_snapshots(self, message: ListSnapshots, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)
+        after = message.after_directory, message.after_name
+        return ListSnapshotsReply(*self.state.list_snapshots(message.path, after))
+
+    async def _list_quotas(self, message: ListQuotas, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)
+        return ListQuotasReply(*self.state.list_quotas(message.path, message.after, is_effective=message.is_effective))
 
     async def _locate(self, message: Locate, context: RequestContext) -> Message:
         if message.first_extent < 0 or message.version < 0:

@@ -37,7 +37,8 @@ def begin_tail(parts: StateParts, command: BeginTail) -> Done:
             "put) to merge them"
         )
     replication = parts.replication if file is None else file.replication
-    parts.require_room(int(file is None), command.size_max * replication)
+    parts.require_room(int(file is None), replication, place)  # quotas can be exceeded by what one tail takes
+    parts.require_total(0, command.size_max * replication)
     parts.tails.require_memory()
     parts.tails.open(TailRecord(path, command.handle, command.servers, parts.clock_ms))
     if file is None:

@@ -29,6 +29,7 @@ from dfs.net.messages import (
 from dfs.net.parts import AppenderState
 
 OPEN_TAILS_MAX = 10_000  # files that are appended to at the same time
+VERSIONS_MAX = 64  # of one file whose readers may go on while records are appended
 REMEMBERED_MAX = 200_000  # appenders of all files together
 
 # These neither read nor move nor replace the content of a file that is there.
@@ -55,10 +56,12 @@ class Remembered(msgspec.Struct, gc=False):
 
 @dataclass(slots=True)
 class History:
-    """The appenders of one file. Its versions from `since` to `last` differ in what was appended only."""
+    """The appenders of one file. Each of `versions` is the beginning of the next one: only records were appended.
 
-    since: int = 0
-    last: int = 0
+    A restored snapshot can bring an older version back under the same inode; what is appended to it begins a branch.
+    """
+
+    versions: tuple[int, ...] = ()
     appenders: OrderedDict[bytes, Remembered] = field(default_factory=OrderedDict)  # silent longest first
 
 
@@ -149,16 +152,16 @@ class TailTable:
     def appended(self, inode: int, before: int, after: int) -> None:
         """Note that version `after` of a file is `before` and something behind it."""
         history = self._histories[inode]
-        if history.last != before:
-            history.since = before
-        history.last = after
+        versions = history.versions
+        known = versions[: versions.index(before) + 1] if before in versions else (before,)
+        history.versions = (*known[-VERSIONS_MAX + 1 :], after)
 
     def is_beginning(self, file: File, version: int) -> bool:
         """Whether `version` of a file was its present content, or the beginning of it."""
-        history = self._histories.get(file.inode)
         if version == file.version:
             return True
-        return history is not None and history.last == file.version and history.since <= version <= file.version
+        history = self._histories.get(file.inode)
+        return history is not None and history.versions[-1:] == (file.version,) and version in history.versions
 
     def has_silent(self, idle_ms: int, now_ms: int) -> bool:
         return any(self._is_silent(history, idle_ms, now_ms) for history in self._histories.values())
@@ -183,8 +186,10 @@ class TailTable:
     def histories(self) -> Iterator[tuple[int, History]]:
         yield from self._histories.items()
 
-    def restore_history(self, inode: int, since: int, last: int, appenders: Iterable[tuple[bytes, Remembered]]) -> None:
-        history = self._histories.setdefault(inode, History(since, last))
+    def restore_history(
+        self, inode: int, versions: tuple[int, ...], appenders: Iterable[tuple[bytes, Remembered]]
+    ) -> None:
+        history = self._histories.setdefault(inode, History(versions))
         for appender, item in appenders:
             history.appenders[appender] = item
             self._remembered += 1

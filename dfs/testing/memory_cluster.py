@@ -44,10 +44,11 @@ CLUSTER = "memory"
 class MemoryChunkServer:
     """One chunk server. `intercept` gets each connection first, and says whether the real service may have it."""
 
-    def __init__(self, name: str, key: ClusterKey, folder: Path) -> None:
-        """`folder`: for the tails of record append, which are files also here."""
-        self._folder = folder
-        self._folder.mkdir()
+    def __init__(self, name: str, key: ClusterKey, folder: Path | None = None) -> None:
+        """`folder`: for the tails of record append, which are files also here; None: it keeps none."""
+        self.tail_folders = [] if folder is None else [folder / "tails"]
+        if folder is not None:
+            folder.mkdir()
         self.name = name
         self.store = MemoryStore(new_server_id(), CAPACITY)
         self.intercept: Callable[[Channel], bool] | None = None
@@ -64,7 +65,7 @@ class MemoryChunkServer:
             key=self._key,
             name=self.name,
             address=self.address,
-            tail_folders=[self._folder / "tails"],
+            tail_folders=self.tail_folders,
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(
@@ -211,7 +212,7 @@ class MemoryCluster:
         incarnation = os.urandom(16)
         disks = (DiskReport("memory", CAPACITY, CAPACITY, 0, "ok"),)
         replicas = (store.replica(handle) for handle in sorted(store.handles()))
-        held = tuple(ReplicaReport(item.handle, item.length, item.crc, 0) for item in replicas if item is not None)
+        held = tuple(ReplicaReport(item.handle, item.length, item.crc) for item in replicas if item is not None)
         deadline = Deadline.after(10)
         with Channel.connect(master, self.key, deadline) as channel:
             channel.call(

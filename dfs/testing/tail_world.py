@@ -22,7 +22,7 @@ from dfs.chunk import tail_log
 from dfs.chunk.memstore import MemoryStore
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.tail_service import TailService
-from dfs.clock import Deadline, SteadyClock
+from dfs.clock import SYSTEM_CLOCK, Deadline
 from dfs.errors import ChunkNotFound, ConnectionFailed, DfsError, NotEnoughServers, OutcomeUnknown, TailClosed
 from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
 from dfs.master.access import AccessDesk
@@ -203,7 +203,7 @@ class SimDesk(TailDesk):
             leadership=cast(Leadership, SimLeadership(world.state, world.faults)),
             access=cast(AccessDesk, SimAccess(world, replication)),
             key=ClusterKey.from_secret(b"x" * 32, "sim"),
-            clock=SteadyClock(),
+            clock=SYSTEM_CLOCK,
         )
 
     async def ask(self, address: str, message: Message, reply: type[T], _timeout_s: float) -> T:

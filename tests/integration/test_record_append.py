@@ -90,9 +90,11 @@ def test_records_of_concurrent_appenders_roll_over_without_padding(cluster: Memo
 def test_acknowledged_records_survive_servers_that_stop_and_restart(cluster: MemoryCluster, client: DfsClient) -> None:
     told: list[Acknowledged] = []
     threads = in_threads(*((client, number, told) for number in range(1, APPENDERS + 1)))
+    wait_until(lambda: cluster.masters[0].state.tails.at("/log") is not None, 30, "a tail is open")
     for position in (0, 1, 2, 0):
-        wait_until(lambda: cluster.masters[0].state.tails.at("/log") is not None, 30, "a tail is open")
-        victim = server_of(cluster, position)
+        tail = cluster.masters[0].state.tails.at("/log")
+        server_id = cluster.chunk_servers[position].store.server_id if tail is None else tail.servers[position]
+        victim = next(server for server in cluster.chunk_servers if server.store.server_id == server_id)
         victim.stop()
         victim.start()
         with cluster.client() as other:
@@ -299,7 +301,7 @@ def test_tails_are_dropped_once_their_chunk_is_known_and_not_before(cluster: Mem
     reports.report()
     reports.close()
     assert head._service.tails.held() == ()
-    assert not list((head._folder / "tails").iterdir())
+    assert not list(head.tail_folders[0].iterdir())
     assert content(client, "/sealed") == b"one"
 
 
@@ -309,9 +311,9 @@ def test_a_replica_made_of_a_tail_is_no_orphan_before_its_commit(cluster: Memory
     tail = tail_of(cluster)
     late_ms = state.clock_ms + 10 * state.orphan_grace_ms
     cluster.run(_applied(cluster, late_ms))
-    assert reports._judge(tail.servers[0], ReplicaReport(tail.handle, 3, 7, 0)) is Verdict.YOUNG
+    assert reports._judge(tail.servers[0], ReplicaReport(tail.handle, 3, 7)) is Verdict.YOUNG
     other = ChunkHandle(b"?" * 10 + tail.handle[10:])
-    assert reports._judge(tail.servers[0], ReplicaReport(other, 3, 7, 0)) is Verdict.ORPHAN
+    assert reports._judge(tail.servers[0], ReplicaReport(other, 3, 7)) is Verdict.ORPHAN
 
 
 async def _applied(cluster: MemoryCluster, now_ms: int) -> None:
