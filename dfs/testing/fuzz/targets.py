@@ -100,9 +100,10 @@ def _checkpoint(data: bytes) -> None:
         size = int.from_bytes(data[:2], "big")
         pieces.append(data[2 : 2 + size])
         data = data[2 + size :]
-    state = MasterState()
+    state, again = MasterState(), MasterState()
     state.load(pieces)
-    state.check_invariants()
+    again.load(state.dump())
+    assert list(again.dump()) == list(state.dump()), "a state changes by being dumped and loaded"
 
 
 def _commands(data: bytes) -> None:
