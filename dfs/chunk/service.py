@@ -107,7 +107,7 @@ class ChunkService:
     def _reply(self, request: Message) -> Message:
         match request:
             case Ping():
-                return Pong(self._name, "chunk", __version__)
+                return Pong(self._name, "chunk", __version__, self._clock.wall_ms())
             case VerifyReplica():
                 return self._verify(request)
             case _:
