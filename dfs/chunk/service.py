@@ -136,7 +136,8 @@ class ChunkService:
         self._check_token(request.token, request.handle, Rights.READ)
         deadline, begun_s = received.deadline(READ_TIME_MAX_S), time.perf_counter()
         with self._reads.turn(), self._store.open(request.handle) as opened:
-            reply = ReadChunkReply(opened.tail.length, checksums_of(opened.tail, request.offset, request.length))
+            tail = opened.tail
+            reply = ReadChunkReply(tail.length, checksums_of(tail, request.offset, request.length), tail.crc)
             try:
                 if request.length <= SMALL_READ_SIZE:
                     data = _read_range(opened.fd, request.offset, request.length)

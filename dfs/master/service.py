@@ -39,7 +39,9 @@ from dfs.net.messages import (
     AppendExtents,
     ChunkReport,
     CommitFile,
+    Concat,
     Copy,
+    CreateSnapshot,
     Delete,
     EmptyTrash,
     ErrorReply,
@@ -51,6 +53,10 @@ from dfs.net.messages import (
     Heartbeat,
     ListDirectory,
     ListDirectoryReply,
+    ListQuotas,
+    ListQuotasReply,
+    ListSnapshots,
+    ListSnapshotsReply,
     ListTrash,
     ListTrashReply,
     Locate,
@@ -62,15 +68,20 @@ from dfs.net.messages import (
     ReadCheckpoint,
     RegisterServer,
     RemoveDirectory,
+    RemoveSnapshot,
     Rename,
+    RestoreSnapshot,
+    SetQuota,
     SetReplication,
     Stat,
     StatReply,
     SurveyFiles,
     Touch,
     TransferLeadership,
+    Truncate,
     Undelete,
     WriteCheckpoint,
+    WriteRange,
 )
 from dfs.net.parts import MasterStatus, ServerStatus
 from dfs.paths import split
@@ -88,6 +99,13 @@ MUTATIONS: frozenset[type[Mutation]] = frozenset(
         SetReplication,
         Undelete,
         EmptyTrash,
+        Truncate,
+        Concat,
+        WriteRange,
+        CreateSnapshot,
+        RemoveSnapshot,
+        RestoreSnapshot,
+        SetQuota,
     }
 )
 FAULT_SHOWN_MAX = 900  # last characters of a traceback in the log
@@ -140,6 +158,8 @@ class MasterService:
             Stat: self._stat,
             ListDirectory: self._list_directory,
             ListTrash: self._list_trash,
+            ListSnapshots: self._list_snapshots,
+            ListQuotas: self._list_quotas,
             Locate: self._locate,
             Allocate: self._allocate,
             RegisterServer: self._register,
@@ -232,6 +252,15 @@ class MasterService:
     async def _list_trash(self, message: ListTrash, context: RequestContext) -> Message:
         await self.leadership.barrier(context.deadline)
         return ListTrashReply(*self.state.list_trash(message.after, LIST_LIMIT_MAX))
+
+    async def _list_snapshots(self, message: ListSnapshots, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)
+        after = message.after_directory, message.after_name
+        return ListSnapshotsReply(*self.state.list_snapshots(message.path, after))
+
+    async def _list_quotas(self, message: ListQuotas, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)
+        return ListQuotasReply(*self.state.list_quotas(message.path, message.after, is_effective=message.is_effective))
 
     async def _locate(self, message: Locate, context: RequestContext) -> Message:
         if message.first_extent < 0 or message.version < 0:

@@ -104,17 +104,38 @@ class TrashEntry(Part, frozen=True, array_like=True):
     expires_ms: int
 
 
+class SnapshotStatus(Part, frozen=True, array_like=True):
+    """A snapshot of a directory. The sizes are of its files; what it shares with live files costs no space."""
+
+    directory: str
+    name: str
+    created_ms: int
+    file_count: int
+    directory_count: int
+    size: int
+    stored_size: int
+
+
+class QuotaStatus(Part, frozen=True, array_like=True):
+    """The limits of a directory, 0 = none, and what is used of them: all that is live below it, itself not counted."""
+
+    path: str
+    names: int  # files and directories
+    stored_size: int  # bytes, size times replication
+    names_used: int
+    stored_size_used: int
+
+
 class ReplicaReport(Part, frozen=True, array_like=True):
-    """A chunk that a server holds. `age_s`: seconds since it was published there; nothing is decided by it."""
+    """A chunk that a server holds."""
 
     handle: ChunkHandle
     length: int
     crc: int
-    age_s: int
 
 
 class DiskReport(Part, frozen=True, array_like=True):
-    """One data directory. `state`: ok, full, failed."""
+    """One data directory. `state`: ok, full, failed. `quarantined_*`: damaged files in its quarantine."""
 
     path: str
     capacity: int
@@ -122,6 +143,8 @@ class DiskReport(Part, frozen=True, array_like=True):
     chunk_count: int
     state: str
     reason: str = ""
+    quarantined_count: int = 0
+    quarantined_size: int = 0  # bytes
 
 
 class DeleteReplica(Part, frozen=True, array_like=True):
@@ -155,7 +178,7 @@ class ScrubStatus(Part, frozen=True, array_like=True):
 
     verified_count: int = 0  # replicas verified since the daemon started
     verified_size: int = 0  # bytes
-    corrupt_count: int = 0  # replicas found bad since then, by the scrubber or by a reader
+    corrupt_count: int = 0  # replicas found damaged or gone since then, by the scrubber or by a reader
     lap_progress: float = 0.0  # of the present walk over all replicas, 0.0 to 1.0
     last_lap_ms: int = 0  # when the last whole walk ended; 0 = never yet
 
@@ -213,6 +236,8 @@ class SpaceStatus(Part, frozen=True, array_like=True):
     under_replicated: int  # chunks with fewer registered replicas than their goal
     under_replicated_live: int  # the same, counting live servers only
     missing: int  # chunks without any live replica
+    snapshot_count: int = 0
+    snapshot_size: int = 0  # bytes of the files in all snapshots; what they share with live files costs no space
 
 
 class SurveyedExtent(Part, frozen=True, array_like=True):

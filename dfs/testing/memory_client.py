@@ -27,7 +27,7 @@ from dfs.errors import (
     NotFound,
 )
 from dfs.net.messages import DeleteReply, EmptyTrashReply, GetClusterStatusReply
-from dfs.net.parts import FileStatus, Kind, MasterStatus, ServerInfo, ServerStatus, SpaceStatus, TrashEntry
+from dfs.net.parts import FileStatus, Kind, MasterStatus, QuotaStatus, ServerInfo, ServerStatus, SpaceStatus, TrashEntry
 from dfs.testing.memory_inspection import MemoryInspection
 
 START_MS = 1_700_000_000_000  # the first moment of a memory client's time; each change is a second later
@@ -69,6 +69,14 @@ def healthy_status(space: SpaceStatus) -> GetClusterStatusReply:
     return GetClusterStatusReply(servers, space, 3, 64 << 20)
 
 
+class MemoryQuotas:
+    """The quotas of a memory client: there are none."""
+
+    def effective(self, path: str) -> Iterator[QuotaStatus]:
+        paths.normalise(path)
+        yield from ()
+
+
 class MemoryClient:
     """`faults` maps a path to the error that any call about it ends in; `down` is the error of every call."""
 
@@ -81,6 +89,7 @@ class MemoryClient:
             for number in (1, 2, 3)
         ]
         self.status_reply: GetClusterStatusReply | None = None
+        self.quotas = MemoryQuotas()
         self.calls: list[str] = []
         self.inspection = MemoryInspection(self._files, self._servers, self._check)
         self._trash: list[_Trashed] = []
