@@ -10,10 +10,12 @@ writer notices and stops or sends everything. So pooled connections survive refu
 from __future__ import annotations
 
 import os
+import time
 
 from dfs import __version__
 from dfs.checksum import BLOCK_SIZE
 from dfs.chunk.chain import ChunkTransfer, Upstream, check_chain
+from dfs.chunk.meter import ChunkMeter
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import ChunkStore, checksums_of
 from dfs.chunk.streams import BUFFER_SIZE, READS_MAX, STREAMS_MAX, Streams
@@ -60,6 +62,7 @@ class ChunkService:
         self._transfer = ChunkTransfer(store, self._peers, address)
         self._writes = Streams("chunk writes", STREAMS_MAX, BUFFER_SIZE)
         self._reads = Streams("chunk reads", READS_MAX)
+        self.meter = ChunkMeter()
 
     @property
     def active_streams(self) -> int:
@@ -96,6 +99,7 @@ class ChunkService:
         except DfsError as error:
             if channel.is_broken:
                 raise
+            self.meter.refused.add(error.code)
             log.debug("request_refused", peer=channel.address, code=error.code, reason=error.message)
             reply = ErrorReply.of(error)
         self._send(channel, received, reply)
@@ -130,7 +134,7 @@ class ChunkService:
     def _read(self, channel: Channel, received: Received, request: ReadChunk) -> None:
         """Send the reply and the bytes; raise only while nothing was sent, or with the channel broken."""
         self._check_token(request.token, request.handle, Rights.READ)
-        deadline = received.deadline(READ_TIME_MAX_S)
+        deadline, begun_s = received.deadline(READ_TIME_MAX_S), time.perf_counter()
         with self._reads.turn(), self._store.open(request.handle) as opened:
             tail = opened.tail
             reply = ReadChunkReply(tail.length, checksums_of(tail, request.offset, request.length), tail.crc)
@@ -145,12 +149,13 @@ class ChunkService:
                 log.error("replica_unreadable", handle=request.handle, reason=error.message)
                 self._store.verify(request.handle)  # a second look judges the replica or its disk
                 raise
+        self.meter.read(request.length, begun_s)
 
     # --- writing ----------------------------------------------------------------------------------------
 
     def _write(self, channel: Channel, received: Received, request: WriteChunk) -> Received | None:
         """Take a chunk and reply; return the next request when the writer has already sent it."""
-        upstream = Upstream(channel, received)
+        upstream, begun_s = Upstream(channel, received), time.perf_counter()
         try:
             self._check_token(request.token, request.handle, Rights.WRITE)
             check_chain(request, self._address, REPLICATION_MAX)
@@ -159,6 +164,7 @@ class ChunkService:
             with self._writes.turn() as buffer:
                 reply = self._transfer.run(upstream, request, buffer)
         except DfsError as error:
+            self.meter.refused.add(error.code)
             log.warning(
                 "chunk_refused", handle=request.handle, peer=channel.address, code=error.code, reason=error.message
             )
@@ -166,6 +172,7 @@ class ChunkService:
                 raise
             self._send(channel, received, ErrorReply.of(error))
             return upstream.skip_chunk(CONNECTION_IDLE_S)
+        self.meter.wrote(upstream.size, begun_s)
         log.debug("chunk_written", handle=request.handle, peer=channel.address, servers=len(reply.servers))
         self._send(channel, received, reply)
         return None

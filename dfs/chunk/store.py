@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -30,6 +31,7 @@ from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DfsError, DiskFailed, DiskFull
 from dfs.ids import ChunkHandle, id_text
 from dfs.log import get_logger
+from dfs.measures import Times
 from dfs.net.parts import DiskReport
 
 SCAN_THREADS = 8  # folders of a disk read at the same time at start
@@ -57,6 +59,7 @@ class FileStore:
         self.server_id, claimed = claim(data_dirs, cluster)
         self.changes = ReplicaChanges()
         self.fsync = fsync
+        self.syncs = Times()  # how long making a finished replica durable takes
         self._clock = clock
         self._lock = threading.Lock()
         self._index: dict[ChunkHandle, tuple[Replica, Disk]] = {}
@@ -328,6 +331,7 @@ class FileReplicaWriter:
     def publish(self) -> Replica:
         length, target = self._blocks.length, self._disk.chunk_path(self._handle)
         tail = encode_tail(self._handle, length, self._crc, self._blocks.checksums)
+        begun_s = time.perf_counter()
         with self._errors_judged("publishing"):
             _write_all(self._fd, memoryview(tail), length)
             if self._store.fsync:
@@ -336,6 +340,7 @@ class FileReplicaWriter:
             self._path = target  # from here on this is what a failure has to remove
             if self._store.fsync:
                 sync_directory(target.parent)
+        self._store.syncs.observe(time.perf_counter() - begun_s)
         replica = Replica(self._handle, length, self._crc, self._store.now_ms())
         try:
             self._store.add(replica, self._disk)
