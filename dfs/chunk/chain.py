@@ -13,6 +13,8 @@ it. So the server next to a silent one gives up first and names it, and its word
 
 from __future__ import annotations
 
+import contextlib
+
 from dfs.checksum import CRC_SIZE, block_count
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import ChunkStore, ReplicaWriter
@@ -264,7 +266,8 @@ class ChunkTransfer:
         try:
             return WriteChunkReply((self._store.server_id, *onward.wait(deadline)))
         except DfsError:
-            self._store.delete(opening.handle)  # its writer will hear of the failure and use another handle
+            with contextlib.suppress(DfsError):  # then it is an orphan, which the masters have collected
+                self._store.delete(opening.handle)  # its writer will hear of the failure and use another handle
             raise
 
 

@@ -76,6 +76,7 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
         threads = [
             threading.Thread(target=heartbeats.run, args=(stop,), name="dfs heartbeats", daemon=True),
             threading.Thread(target=orders.run, args=(stop,), name="dfs orders", daemon=True),
+            threading.Thread(target=store.compactor.run, args=(stop,), name="dfs compaction", daemon=True),
         ]
         for thread in threads:
             thread.start()

@@ -133,13 +133,14 @@ class ChunkService:
         deadline = received.deadline(READ_TIME_MAX_S)
         with self._reads.turn(), self._store.open(request.handle) as opened:
             reply = ReadChunkReply(opened.tail.length, checksums_of(opened.tail, request.offset, request.length))
+            start = opened.start + request.offset
             try:
                 if request.length <= SMALL_READ_SIZE:
-                    data = _read_range(opened.fd, request.offset, request.length)
+                    data = _read_range(opened.fd, start, request.length)
                     channel.send(reply, deadline, request_id=received.request_id, payload=data)
                 else:
                     channel.send(reply, deadline, request_id=received.request_id, payload_size=request.length)
-                    channel.send_file(opened.fd, request.offset, request.length, deadline)
+                    channel.send_file(opened.fd, start, request.length, deadline)
             except DiskFailed as error:
                 log.error("replica_unreadable", handle=request.handle, reason=error.message)
                 self._store.verify(request.handle)  # a second look judges the replica or its disk

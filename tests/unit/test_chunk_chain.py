@@ -445,7 +445,7 @@ def test_writer_that_vanishes_leaves_nothing_anywhere(servers: list[Server], sen
     open_chunk(channel, servers, handle)
     for _ in range(sent):
         send_piece(channel, bytes(PIECE))
-    wait_until(lambda: bool(servers[2].temporaries()), soon())
+    wait_until(lambda: servers[2].service.active_streams == 1, soon())
     channel.close()
     assert_nothing_left(servers, handle)
 
@@ -532,7 +532,7 @@ def test_streams_are_bounded_and_refused_ones_are_told(
 def test_damaged_replica_is_found_on_a_readers_word_and_never_served_again(
     servers: list[Server], channel: Channel
 ) -> None:
-    handle = write(channel, servers, os.urandom(3 * BLOCK_SIZE))
+    handle = write(channel, servers, os.urandom(5 * BLOCK_SIZE))  # a file of its own
     verify = VerifyReplica(handle, token(handle, Rights.READ))
     assert channel.expect(channel.call(verify, soon()), VerifyReplicaReply).is_good
     path = servers[0].path / "chunks" / handle.hex()[:2] / handle.hex()
@@ -546,10 +546,10 @@ def test_damaged_replica_is_found_on_a_readers_word_and_never_served_again(
 
 
 def test_replica_that_was_cut_off_under_way_is_taken_out(servers: list[Server], channel: Channel) -> None:
-    handle = write(channel, servers, os.urandom(3 * BLOCK_SIZE))
+    handle = write(channel, servers, os.urandom(5 * BLOCK_SIZE))  # a file of its own
     read(channel, handle, 0, BLOCK_SIZE)  # now it is held open
     os.truncate(servers[0].path / "chunks" / handle.hex()[:2] / handle.hex(), BLOCK_SIZE)
     with pytest.raises(ConnectionFailed):
-        read(channel, handle, 0, 3 * BLOCK_SIZE)
+        read(channel, handle, 0, 5 * BLOCK_SIZE)
     wait_until(lambda: servers[0].store.replica(handle) is None, soon())
     assert servers[0].store.changes.batch(10).removed == (handle,)
