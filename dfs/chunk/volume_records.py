@@ -32,6 +32,8 @@ _INDEX_CRC = struct.Struct("<I")
 
 
 class RecordKind(enum.IntEnum):
+    """What a record says: here is a replica, or: that one is gone."""
+
     REPLICA = 1
     TOMBSTONE = 2
 

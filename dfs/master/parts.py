@@ -14,7 +14,7 @@ from dfs.master.registry import ServerRegistry
 from dfs.master.sessions import SessionTable
 from dfs.master.trash import ReleaseQueue, Trash
 
-NODES_MAX = 20_000_000  # files and directories in tree and trash (about 9 GB of memory on each master)
+NODES_MAX = 20_000_000  # files and directories in tree and trash (about 8 GB of memory on each master)
 SIZE_TOTAL_MAX = 1 << 59  # bytes, stored and in the trash together; keeps every sum within 64 bits
 SUBTREE_MAX = 25_000  # files and directories that one copy -r or setrep -R touches: a quarter of a second at most
 SUBTREE_EXTENTS_MAX = EXTENTS_MAX  # extents, likewise; the largest single file can still be copied
