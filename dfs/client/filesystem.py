@@ -24,6 +24,7 @@ from dfs.client.discovery import Masters
 from dfs.client.download import Download, FileChecksum
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
+from dfs.client.reserve import ChunkReserve
 from dfs.client.transfer import Transfer
 from dfs.client.upload import Upload
 from dfs.clock import Deadline
@@ -104,6 +105,7 @@ class DfsClient:
         self._masters = Masters(access.cluster, access.masters, self._pool)
         self._calls = Calls(self._masters)
         self._transfer = Transfer(self._pool, ServerHealth(), timeout_s)
+        self._reserve = ChunkReserve(self._masters, self._transfer.health)
 
     def __enter__(self) -> DfsClient:
         return self
@@ -226,8 +228,7 @@ class DfsClient:
         numbers sum to the size. Raises `Conflict` when a source file changed while it was read; then nothing is stored.
         """
         _check_replication(replication or 0)
-        upload = Upload(self._masters, self._calls, self._transfer, self._timeout_s, parallel=min(2, self._parallel))
-        return upload.put(
+        return self._upload().put(
             source,
             paths.normalise(path),
             overwrite=overwrite,
@@ -246,8 +247,7 @@ class DfsClient:
         progress: Callable[[int], None] | None = None,
     ) -> FileStatus:
         """Add a local file or a stream at the end of `path`, as one atomic range; `create` makes a missing file."""
-        upload = Upload(self._masters, self._calls, self._transfer, self._timeout_s, parallel=min(2, self._parallel))
-        return upload.append(
+        return self._upload().append(
             source, paths.normalise(path), create=create, replication=self._replication, progress=progress
         )
 
@@ -330,6 +330,16 @@ class DfsClient:
         return ClusterAdmin(self._masters, self._timeout_s)
 
     # --- inside -----------------------------------------------------------------------------------------------
+
+    def _upload(self) -> Upload:
+        return Upload(
+            self._masters,
+            self._calls,
+            self._transfer,
+            self._timeout_s,
+            parallel=min(2, self._parallel),
+            reserve=self._reserve,
+        )
 
     def _download(self) -> Download:
         return Download(

@@ -44,6 +44,7 @@ from dfs.net.auth import ClusterKey, Rights, sign_token
 from dfs.net.blocking import Channel, expect
 from dfs.net.listener import Listener, ServeLimits, serve_forever
 from dfs.net.messages import (
+    STORE_SIZE_MAX,
     ErrorReply,
     FinishChunk,
     Message,
@@ -51,6 +52,7 @@ from dfs.net.messages import (
     Pong,
     ReadChunk,
     ReadChunkReply,
+    StoreChunk,
     VerifyReplica,
     VerifyReplicaReply,
     WriteChunk,
@@ -524,6 +526,96 @@ def test_streams_are_bounded_and_refused_ones_are_told(
         finish(channel, b"data")
         wait_until(lambda: servers[0].service.active_streams == 0, soon())
         write(other, servers, b"data", second)
+
+
+# --- small chunks in one message ----------------------------------------------------------------------------
+
+
+def send_small(
+    channel: Channel, servers: list[Server], data: bytes, handle: ChunkHandle, *, rights: bytes = b"", crc: int = -1
+) -> None:
+    chain = tuple(server.address for server in servers[1:])
+    proof = rights or token(handle, Rights.WRITE)
+    request = StoreChunk(handle, proof, chain, block_checksums(data), crc32c(data) if crc < 0 else crc)
+    channel.send(request, soon(), request_id=7, payload=data)
+
+
+def store_small(channel: Channel, servers: list[Server], data: bytes) -> ChunkHandle:
+    handle = new_chunk_handle()
+    send_small(channel, servers, data, handle)
+    received = channel.receive(soon())
+    assert received.request_id == 7
+    expected = tuple(server.store.server_id for server in servers)
+    assert expect(received.message, WriteChunkReply).servers == expected
+    return handle
+
+
+@pytest.mark.parametrize("size", [1, 4096, BLOCK_SIZE + 1, STORE_SIZE_MAX])
+def test_small_chunk_goes_through_the_chain_in_one_message(servers: list[Server], channel: Channel, size: int) -> None:
+    data = os.urandom(size)
+    for count in (3, 1):
+        handle = store_small(channel, servers[:count], data)
+        for server in servers[:count]:
+            assert server.store.verify(handle)
+            with Channel.connect(server.address, KEY, soon()) as reader:
+                assert read(reader, handle, 0, size)[1] == data
+    assert [server.connections for server in servers] == [3, 2, 2]
+
+
+def test_refused_small_chunks_leave_nothing_and_the_connection_stays_usable(
+    servers: list[Server], channel: Channel
+) -> None:
+    handle = new_chunk_handle()
+    send_small(channel, servers, b"data", handle, crc=1)
+    assert isinstance(refusal(channel), ChunkCorrupt)
+    send_small(channel, servers, b"data", handle, rights=token(handle, Rights.READ))
+    assert isinstance(refusal(channel), TokenInvalid)
+    send_small(channel, [servers[0], servers[0]], b"data", handle)
+    assert isinstance(refusal(channel), InvalidArgument)
+    assert_nothing_left(servers, handle)
+    servers[2].free = 0
+    send_small(channel, servers, b"data", handle)
+    error = refusal(channel)
+    assert (type(error), error.details["failed"]) == (ChainBroken, servers[2].address)
+    assert_nothing_left(servers, handle)
+    servers[2].free = None
+    send_small(channel, servers, b"data", handle)
+    assert isinstance(channel.receive(soon()).message, WriteChunkReply)
+    send_small(channel, servers, b"data", handle)
+    assert isinstance(refusal(channel), ChunkExists)
+    assert all(server.store.verify(handle) for server in servers)
+
+
+def test_small_chunk_whose_chain_is_cut_leaves_nothing_and_names_who_failed(
+    servers: list[Server], channel: Channel
+) -> None:
+    servers[1].close()
+    handle = new_chunk_handle()
+    send_small(channel, servers, b"data", handle)
+    error = refusal(channel)
+    assert (type(error), error.details["failed"]) == (ChainBroken, servers[1].address)
+    assert_nothing_left([servers[0], servers[2]], handle)
+    store_small(channel, [servers[0], servers[2]], b"data")
+
+
+def test_chunk_too_large_for_one_message_is_refused_before_it_is_read(servers: list[Server], channel: Channel) -> None:
+    handle = new_chunk_handle()
+    request = StoreChunk(handle, token(handle, Rights.WRITE), (), b"", 0)
+    channel.send(request, soon(), payload_size=STORE_SIZE_MAX + 1)
+    assert isinstance(refusal(channel), ProtocolError)
+    assert servers[0].store.handles() == []
+
+
+def test_small_chunk_that_finds_no_turn_is_refused_and_the_next_one_works(
+    servers: list[Server], channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams_module, "STREAM_WAIT_S", 0.01)
+    turns = streams_module.Streams("chunk writes", 1, 4 * BLOCK_SIZE)
+    monkeypatch.setattr(servers[0].service, "_writes", turns)
+    with turns.turn():
+        send_small(channel, servers, b"data", new_chunk_handle())
+        assert isinstance(refusal(channel), Overloaded)
+    store_small(channel, servers, b"data")
 
 
 # --- damage -------------------------------------------------------------------------------------------------

@@ -12,9 +12,11 @@ from dfs.net.messages.base import (
     message,
 )
 from dfs.net.messages.chunks import (
+    STORE_SIZE_MAX,
     FinishChunk,
     ReadChunk,
     ReadChunkReply,
+    StoreChunk,
     VerifyReplica,
     VerifyReplicaReply,
     WriteChunk,
@@ -99,6 +101,7 @@ __all__ = [
     "OUTSTANDING_CALLS_MAX",
     "REPLICATION_MAX",
     "REPORT_PAGE_MAX",
+    "STORE_SIZE_MAX",
     "Allocate",
     "AllocateReply",
     "AppendExtents",
@@ -142,6 +145,7 @@ __all__ = [
     "SetReplicationReply",
     "Stat",
     "StatReply",
+    "StoreChunk",
     "Touch",
     "TransferLeadership",
     "TransferLeadershipReply",
