@@ -29,8 +29,8 @@ class Replica:
     crc: int
     published_ms: int
 
-    def report(self, now_ms: int) -> ReplicaReport:
-        return ReplicaReport(self.handle, self.length, self.crc, max(0, now_ms - self.published_ms) // 1000)
+    def report(self) -> ReplicaReport:
+        return ReplicaReport(self.handle, self.length, self.crc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class Space:
     free: int
 
 
+Pace = Callable[[int], None]  # is told before so many bytes are read; it may wait, or raise to break off
 SpaceProbe = Callable[[Path], Space]  # of a data directory, the reserve still in; raises OSError
 
 
@@ -112,8 +113,10 @@ class ChunkStore(Protocol):
 
         Raise `DiskFull`, `DiskFailed` or `Overloaded` when that cannot be made durable: it is still there then."""
 
-    def verify(self, handle: ChunkHandle) -> bool:
-        """Read a replica again and compare every block; a bad one is quarantined. Raise `ChunkNotFound`."""
+    def verify(self, handle: ChunkHandle, pace: Pace | None = None) -> bool:
+        """Read a replica again and compare every block; a bad one is quarantined. Raise `ChunkNotFound`, also when its
+        file has gone. With a `pace` it is read from the disk, not from memory, at that pace; nothing is kept in memory.
+        """
 
     def disks(self) -> tuple[DiskReport, ...]: ...
 

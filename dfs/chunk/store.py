@@ -27,10 +27,10 @@ from dfs.chunk.descriptors import FD_CACHE_MAX, DescriptorCache, OpenReplica
 from dfs.chunk.disk import FOLDER_COUNT, Disk, measure_space, read_open_tail
 from dfs.chunk.identity import claim, sync_directory
 from dfs.chunk.layout import encode_tail
-from dfs.chunk.replicas import BlockSequence, Replica, Space, SpaceProbe, checksums_of
+from dfs.chunk.replicas import BlockSequence, Pace, Replica, Space, SpaceProbe, checksums_of
 from dfs.chunk.volume_files import OpenRecord
 from dfs.chunk.volumes import VOLUME_CHUNK_MAX, VOLUME_SIZE, VolumeSet
-from dfs.chunk.writeback import start_writeback
+from dfs.chunk.writeback import drop_pages, start_writeback
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DfsError, DiskFailed, DiskFull
 from dfs.ids import ChunkHandle, id_text
@@ -134,6 +134,7 @@ class FileStore:
             opened = volumes.open(handle) if volumes.holds(handle) else self._open_file(path, entry)
         except FileNotFoundError:
             log.error("replica_vanished", path=path)
+            self.changes.found_corrupt(handle)
             self._forget(handle)
             disk.check_place()
             raise ChunkNotFound(f"the file of replica {id_text(handle)} vanished from {disk.path}") from None
@@ -246,7 +247,8 @@ class FileStore:
             return True
 
     def quarantine(self, handle: ChunkHandle, reason: str) -> None:
-        """Never serve this replica again, keep its file aside, and report it as removed."""
+        """Never serve this replica again, keep its file aside, and report it as corrupt."""
+        self.changes.found_corrupt(handle)
         if (volumes := self._volumes_with(handle)) is not None:
             with contextlib.suppress(DfsError):  # it is out of the index; at worst it is found bad once more
                 self._remove_record(handle, volumes, reason)
@@ -322,11 +324,13 @@ class FileStore:
 
     # --- health -----------------------------------------------------------------------------------------
 
-    def verify(self, handle: ChunkHandle) -> bool:
+    def verify(self, handle: ChunkHandle, pace: Pace | None = None) -> bool:
         _, disk = self._entry(handle)
+        self._open.evict(handle)  # a descriptor that is kept would hide that the file has gone
+        self._volumes[disk].reopen(handle)
         try:
             with self.open(handle) as opened:
-                reason = _find_damage(opened)
+                reason = _find_damage(opened, pace)
         except ChunkCorrupt:
             return False  # its tail was damaged; `open` has quarantined it
         except OSError as error:
@@ -334,6 +338,11 @@ class FileStore:
         if reason:
             self.quarantine(handle, reason)
         return not reason
+
+    @property
+    def data_disks(self) -> tuple[Disk, ...]:
+        """All data directories, failed ones included."""
+        return self._disks
 
     def disks(self) -> tuple[DiskReport, ...]:
         for disk in self._disks:
@@ -474,16 +483,22 @@ def _write_all(fd: int, data: memoryview, offset: int) -> None:
         offset += written
 
 
-def _find_damage(opened: OpenReplica | OpenRecord) -> str:
+def _find_damage(opened: OpenReplica | OpenRecord, pace: Pace | None) -> str:
     """Return what is wrong with the data of an open replica, `""` when nothing is; raise `OSError`."""
     fd, tail = opened.fd, opened.tail
     if combine_blocks(tail.checksums, tail.length) != tail.crc:
         return "its block checksums do not add up to the chunk's"
+    if pace is not None:
+        drop_pages(fd, opened.start, tail.length)  # what memory still holds says nothing about the disk
     buffer = memoryview(bytearray(min(VERIFY_PIECE_SIZE, tail.length)))
     for offset in range(0, tail.length, len(buffer)):
         piece = buffer[: min(len(buffer), tail.length - offset)]
+        if pace is not None:
+            pace(len(piece))
         if os.preadv(fd, [piece], opened.start + offset) != len(piece):
             return f"its file ends before byte {offset + len(piece)}"
         if (bad := first_bad_block(piece, checksums_of(tail, offset, len(piece)))) is not None:
             return f"the block at {offset + bad * BLOCK_SIZE} does not match its checksum"
+        if pace is not None:
+            drop_pages(fd, opened.start + offset, len(piece))  # readers need the memory more
     return ""

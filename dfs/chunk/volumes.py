@@ -233,6 +233,12 @@ class VolumeSet:
                 self._files.release(file)
                 raise
 
+    def reopen(self, handle: ChunkHandle) -> None:
+        """Let the next reader of a replica open its volume anew."""
+        place = self._places.get(handle)
+        if place is not None:
+            self._files.evict(place.volume.name.number)
+
     # --- writing ------------------------------------------------------------------------------------------
 
     def append(self, replica: Replica, data: Buffer, tail: bytes) -> None:

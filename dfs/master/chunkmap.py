@@ -17,6 +17,7 @@ from itertools import islice
 import msgspec
 
 from dfs.ids import ChunkHandle, ServerId, id_text
+from dfs.master import extents
 from dfs.master.views import ChunkView, GarbageChunk
 from dfs.net.frames import PAYLOAD_SIZE_MAX
 
@@ -138,6 +139,15 @@ class ChunkMap:
     def reference(self, handle: ChunkHandle, replication: int) -> None:
         """Count one more extent, of a file with this replication."""
         self._recount(handle, self._shards[handle[0]][handle], replication, 1)
+
+    def reference_file(self, packed: bytes, replication: int) -> None:
+        """Count the extents of one more file; quick for a file that is one whole chunk, as nearly all are."""
+        chunk = self._shards[packed[0]].get(ChunkHandle(packed)) if packed else None
+        if chunk is not None and chunk.replicas.goal == replication and not self._levels and chunk.reference_count:
+            chunk.reference_count += 1
+            return
+        for handle in extents.handles(packed):
+            self.reference(handle, replication)
 
     def dereference(self, handle: ChunkHandle, replication: int, now_ms: int) -> None:
         """Count one extent less; the last one makes the chunk garbage."""

@@ -172,7 +172,7 @@ class GarbageDuty:
         self._resume_at = plan.resume_at
         for server_id, handles in plan.orders.items():
             for handle in handles:
-                books[server_id].add(ReplicaReport(handle, 0, 0, 0), now_s)
+                books[server_id].add(ReplicaReport(handle, 0, 0), now_s)
 
 
 class ReportsDuty:

@@ -23,6 +23,7 @@ from dfs.errors import InternalError, InvalidArgument, ProtocolError
 from dfs.log import get_logger
 from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
+from dfs.master.diagnosis import DiagnosisDesk
 from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView, Liveness
 from dfs.master.replicated_log import ReplicatedLog
@@ -37,7 +38,9 @@ from dfs.net.messages import (
     AppendExtents,
     ChunkReport,
     CommitFile,
+    Concat,
     Copy,
+    CreateSnapshot,
     Delete,
     EmptyTrash,
     ErrorReply,
@@ -45,9 +48,14 @@ from dfs.net.messages import (
     GetClusterStatusReply,
     GetMasterStatus,
     GetMasterStatusReply,
+    GetReport,
     Heartbeat,
     ListDirectory,
     ListDirectoryReply,
+    ListQuotas,
+    ListQuotasReply,
+    ListSnapshots,
+    ListSnapshotsReply,
     ListTrash,
     ListTrashReply,
     Locate,
@@ -59,14 +67,20 @@ from dfs.net.messages import (
     ReadCheckpoint,
     RegisterServer,
     RemoveDirectory,
+    RemoveSnapshot,
     Rename,
+    RestoreSnapshot,
+    SetQuota,
     SetReplication,
     Stat,
     StatReply,
+    SurveyFiles,
     Touch,
     TransferLeadership,
+    Truncate,
     Undelete,
     WriteCheckpoint,
+    WriteRange,
 )
 from dfs.net.parts import MasterStatus, ServerStatus
 from dfs.paths import split
@@ -84,6 +98,13 @@ MUTATIONS: frozenset[type[Mutation]] = frozenset(
         SetReplication,
         Undelete,
         EmptyTrash,
+        Truncate,
+        Concat,
+        WriteRange,
+        CreateSnapshot,
+        RemoveSnapshot,
+        RestoreSnapshot,
+        SetQuota,
     }
 )
 FAULT_SHOWN_MAX = 900  # last characters of a traceback in the log
@@ -119,6 +140,15 @@ class MasterService:
         self._access = AccessDesk(
             config=config, state=state, view=self.view, key=key, clock=clock, rng=rng or random.SystemRandom()
         )
+        diagnosis = DiagnosisDesk(
+            config=config,
+            state=state,
+            view=self.view,
+            reports=self.reports,
+            leadership=self.leadership,
+            key=key,
+            clock=clock,
+        )
         self._handlers: dict[type[Message], Callable[[Any, RequestContext], Awaitable[Message]]] = {
             Ping: self._ping,
             GetMasterStatus: self._master_status,
@@ -126,6 +156,8 @@ class MasterService:
             Stat: self._stat,
             ListDirectory: self._list_directory,
             ListTrash: self._list_trash,
+            ListSnapshots: self._list_snapshots,
+            ListQuotas: self._list_quotas,
             Locate: self._locate,
             Allocate: self._allocate,
             RegisterServer: self._register,
@@ -134,6 +166,8 @@ class MasterService:
             TransferLeadership: admin.transfer,
             WriteCheckpoint: admin.write,
             ReadCheckpoint: admin.read,
+            SurveyFiles: diagnosis.survey,
+            GetReport: diagnosis.report,
             **dict.fromkeys(MUTATIONS, self._mutate),
         }
 
@@ -158,7 +192,7 @@ class MasterService:
     # --- any master -----------------------------------------------------------------------------------
 
     async def _ping(self, _message: Ping, _context: RequestContext) -> Message:
-        return Pong(self.name, "master", dfs.__version__)
+        return Pong(self.name, "master", dfs.__version__, self._clock.wall_ms())
 
     async def _master_status(self, _message: GetMasterStatus, _context: RequestContext) -> Message:
         status = self.leadership.status()
@@ -204,6 +238,15 @@ class MasterService:
     async def _list_trash(self, message: ListTrash, context: RequestContext) -> Message:
         await self.leadership.barrier(context.deadline)
         return ListTrashReply(*self.state.list_trash(message.after, LIST_LIMIT_MAX))
+
+    async def _list_snapshots(self, message: ListSnapshots, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)
+        after = message.after_directory, message.after_name
+        return ListSnapshotsReply(*self.state.list_snapshots(message.path, after))
+
+    async def _list_quotas(self, message: ListQuotas, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)
+        return ListQuotasReply(*self.state.list_quotas(message.path, message.after, is_effective=message.is_effective))
 
     async def _locate(self, message: Locate, context: RequestContext) -> Message:
         if message.first_extent < 0 or message.version < 0:

@@ -18,7 +18,17 @@ import msgspec
 
 from dfs.errors import Conflict, DfsError, InternalError, InvalidArgument, IsADirectory, NotADirectory
 from dfs.ids import ChunkHandle, ServerId
-from dfs.master import checkpoint, content_commands, duty_commands, extents, tree_commands
+from dfs.master import (
+    checkpoint,
+    content_commands,
+    duty_commands,
+    extents,
+    quota_commands,
+    quotas,
+    range_commands,
+    snapshot_commands,
+    tree_commands,
+)
 from dfs.master.commands import (
     ChangeReplicas,
     ExpireSessions,
@@ -28,16 +38,22 @@ from dfs.master.commands import (
     SetOptions,
     decode_command,
 )
+from dfs.master.file_walk import WalkPage, walk_page
 from dfs.master.invariants import check_invariants
-from dfs.master.namespace import Directory, File, shown, status_of
+from dfs.master.namespace import shown, status_of
+from dfs.master.nodes import Directory, File
 from dfs.master.parts import TIME_MAX_MS, StateParts
 from dfs.master.views import ChunkView, Extent, ExtentsView, GarbageChunk, RegisteredServer
 from dfs.net.messages import (
     LIST_LIMIT_MAX,
     LOCATE_EXTENTS_MAX,
+    QUOTAS_PAGE_MAX,
+    SNAPSHOTS_PAGE_MAX,
     AppendExtents,
     CommitFile,
+    Concat,
     Copy,
+    CreateSnapshot,
     Delete,
     EmptyTrash,
     ErrorReply,
@@ -45,12 +61,17 @@ from dfs.net.messages import (
     Message,
     Mutation,
     RemoveDirectory,
+    RemoveSnapshot,
     Rename,
+    RestoreSnapshot,
+    SetQuota,
     SetReplication,
     Touch,
+    Truncate,
     Undelete,
+    WriteRange,
 )
-from dfs.net.parts import FileStatus, SpaceStatus, TrashEntry
+from dfs.net.parts import FileStatus, QuotaStatus, SnapshotStatus, SpaceStatus, TrashEntry
 
 __all__ = ["ChunkView", "Extent", "ExtentsView", "GarbageChunk", "MasterState", "RegisteredServer"]
 
@@ -69,6 +90,13 @@ _HANDLERS: dict[type[Message], Callable[[StateParts, Any], Message]] = {
     CommitFile: content_commands.commit_file,
     AppendExtents: content_commands.append_extents,
     SetReplication: content_commands.set_replication,
+    Truncate: range_commands.truncate,
+    Concat: range_commands.concat,
+    WriteRange: range_commands.write_range,
+    CreateSnapshot: snapshot_commands.create_snapshot,
+    RemoveSnapshot: snapshot_commands.remove_snapshot,
+    RestoreSnapshot: snapshot_commands.restore_snapshot,
+    SetQuota: quota_commands.set_quota,
     PutServer: duty_commands.put_server,
     ChangeReplicas: duty_commands.change_replicas,
     ExpireTrash: duty_commands.expire_trash,
@@ -198,12 +226,12 @@ class MasterState:
         return self._parts.born_ms
 
     def stat(self, path: str) -> FileStatus:
-        return status_of(path, self._parts.namespace.find(path))
+        return status_of(path, self._parts.find(path))
 
     def list_directory(self, path: str, after: str, limit: int) -> tuple[tuple[FileStatus, ...], bool]:
         """Return at most `limit` entries named after `after`, by name, and whether there are more."""
         _check_limit(limit, LIST_LIMIT_MAX)
-        node = self._parts.namespace.find(path)
+        node = self._parts.find(path)
         if isinstance(node, File):
             raise NotADirectory(f"{shown(path)} is a file")
         entries, has_more = node.entries.page(after, limit)
@@ -214,7 +242,7 @@ class MasterState:
         _check_limit(count, LOCATE_EXTENTS_MAX)
         if first_extent < 0:
             raise InvalidArgument(f"there is no extent number {first_extent}")
-        node = self._parts.namespace.find(path)
+        node = self._parts.find(path)
         if isinstance(node, Directory):
             raise IsADirectory(f"{shown(path)} is a directory")
         if version not in (0, node.version):
@@ -222,6 +250,10 @@ class MasterState:
         first_offset, found = extents.window(node.extents, node.size, first_extent, count)
         has_more = first_extent + count < extents.count(node.extents)
         return ExtentsView(status_of(path, node), first_offset, found, has_more)
+
+    def walk_page(self, path: str, after: str, extents_told: int, limit: int) -> WalkPage:
+        """Return a page of the files at and below `path`, see dfs.master.file_walk."""
+        return walk_page(self._parts.find(path), after, extents_told, limit)
 
     def chunk(self, handle: ChunkHandle) -> ChunkView | None:
         return self._parts.chunks.view(handle)
@@ -281,12 +313,33 @@ class MasterState:
             under_replicated=under,
             under_replicated_live=under_live,
             missing=missing,
+            snapshot_count=parts.snapshots.count,
+            snapshot_size=parts.snapshots.size,
         )
 
     def list_trash(self, after: int, limit: int) -> tuple[tuple[TrashEntry, ...], bool]:
         """Return at most `limit` entries with ids above `after`, oldest first, and whether there are more."""
         _check_limit(limit, LIST_LIMIT_MAX)
         return self._parts.trash.page(after, limit, self._parts.trash_keep_ms)
+
+    def list_snapshots(self, path: str, after: tuple[str, str]) -> tuple[tuple[SnapshotStatus, ...], bool]:
+        """Return a page of the snapshots of `path` and of directories in it, and whether there are more."""
+        self._parts.find(path)
+        return self._parts.snapshots.page(path, after, SNAPSHOTS_PAGE_MAX)
+
+    def list_quotas(self, path: str, after: str, *, is_effective: bool) -> tuple[tuple[QuotaStatus, ...], bool]:
+        """Return a page of the quotas of `path` and of what is in it (or what it is in), and whether there are more."""
+        parts = self._parts
+        parts.find(path)
+        known = parts.quotas.paths_above(path) if is_effective else parts.quotas.paths_below(path)
+        found: list[QuotaStatus] = []
+        for directory in known:
+            quota, node = parts.quotas.get(directory), parts.namespace.find(directory)
+            if directory > after and quota is not None and isinstance(node, Directory):
+                found.append(quotas.status(directory, quota, node))
+            if len(found) > QUOTAS_PAGE_MAX:
+                return tuple(found[:-1]), True
+        return tuple(found), False
 
     @property
     def trash_count(self) -> int:

@@ -16,8 +16,8 @@ from dfs.testing.raft_world import RaftLimits
 
 FAULTS = (
     "kill", "power", "power_in_write", "power_all", "power_at_vote", "power_at_commit", "wipe", "isolate",
-    "isolate_leader", "one_way", "split", "pause", "pause_leader", "clock", "wall_clock", "disk_full", "disk_error",
-    "checkpoint", "transfer", "cut",
+    "isolate_leader", "depose", "one_way", "split", "pause", "pause_leader", "clock", "wall_clock", "disk_full",
+    "disk_error", "checkpoint", "transfer", "cut",
 )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def _laggards(plan: Plan, rng: random.Random) -> Plan:
     """Leaders and followers are cut off, and come back behind a checkpoint with entries that nobody else has."""
     return replace(
         plan,
-        faults=("isolate_leader", "isolate_leader", "isolate", "pause_leader", "power"),
+        faults=("depose", "depose", "isolate", "pause_leader", "power"),
         duration_s=0.7 * plan.duration_s,
         fault_gap_s=rng.choice((0.3, 0.6)),
         clients=4,
@@ -108,8 +108,25 @@ def _laggards(plan: Plan, rng: random.Random) -> Plan:
             slice_entries=rng.choice((2, 5)),
             keep_entries=2,
             checkpoint_entries=8,
+            piece_size=rng.choice((64, 400, 256 * 1024)),
             disk_delay_s=rng.choice((0.0002, 0.002)),
         ),
+    )
+
+
+def _minorities(plan: Plan, rng: random.Random) -> Plan:
+    """Of five masters two go on alone for a while, and lead again soon after: old acknowledgements are lies by then."""
+    return replace(
+        plan,
+        size=5,
+        faults=("depose", "depose", "depose", "transfer", "power"),
+        fault_gap_s=rng.choice((0.2, 0.5)),
+        clients=5,
+        keys=2,
+        think_s=0.01,
+        net_delay_s=rng.choice((0.0005, 0.003)),
+        echo_rate=0.3,
+        limits=replace(plan.limits, disk_delay_s=0.0002, election_timeout_s=(0.1, 0.2)),
     )
 
 
@@ -131,5 +148,6 @@ def _elections(plan: Plan, rng: random.Random) -> Plan:
 _TEMPERS: dict[str, Callable[[Plan, random.Random], Plan]] = {
     "power": _power,
     "laggards": _laggards,
+    "minorities": _minorities,
     "elections": _elections,
 }

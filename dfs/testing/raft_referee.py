@@ -48,6 +48,8 @@ class Referee:
             self._take_vote(life, term, candidate)
         if engine.role == LEADER and journal.term != life.led_term:
             self._take_leader(life)
+        elif life.log._proposals and engine.role != LEADER:
+            raise RuleBroken(f"{life.host.name} lost the leadership, and callers still wait for it")
         if engine.commit_index != life.seen_commit:
             self._take_commits(life)
         applied = engine.applied_index

@@ -279,11 +279,37 @@ class RaftSimulation:
 
     def _do_isolate(self, host: MasterHost, hosts: list[MasterHost]) -> None:
         self._say(f"{host.name} is isolated")
-        for other in hosts:
-            if other is not host:
-                self.world.net.block(host.name, other.name)
-                self.world.net.block(other.name, host.name)
+        self._part([host], hosts)
         self._heal_later()
+
+    def _part(self, some: list[MasterHost], hosts: list[MasterHost]) -> None:
+        """Close all ways between some masters and the others."""
+        for one in some:
+            for other in hosts:
+                if other not in some:
+                    self.world.net.block(one.name, other.name)
+                    self.world.net.block(other.name, one.name)
+
+    def _do_depose(self, _host: MasterHost, hosts: list[MasterHost]) -> None:
+        """Cut the leader off, of five with a follower, until the others have gone on a good way without it."""
+        for life in self._lives():
+            if life.log.is_leader:
+                followers = [host for host in hosts if host is not life.host]
+                lonely = [life.host, *self._rng.sample(followers, (len(hosts) - 3) // 2)]
+                self._say(f"{', '.join(host.name for host in lonely)} (leader first) are cut off")
+                self._part(lonely, hosts)
+                goal = life.engine.commit_index + self._rng.choice((3, 12, 20))
+                self._heal_once_at(goal, self.world.loop.time() + 2.0, lonely)
+                return
+
+    def _heal_once_at(self, goal: int, deadline_s: float, lonely: list[MasterHost]) -> None:
+        if self._is_healing:
+            return
+        others = [life.engine.commit_index for life in self._lives() if life.host not in lonely]
+        if max(others, default=0) >= goal or self.world.loop.time() >= deadline_s:
+            self._heal()
+        else:
+            self.world.loop.call_later(0.05, self._heal_once_at, goal, deadline_s, lonely)
 
     def _do_isolate_leader(self, _host: MasterHost, hosts: list[MasterHost]) -> None:
         for life in self._lives():
@@ -324,8 +350,9 @@ class RaftSimulation:
         self.world.loop.call_later(self._rng.choice((0.05, 0.5, 1.5)) * self._rng.random() * 2, self._heal)
 
     def _heal(self) -> None:
-        self._say("the network is whole")
-        self.world.net.heal()
+        if not self._is_healing:
+            self._say("the network is whole")
+            self.world.net.heal()
 
     def _do_pause(self, host: MasterHost, _hosts: list[MasterHost]) -> None:
         self._pause(host, self._rng.choice((0.05, 0.3, 1.0, 2.0)) * self._rng.random())

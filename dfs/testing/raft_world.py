@@ -437,7 +437,7 @@ class _VirtualCheckpointWriter(CheckpointWriter):
             return
         draft = self._draft(head.index)
         try:
-            write_checkpoint(draft, head, pieces, fsync=True)
+            write_checkpoint(draft, head, pieces, fsync=self._folder.fsync)
             self._folder.publish(draft, head.index)
             self._status = 0
         except OSError as error:

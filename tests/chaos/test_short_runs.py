@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dfs.testing.chaos import small_disks
 from dfs.testing.chaos.namespaces import is_permitted
 from dfs.testing.chaos.run import run_chaos
 from dfs.testing.chaos.schedule import DEPOSES_THE_LEADER, FaultKind, Plan, one_after_another
@@ -45,3 +46,12 @@ def test_a_leader_cut_off_from_its_followers_serves_no_stale_read_and_loses_no_w
     assert sum(count for kind, count in verdict.faults.items() if FaultKind(kind) in DEPOSES_THE_LEADER) >= 2
     links = [link.name for link in Path("/sys/class/net").iterdir()]
     assert f"dfs{os.getpid() % 0xFFFFF:x}" not in links, "the bridge was left behind"
+
+
+@pytest.mark.skipif(not small_disks.is_permitted(), reason="small disks need root and mounts")
+def test_full_disks_break_no_promise(tmp_path: Path) -> None:
+    masters = one_after_another(FaultKind.FILL_LEADERS_DISK, FaultKind.KILL_LEADER, FaultKind.FILL_LEADERS_DISK)
+    servers = one_after_another(FaultKind.FILL_CHUNK_SERVERS_DISK, FaultKind.FILL_CHUNK_SERVERS_DISK, lasts_s=3)
+    verdict = run_chaos(3, 10, folder=tmp_path, plan=Plan(masters, servers), disks=True)
+    assert verdict.is_clean, verdict.text()
+    assert verdict.faults.get("fill_chunk_servers_disk", 0) >= 1, verdict.text()

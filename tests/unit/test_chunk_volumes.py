@@ -490,6 +490,26 @@ def test_damaged_record_is_quarantined_by_compaction_and_not_copied(tmp_path: Pa
             store.open(handles[0])
 
 
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_scrubbing_finds_damage_in_volumes_and_volumes_that_are_gone(tmp_path: Path, is_removed: bool) -> None:
+    with opened(tmp_path / "a", volume_size=10**6) as store:
+        sound, bad = put(store, bytes(1000)).handle, put(store, bytes(1000)).handle
+        store.changes.acknowledge(store.changes.batch(10))
+        paced: list[int] = []
+        assert store.verify(bad, paced.append)
+        assert paced == [1000]
+        if is_removed:
+            volumes_of(tmp_path / "a")[0].unlink()
+            with pytest.raises(ChunkNotFound):
+                store.verify(bad, paced.append)
+        else:
+            flip(volumes_of(tmp_path / "a")[0], record_size(1000) + HEADER_SIZE + 5)
+            assert not store.verify(bad, paced.append)
+            assert store.verify(sound, paced.append)
+        assert store.handles() == [sound]
+        assert store.changes.batch(10).corrupt == (bad,)
+
+
 class Executioner:
     """Ends the n-th change of a file or folder before it happens: the process dies, or the call alone fails."""
 

@@ -16,7 +16,7 @@ def handle(number: int) -> ChunkHandle:
 
 
 def replica(number: int) -> ReplicaReport:
-    return ReplicaReport(handle(number), 1, 2, 3)
+    return ReplicaReport(handle(number), 1, 2)
 
 
 def always(_replica: ReplicaReport) -> bool:
