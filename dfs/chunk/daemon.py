@@ -89,6 +89,7 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
         threads = [
             threading.Thread(target=heartbeats.run, args=(stop,), name="dfs heartbeats", daemon=True),
             threading.Thread(target=orders.run, args=(stop,), name="dfs orders", daemon=True),
+            threading.Thread(target=store.compactor.run, args=(stop,), name="dfs compaction", daemon=True),
             threading.Thread(target=scrubber.run, args=(stop,), name="dfs scrubber", daemon=True),
             threading.Thread(target=watch.run, args=(stop,), name="dfs disk watch", daemon=True),
             *(

@@ -291,8 +291,17 @@ class MasterService:
 
     # --- writes ---------------------------------------------------------------------------------------------
 
-    async def _allocate(self, message: Allocate, context: RequestContext) -> Message:
-        await self.leadership.barrier(context.deadline)  # a deposed leader places on servers that others gave up
+    async def _allocate(self, message: Allocate, _context: RequestContext) -> Message:
+        """Hand out chunks without a proof of leadership: an allocation promises nothing.
+
+        A master that was deposed and does not know it yet may do this, with these consequences: its handles are random,
+        so they clash with nobody's. Its tokens are signed with the key that all masters share. It places by what it
+        heard of the servers within `dead_after`, as a true leader does; a chain that does not work is tried anew
+        elsewhere. The chunks exist for nobody before a commit, which goes through the log of the true leader and is
+        judged by *its* state: servers that are not registered there and chunks from before the horizon are refused
+        (docs/adr/0009), whoever allocated them. So a round to the other masters would buy nothing.
+        """
+        self.leadership.require()
         return self._access.allocate(message)
 
     async def _mutate(self, message: Mutation, context: RequestContext) -> Message:
