@@ -43,7 +43,13 @@ class TwoDisks:
         assert path_of(self.second, self.kept).exists()
 
     def open(self) -> FileStore:
-        return FileStore(self.paths, "test", disk_reserve=0, probe=lambda path: Space(10**10, self.free[path.name]))
+        return FileStore(
+            self.paths,
+            "test",
+            disk_reserve=0,
+            probe=lambda path: Space(10**10, self.free[path.name]),
+            volume_chunk_max=0,  # volumes have their own tests
+        )
 
     def check_first_is_out(self) -> None:
         """The first disk's replica is told as gone, the second's is served, and new ones are taken there."""
