@@ -325,7 +325,9 @@ class _Loader:
         self.trees = 0
         self.trash_rows: list[TrashRow] = []
         self.keys: dict[ChunkHandle, ChunkHandle] = {}  # the chunk map's own key objects, to share them with files
-        self.servers: dict[tuple[ServerId, ...], tuple[ServerId, ...]] = {}  # those of garbage, to share them
+        self.servers: dict[
+            tuple[ServerId, ...], tuple[ServerId, ...]
+        ] = {}  # checked combinations, which garbage shares
         self.trash_nodes: list[Node] = []
         self.snapshot_rows: list[SnapshotRow] = []
         self.snapshot_nodes: list[Directory] = []
@@ -370,9 +372,11 @@ class _Loader:
         elif isinstance(row, ChunkRow):
             _require(len(row.handle) == ID_SIZE and row.handle not in self.keys, "a chunk handle is bad or double")
             self.keys[row.handle] = row.handle
+            self._check_servers(row.servers)
             self.parts.chunks.add(row.handle, row.length, row.crc, row.servers)
         elif isinstance(row, GarbageRow):
-            servers = self.servers.setdefault(row.servers, row.servers)
+            self._check_servers(row.servers)
+            servers = self.servers[row.servers]
             self.parts.chunks.add_garbage(GarbageChunk(row.handle, row.length, servers, row.since_ms))
         elif isinstance(row, TrashRow):
             self.trash_rows.append(row)
@@ -386,6 +390,11 @@ class _Loader:
             self.parts.servers.put(RegisteredServer(row.server_id, row.name, row.address, row.rack))
         else:
             self._take_session(row)
+
+    def _check_servers(self, servers: tuple[ServerId, ...]) -> None:
+        if servers not in self.servers:
+            _require(all(server in self.parts.servers for server in servers), "a chunk is on an unknown server")
+            self.servers[servers] = servers
 
     def _take_node(self, row: NodeRow) -> None:
         _require(0 <= row.depth <= len(self.stack), "a node has no parent")

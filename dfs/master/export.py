@@ -51,7 +51,7 @@ FORMAT = "dfs-export"
 FORMAT_VERSION = 1
 LINE_SIZE_MAX = 64 * 1024 * 1024  # bytes; a file of 262,144 extents takes about 25 MiB
 _ROWS_MAX = 5000  # rows of a piece
-_DAMAGED = (msgspec.MsgspecError, KeyError, IndexError, TypeError, ValueError, AttributeError)
+_DAMAGED = (OverflowError, msgspec.MsgspecError, KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 _PIECE_DECODER: msgspec.msgpack.Decoder[Piece] = msgspec.msgpack.Decoder(Piece)
 _ENCODER = msgspec.msgpack.Encoder()

@@ -318,6 +318,17 @@ class MasterState:
             snapshot_size=parts.snapshots.size,
         )
 
+    def live_replica_counts(self, live: Collection[ServerId], most: int) -> list[int]:
+        """Return how many chunks have 0, 1, … live replicas; the last number is of those with `most` or more."""
+        counts = [0] * (most + 1)
+        for _, alive, _, count, _ in self._parts.chunks.tallies(live):
+            counts[min(alive, most)] += count
+        return counts
+
+    @property
+    def session_count(self) -> int:
+        return len(self._parts.sessions)
+
     def list_trash(self, after: int, limit: int) -> tuple[tuple[TrashEntry, ...], bool]:
         """Return at most `limit` entries with ids above `after`, oldest first, and whether there are more."""
         _check_limit(limit, LIST_LIMIT_MAX)

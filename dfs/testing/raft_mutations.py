@@ -258,7 +258,8 @@ def _mismatch_commits_the_tail() -> list[Change]:
 
 @_mutation("f2", "stepping down without a majority of followers")
 def _lonely_leader_stays() -> list[Change]:
-    make = raft_engine.SyncObjConf
+    engine: Any = raft_engine  # the name is the library's
+    make = engine.SyncObjConf
 
     def conf(**options: Any) -> Any:
         return make(**{**options, "leaderFallbackTimeout": 30.0})

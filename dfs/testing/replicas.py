@@ -33,7 +33,7 @@ def put(store: ChunkStore, data: bytes = DATA, handle: ChunkHandle | None = None
 def content(store: ChunkStore, handle: ChunkHandle) -> bytes:
     """Return all bytes of a replica, unverified."""
     with store.open(handle) as opened:
-        return os.pread(opened.fd, opened.tail.length, 0)
+        return os.pread(opened.fd, opened.tail.length, opened.start)
 
 
 def path_of(disk: Path, handle: ChunkHandle) -> Path:

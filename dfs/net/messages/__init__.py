@@ -12,9 +12,11 @@ from dfs.net.messages.base import (
     message,
 )
 from dfs.net.messages.chunks import (
+    STORE_SIZE_MAX,
     FinishChunk,
     ReadChunk,
     ReadChunkReply,
+    StoreChunk,
     VerifyReplica,
     VerifyReplicaReply,
     WriteChunk,
@@ -131,6 +133,7 @@ __all__ = [
     "REPLICATION_MAX",
     "REPORT_PAGE_MAX",
     "SNAPSHOTS_PAGE_MAX",
+    "STORE_SIZE_MAX",
     "SURVEY_STEPS_MAX",
     "Allocate",
     "AllocateReply",
@@ -188,6 +191,7 @@ __all__ = [
     "SnapshotReply",
     "Stat",
     "StatReply",
+    "StoreChunk",
     "SurveyFiles",
     "SurveyFilesReply",
     "Touch",
