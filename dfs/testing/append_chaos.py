@@ -205,7 +205,9 @@ def check_replicas_alike(cluster: ClusterUnderTest, client: DfsClient) -> None:
         files = set()
         for index in extent.replicas:
             name = names[reply.servers[index].server_id]
-            files |= {path.read_bytes() for path in cluster.chunk_files(name) if path.name == extent.handle.hex()}
+            for replica in cluster.replicas(name):
+                if replica.handle == extent.handle:
+                    files.add(replica.path.read_bytes()[replica.start : replica.start + replica.length])
         assert len(files) == 1, f"replicas of {extent.handle.hex()} differ: {len(files)} contents"
 
 

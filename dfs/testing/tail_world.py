@@ -289,9 +289,7 @@ class TailWorld:
 
     chunk_size = _Config.chunk_size
 
-    def __init__(
-        self, seed: int, folder: Path, *, servers: int = SERVERS, appenders: int = 4, replication: int = 3
-    ) -> None:
+    def __init__(self, seed: int, folder: Path, *, appenders: int = 4, replication: int = 3) -> None:
         self.rng = Random(seed)  # noqa: S311 - to be replayed
         self.state = MasterState()
         self.faults = Faults(self.rng, self.rng.choice([0.0, 0.01, 0.05, 0.1]))
@@ -434,7 +432,7 @@ class TailWorld:
             for server in self.servers.values():
                 if server.server_id in chunk.servers:
                     with server.store.open(extent.handle) as opened:
-                        copies.add(os.pread(opened.fd, opened.tail.length, 0))
+                        copies.add(os.pread(opened.fd, opened.tail.length, opened.start))
             assert len(copies) == 1, f"replicas of {extent.handle.hex()} differ"
             pieces.append(copies.pop())
             assert len(pieces[-1]) == extent.length

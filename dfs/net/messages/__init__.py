@@ -12,9 +12,11 @@ from dfs.net.messages.base import (
     message,
 )
 from dfs.net.messages.chunks import (
+    STORE_SIZE_MAX,
     FinishChunk,
     ReadChunk,
     ReadChunkReply,
+    StoreChunk,
     VerifyReplica,
     VerifyReplicaReply,
     WriteChunk,
@@ -164,6 +166,7 @@ __all__ = [
     "REPORT_PAGE_MAX",
     "RESULTS_MAX",
     "SNAPSHOTS_PAGE_MAX",
+    "STORE_SIZE_MAX",
     "SURVEY_STEPS_MAX",
     "TAIL_REPORT_MAX",
     "TAIL_WAIT_MAX_MS",
@@ -238,6 +241,7 @@ __all__ = [
     "SnapshotReply",
     "Stat",
     "StatReply",
+    "StoreChunk",
     "SurveyFiles",
     "SurveyFilesReply",
     "TailReport",
