@@ -10,6 +10,7 @@ its receiver crashes in the middle of writing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import shutil
@@ -448,6 +449,11 @@ class TailWorld:
             assert len(pieces[-1]) == extent.length
         return b"".join(pieces)
 
+    def close(self) -> None:
+        """Let go of the memory that stands for disks."""
+        for server in self.servers.values():
+            server.store.close()
+
     def heal(self) -> bytes:
         """End all faults, let every appender finish, seal, and return the content."""
         self.faults.rate, self.faults.cut, self.crash_rate, self.interleave_rate = 0.0, set(), 0.0, 0.0
@@ -515,8 +521,9 @@ def run_seed(seed: int, steps: int = STEPS) -> tuple[TailWorld, int]:
         for number in range(SERVERS):
             (folder / f"c{number}").mkdir()
         world = TailWorld(seed, folder)
-        world.run(steps)
-        return world, len(check_exactly_once(world.heal(), world.acknowledged))
+        with contextlib.closing(world):
+            world.run(steps)
+            return world, len(check_exactly_once(world.heal(), world.acknowledged))
     except BaseException as error:
         error.add_note(f"seed {seed}")
         raise
