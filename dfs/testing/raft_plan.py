@@ -16,8 +16,8 @@ from dfs.testing.raft_world import RaftLimits
 
 FAULTS = (
     "kill", "power", "power_in_write", "power_all", "power_at_vote", "power_at_commit", "wipe", "isolate",
-    "isolate_leader", "depose", "one_way", "split", "pause", "pause_leader", "clock", "wall_clock", "disk_full", "disk_error",
-    "checkpoint", "transfer", "cut",
+    "isolate_leader", "depose", "one_way", "split", "pause", "pause_leader", "clock", "wall_clock", "disk_full",
+    "disk_error", "checkpoint", "transfer", "cut",
 )  # fmt: skip
 
 
