@@ -47,6 +47,7 @@ SESSION_EXPIRY_MIN_S = 1200.0  # twice the time for which a client resends an un
 CHUNK_SIZE_UNIT = 64 * KIB  # one checksum block
 CHUNK_SIZE_MAX = 256 * MIB  # the largest payload of a frame
 DURATION_MAX_S = 3650 * 86400.0  # ten years; more is a slip of the pen
+SCRUB_RATE_MIN = 64 * KIB  # bytes per second: below that not even one block is read in a second
 ELECTION_TIMEOUT_MIN_S = 0.05  # below that a busy machine elects without end
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -55,8 +56,8 @@ _SIZE_UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB}
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _ANY_ADDRESS = frozenset({"0.0.0.0", "::", "*"})  # noqa: S104 - refused, not bound
-_MASTER_KEYS = ("address", "raft_address", "data_dir")
-_CHUNK_KEYS = ("address", "data_dirs", "rack")
+_MASTER_KEYS = ("address", "raft_address", "data_dir", "metrics_address")
+_CHUNK_KEYS = ("address", "data_dirs", "rack", "metrics_address")
 
 T = TypeVar("T")
 
@@ -69,6 +70,7 @@ class MasterConfig:
     address: str  # clients and chunk servers connect here
     raft_address: str  # the other masters connect here
     data_dir: Path
+    metrics_address: str = ""  # where monitoring reads metrics by HTTP; "" = nowhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,7 @@ class ChunkServerConfig:
     address: str
     data_dirs: tuple[Path, ...]
     rack: str = "default"
+    metrics_address: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +105,8 @@ class ClusterConfig:
     trash_keep_s: float = 3 * 86400.0
     garbage_grace_s: float = 600.0
     orphan_grace_s: float = 86400.0
+    scrub_period_s: float = 14 * 86400.0  # every chunk server verifies all its replicas once in this time; 0 = never
+    scrub_rate: int = 10 * MIB  # bytes per second that it reads for that at most
     session_expiry_s: float = 3600.0
     token_lifetime_s: float = 3600.0
     client_timeout_s: float = 30.0
@@ -219,6 +224,13 @@ def _chunk_size(text: str) -> int:
     return size
 
 
+def _scrub_rate(text: str) -> int:
+    rate = parse_size(text)
+    if rate < SCRUB_RATE_MIN:
+        raise ConfigError(f"{text!r} per second is too little; write at least 64 KiB, or turn scrub_period to 0 s")
+    return rate
+
+
 def _positive_duration(text: str) -> float:
     seconds = parse_duration(text)
     if seconds <= 0:
@@ -239,6 +251,8 @@ _CLUSTER_VALUES: dict[str, tuple[str, Callable[[str], object]]] = {  # key in th
     "trash_keep": ("trash_keep_s", parse_duration),
     "garbage_grace": ("garbage_grace_s", parse_duration),
     "orphan_grace": ("orphan_grace_s", _positive_duration),
+    "scrub_period": ("scrub_period_s", parse_duration),
+    "scrub_rate": ("scrub_rate", _scrub_rate),
     "session_expiry": ("session_expiry_s", _positive_duration),
     "token_lifetime": ("token_lifetime_s", _positive_duration),
     "client_timeout": ("client_timeout_s", _positive_duration),
@@ -367,6 +381,7 @@ class _Reader:
             address=self._get(section, "address", _address),
             raft_address=self._get(section, "raft_address", _address),
             data_dir=self._get(section, "data_dir", self._path),
+            metrics_address=self._metrics_address(section),
         )
 
     def chunk_server(self, section: str) -> ChunkServerConfig:
@@ -377,7 +392,12 @@ class _Reader:
             address=self._get(section, "address", _address),
             data_dirs=self._get(section, "data_dirs", self._paths),
             rack=self._get(section, "rack", _node_name) if has_rack else "default",
+            metrics_address=self._metrics_address(section),
         )
+
+    def _metrics_address(self, section: str) -> str:
+        has_one = self._parser.has_option(section, "metrics_address")
+        return self._get(section, "metrics_address", _address) if has_one else ""
 
     def _check_keys(self, section: str, allowed: Iterable[str]) -> None:
         known = list(allowed)
@@ -476,11 +496,17 @@ def _check_nodes(config: ClusterConfig) -> None:
         claim(names, master.name, section, "name", master.name)
         claim(addresses, _endpoint(master.address), section, "address", master.address)
         claim(addresses, _endpoint(master.raft_address), section, "raft_address", master.raft_address)
+        if master.metrics_address:
+            endpoint = _endpoint(master.metrics_address)
+            claim(addresses, endpoint, section, "metrics_address", master.metrics_address)
         claim(folders, (_endpoint(master.address)[0], master.data_dir), section, "data_dir", master.data_dir)
     for server in config.chunk_servers:
         section = f"chunk:{server.name}"
         claim(names, server.name, section, "name", server.name)
         claim(addresses, _endpoint(server.address), section, "address", server.address)
+        if server.metrics_address:
+            endpoint = _endpoint(server.metrics_address)
+            claim(addresses, endpoint, section, "metrics_address", server.metrics_address)
         for folder in server.data_dirs:  # the same folder on two hosts is two folders
             claim(folders, (_endpoint(server.address)[0], folder), section, "data_dirs", folder)
 

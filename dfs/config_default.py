@@ -31,6 +31,8 @@ repair_after = 60 s         # silent for so long: its chunks are copied elsewher
 trash_keep = 3 d            # deleted files can be undeleted for so long
 garbage_grace = 10 m        # unreferenced chunks stay for so long: readers may still be at work
 orphan_grace = 24 h         # chunks that were written and never committed stay for so long
+scrub_period = 14 d         # every chunk server reads and verifies all it holds once in this time; 0 s = never
+scrub_rate = 10 MiB         # bytes per second that it reads for that at most
 session_expiry = 1 h        # a client's exactly-once session is forgotten after so much silence
 token_lifetime = 1 h        # the permission to read or write one chunk is good for so long
 client_timeout = 30 s       # no call waits longer, unless --timeout says so
@@ -38,7 +40,8 @@ election_timeout_min = 500 ms   # masters that hear no leader for a random time 
 election_timeout_max = 1 s      # elect a new one
 
 # An odd number of masters: three go on without one, five without two.
-# `address` is for clients and chunk servers, `raft_address` for the other masters.
+# `address` is for clients and chunk servers, `raft_address` for the other masters. With `metrics_address = host:port`
+# a node serves its numbers to Prometheus there (docs/metrics.md): by plain HTTP, to anybody who can reach it.
 
 [master:m1]
 address = 127.0.0.1:7401

@@ -20,6 +20,9 @@ class Retry(enum.Enum):
     UNKNOWN = "unknown"  # it may have happened: resend with the same call id only
 
 
+MAY_HAVE_HAPPENED = "may_have_happened"  # a detail, "yes" where an error other than OutcomeUnknown leaves that open
+
+
 class DfsError(Exception):
     """Base of all errors. `message` says what, where, why and what to do; `details` carries facts for programs."""
 
@@ -33,6 +36,11 @@ class DfsError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    @property
+    def may_have_happened(self) -> bool:
+        """Whether the change that failed with this may have taken effect; False: nothing happened, for sure."""
+        return self.retry is Retry.UNKNOWN or self.details.get(MAY_HAVE_HAPPENED) == "yes"
 
 
 class InternalError(DfsError):
@@ -82,6 +90,24 @@ class LimitExceeded(DfsError):
     """A named limit of the system was reached; the message names it and its value."""
 
     code = "limit_exceeded"
+
+
+class QuotaExceeded(DfsError, OSError):
+    """A directory would hold more than its quota allows; the message names both. details: `directory`."""
+
+    code = "quota_exceeded"
+
+
+class ReadOnly(DfsError, PermissionError):
+    """What is in a snapshot never changes."""
+
+    code = "read_only"
+
+
+class HasSnapshots(DfsError):
+    """A directory with snapshots cannot be removed before they are."""
+
+    code = "has_snapshots"
 
 
 class SessionExpired(DfsError):
@@ -220,6 +246,29 @@ class ChainBroken(DfsError):
 
     code = "chain_broken"
     retry = Retry.OTHER
+
+
+class TailOpen(DfsError):
+    """Records are being appended to a file that the call names; its tail must be sealed before. Nothing happened."""
+
+    code = "tail_open"
+    retry = Retry.SAME
+
+
+class TailClosed(DfsError):
+    """A tail takes no more records: it is full, sealed, or its chain failed. Ask a master for the next one.
+
+    details: `failed` = comma-joined addresses to leave out.
+    """
+
+    code = "tail_closed"
+    retry = Retry.REFRESH
+
+
+class AppenderUnknown(DfsError):
+    """The file does not know this appender (any more), so a repeated record could not be told from a new one."""
+
+    code = "appender_unknown"
 
 
 class DiskFull(DfsError):

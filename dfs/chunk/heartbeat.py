@@ -10,12 +10,13 @@ lists the replicas after it has begun, so whatever changes meanwhile stands in a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dfs.chunk.leader import REPLY_TIMEOUT_S, LeaderConnection
 from dfs.chunk.orders import DeletionOrders
 from dfs.chunk.replicas import ChunkStore
+from dfs.chunk.replicator import Replicator
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import DfsError, InvalidArgument, NoQuorum
 from dfs.log import get_logger
@@ -29,6 +30,7 @@ from dfs.net.messages import (
     RegisterServer,
     RegisterServerReply,
 )
+from dfs.net.parts import DeleteReplica, ScrubStatus
 
 REPORT_TIMEOUT_S = 15.0  # for one page: the leader may have thousands of corrections to replicate
 SEARCH_PAUSE_MAX_S = 0.25  # between two searches for a leader: a new one should hear from us at once
@@ -57,9 +59,12 @@ class Heartbeats:
         store: ChunkStore,
         leader: LeaderConnection,
         orders: DeletionOrders,
+        replicator: Replicator,
         card: ServerCard,
         interval_s: float,
         active_streams: Callable[[], int],
+        disk_wait_ms: Callable[[], int],
+        scrub: Callable[[], ScrubStatus],
         clock: Clock = SYSTEM_CLOCK,
         page_max: int = REPORT_PAGE_MAX,
         changes_max: int = HEARTBEAT_CHANGES_MAX,
@@ -67,9 +72,12 @@ class Heartbeats:
         self._store = store
         self._leader = leader
         self._orders = orders
+        self._replicator = replicator
         self._card = card
         self._interval_s = interval_s
         self._active_streams = active_streams
+        self._disk_wait_ms = disk_wait_ms
+        self._scrub = scrub
         self._clock = clock
         self._page_max = page_max
         self._changes_max = changes_max
@@ -114,7 +122,8 @@ class Heartbeats:
 
     def _heartbeat(self) -> tuple[HeartbeatReply, bool]:
         """Return the leader's answer, and whether it knows all changes now."""
-        disks, space, now_ms = self._store.disks(), self._store.space(), self._clock.wall_ms()
+        disks, space = self._store.disks(), self._store.space()
+        copies = self._replicator.queue.status()  # before the changes: a copy that has ended meanwhile stands in both
         batch = self._store.changes.batch(self._changes_max)
         reply = self._leader.call(
             Heartbeat(
@@ -125,16 +134,29 @@ class Heartbeats:
                 chunk_count=sum(disk.chunk_count for disk in disks),
                 active_streams=self._active_streams(),
                 disks=disks,
-                added=tuple(replica.report(now_ms) for replica in batch.added),
+                added=tuple(replica.report() for replica in batch.added),
                 removed=batch.removed,
+                copying=copies.copying,
+                copy_failures=copies.failures,
+                corrupt=batch.corrupt,
+                disk_wait_ms=self._disk_wait_ms(),
+                scrub=self._scrub(),
             ),
             HeartbeatReply,
             max(REPLY_TIMEOUT_S, self._interval_s),
         )
         if not reply.must_register:
             self._store.changes.acknowledge(batch)
-        self._orders.add(order.handle for order in reply.orders)
+            self._replicator.queue.acknowledge(copies.failures)
+            self._replicator.limit_rate(reply.copy_rate_max)
+        self._delete(reply.orders)
+        self._replicator.queue.add(reply.copies)
         return reply, len(batch.entries) < self._changes_max
+
+    def _delete(self, orders: Iterable[DeleteReplica]) -> None:
+        handles = [order.handle for order in orders]
+        self._replicator.queue.cancel(handles)
+        self._orders.add(handles)
 
     def _register(self) -> None:
         try:
@@ -159,7 +181,13 @@ class Heartbeats:
         self._refusals += 1
         patience_s = self._interval_s * (1 << min(self._refusals, 16))
         pause_s = min(patience_s, max(REFUSED_PAUSE_MAX_S, self._interval_s))
-        log.error("registration_refused", reason=refused, server=self._store.server_id, retry_in_s=pause_s)
+        log.error(
+            "registration_refused",
+            reason=refused,
+            server=self._store.server_id,
+            retry_in_s=pause_s,
+            action="this server stays out of the cluster until that is mended; it goes on asking",
+        )
         return pause_s
 
     def _report(self) -> None:
@@ -178,7 +206,6 @@ class Heartbeats:
         starts = range(0, max(1, len(handles)), self._page_max)
         for page, start in enumerate(starts):
             held = map(self._store.replica, handles[start : start + self._page_max])
-            now_ms = self._clock.wall_ms()
             reply = self._leader.call(
                 ChunkReport(
                     server_id=self._store.server_id,
@@ -186,12 +213,12 @@ class Heartbeats:
                     report_id=self._report_id,
                     page=page,
                     is_last=page == len(starts) - 1,
-                    replicas=tuple(replica.report(now_ms) for replica in held if replica is not None),
+                    replicas=tuple(replica.report() for replica in held if replica is not None),
                 ),
                 ChunkReportReply,
                 REPORT_TIMEOUT_S,
             )
-            self._orders.add(order.handle for order in reply.orders)
+            self._delete(reply.orders)
         return len(handles)
 
 

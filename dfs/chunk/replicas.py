@@ -29,8 +29,8 @@ class Replica:
     crc: int
     published_ms: int
 
-    def report(self, now_ms: int) -> ReplicaReport:
-        return ReplicaReport(self.handle, self.length, self.crc, max(0, now_ms - self.published_ms) // 1000)
+    def report(self) -> ReplicaReport:
+        return ReplicaReport(self.handle, self.length, self.crc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class Space:
     free: int
 
 
+Pace = Callable[[int], None]  # is told before so many bytes are read; it may wait, or raise to break off
 SpaceProbe = Callable[[Path], Space]  # of a data directory, the reserve still in; raises OSError
 
 
@@ -71,7 +72,10 @@ class ReplicaReader(Protocol):
 
     @property
     def fd(self) -> int:
-        """A descriptor whose bytes [0, length) are the data; use pread or sendfile only."""
+        """A descriptor that holds the data, `length` bytes from `start` on; use pread or sendfile only."""
+
+    @property
+    def start(self) -> int: ...
 
     @property
     def tail(self) -> Tail: ...
@@ -105,10 +109,14 @@ class ChunkStore(Protocol):
         """Return what is held now, ascending."""
 
     def delete(self, handle: ChunkHandle) -> bool:
-        """Remove a replica; whether it was there. Either way it is reported as removed."""
+        """Remove a replica; whether it was there. Either way it is reported as removed.
 
-    def verify(self, handle: ChunkHandle) -> bool:
-        """Read a replica again and compare every block; a bad one is quarantined. Raise `ChunkNotFound`."""
+        Raise `DiskFull`, `DiskFailed` or `Overloaded` when that cannot be made durable: it is still there then."""
+
+    def verify(self, handle: ChunkHandle, pace: Pace | None = None) -> bool:
+        """Read a replica again and compare every block; a bad one is quarantined. Raise `ChunkNotFound`, also when its
+        file has gone. With a `pace` it is read from the disk, not from memory, at that pace; nothing is kept in memory.
+        """
 
     def disks(self) -> tuple[DiskReport, ...]: ...
 

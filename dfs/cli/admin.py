@@ -18,6 +18,7 @@ import click
 
 from dfs.cli import output
 from dfs.cli.context import Cli
+from dfs.cli.report import admin_report
 from dfs.cli.verb import Verb, json_option, pass_cli
 from dfs.cli.wall import LocalError
 from dfs.errors import ConfigError, DfsError, InvalidArgument
@@ -33,6 +34,9 @@ _UNKNOWN: Final = "-"
 @click.group("admin")
 def admin_verb() -> None:
     """Look after the masters: who leads, planned hand-over, checkpoints, export and import of their state."""
+
+
+admin_verb.add_command(admin_report)
 
 
 # --- masters

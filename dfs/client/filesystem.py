@@ -7,8 +7,9 @@ bytes move, and any front end.
 from __future__ import annotations
 
 import builtins
+import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -17,21 +18,29 @@ from typing import BinaryIO, TypeVar
 import msgspec
 
 from dfs import paths
+from dfs.checksum import Buffer
 from dfs.client.access import ClusterAccess
 from dfs.client.admin import ClusterAdmin
+from dfs.client.appender import Appender
 from dfs.client.calls import Calls
+from dfs.client.compaction import Compaction, is_fragmented
 from dfs.client.discovery import Masters
 from dfs.client.download import Download, FileChecksum
+from dfs.client.inspection import Inspection
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
+from dfs.client.quotas import Quotas
+from dfs.client.reserve import ChunkReserve
+from dfs.client.snapshots import Snapshots
 from dfs.client.transfer import Transfer
 from dfs.client.upload import Upload
 from dfs.clock import Deadline
-from dfs.errors import DfsError, InvalidArgument, NotADirectory, NotFound
+from dfs.errors import Conflict, DfsError, InvalidArgument, IsADirectory, NotADirectory, NotFound
 from dfs.net.auth import ClusterKey
 from dfs.net.messages import (
     LIST_LIMIT_MAX,
     REPLICATION_MAX,
+    Concat,
     Copy,
     Delete,
     DeleteReply,
@@ -56,6 +65,7 @@ from dfs.net.messages import (
     Stat,
     StatReply,
     Touch,
+    Truncate,
     Undelete,
 )
 from dfs.net.parts import CallId, FileStatus, Kind, MasterStatus, TrashEntry
@@ -104,6 +114,7 @@ class DfsClient:
         self._masters = Masters(access.cluster, access.masters, self._pool)
         self._calls = Calls(self._masters)
         self._transfer = Transfer(self._pool, ServerHealth(), timeout_s)
+        self._reserve = ChunkReserve(self._masters, self._transfer.health)
 
     def __enter__(self) -> DfsClient:
         return self
@@ -121,7 +132,9 @@ class DfsClient:
 
     def stat(self, path: str) -> FileStatus:
         """Return what is known about a file or directory; raise `NotFound`."""
-        return self._look(Stat(paths.normalise(path), self._stale_ms), StatReply).status
+        path = paths.normalise(path)
+        reply = self._look(Stat(path, self._stale_ms), StatReply)
+        return self._download().status(path) if reply.is_open else reply.status
 
     def exists(self, path: str) -> bool:
         """Return whether `path` names a file or directory."""
@@ -226,8 +239,7 @@ class DfsClient:
         numbers sum to the size. Raises `Conflict` when a source file changed while it was read; then nothing is stored.
         """
         _check_replication(replication or 0)
-        upload = Upload(self._masters, self._calls, self._transfer, self._timeout_s, parallel=min(2, self._parallel))
-        return upload.put(
+        return self._upload().put(
             source,
             paths.normalise(path),
             overwrite=overwrite,
@@ -246,10 +258,32 @@ class DfsClient:
         progress: Callable[[int], None] | None = None,
     ) -> FileStatus:
         """Add a local file or a stream at the end of `path`, as one atomic range; `create` makes a missing file."""
-        upload = Upload(self._masters, self._calls, self._transfer, self._timeout_s, parallel=min(2, self._parallel))
-        return upload.append(
+        return self._upload().append(
             source, paths.normalise(path), create=create, replication=self._replication, progress=progress
         )
+
+    def appender(self, path: str, *, create: bool = True, identity: bytes | None = None) -> Appender:
+        """Return an appender of records to a file; `identity` continues an earlier one. The caller closes it."""
+        return Appender(
+            self._masters,
+            self._pool,
+            paths.normalise(path),
+            timeout_s=self._timeout_s,
+            create=create,
+            identity=identity,
+        )
+
+    def append_record(self, path: str, data: Buffer) -> int:
+        """Append one record, exactly once, and return its offset; for many records use an `appender`."""
+        with self.appender(path) as appender:
+            return appender.append(data).result()
+
+    def follow(self, path: str, *, offset: int = 0) -> Iterator[bytes]:
+        """Yield the content from an offset on, then what is appended as it commits, for ever.
+
+        Raise `Conflict` when the file is replaced or becomes shorter, `NotFound` when it is deleted.
+        """
+        return self._download().follow(paths.normalise(path), offset)
 
     def get(
         self,
@@ -277,6 +311,71 @@ class DfsClient:
     def checksum(self, path: str) -> FileChecksum:
         """Return the CRC32C of the content, composed from the chunks' checksums; only parts of chunks are read."""
         return self._download().checksum(paths.normalise(path))
+
+    def write_at(
+        self,
+        path: str,
+        offset: int,
+        data: bytes | memoryview | Path | BinaryIO,
+        *,
+        version: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> FileStatus:
+        """Put bytes over those of an existing file from `offset` on, atomically; past its end it grows.
+
+        `offset` is at most the file's size: there are no holes. With `version` only if the file still has that one
+        (`Conflict`). Each call makes new chunks of its own; when a file has got very many small ones they are merged.
+        """
+        path = paths.normalise(path)
+        source = io.BytesIO(data) if isinstance(data, bytes | memoryview) else data
+        status = self.stat(path)
+        if status.kind is Kind.DIRECTORY:
+            raise IsADirectory(f"{path!r} is a directory; only files can be written to")
+        status = self._upload().write(
+            source,
+            path,
+            offset=offset,
+            replication=status.replication,
+            version=version,
+            is_same_content=False,
+            progress=progress,
+        )
+        if not is_fragmented(status):
+            return status
+        try:
+            return self.compact(path)
+        except Conflict:  # somebody else writes, too: whoever writes last merges
+            return self.stat(path)
+
+    def compact(self, path: str) -> FileStatus:
+        """Merge runs of small extents of a file into whole chunks; its content stays. Raise `Conflict` when it changes
+        meanwhile: what was merged until then stays merged."""
+        path = paths.normalise(path)
+        chunk_size = self.cluster_status().chunk_size
+        return Compaction(self._download(), self._upload()).run(path, chunk_size)
+
+    def truncate(self, path: str, size: int) -> FileStatus:
+        """Cut a file to its first `size` bytes, atomically; a longer size than its own is refused: no holes."""
+        path = paths.normalise(path)
+        return self._change(lambda call: Truncate(call, path, size), StatReply).status
+
+    def concat(self, target: str, sources: Sequence[str], *, keep_sources: bool = False) -> FileStatus:
+        """Add the content of `sources` at the end of the file `target`, atomically, moving no byte; the sources vanish
+        unless `keep_sources`."""
+        target, named = paths.normalise(target), tuple(paths.normalise(source) for source in sources)
+        return self._change(lambda call: Concat(call, target, named, keep_sources), StatReply).status
+
+    # --- snapshots and quotas ---------------------------------------------------------------------------------
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """Snapshots of directories; their content is read below `DIRECTORY/.snapshot/NAME`."""
+        return Snapshots(self._masters, self._calls, self._timeout_s, self.list)
+
+    @property
+    def quotas(self) -> Quotas:
+        """Limits of directories."""
+        return Quotas(self._masters, self._calls, self._timeout_s)
 
     # --- trash --------------------------------------------------------------------------------------------
 
@@ -329,11 +428,26 @@ class DfsClient:
         """What administrators do with the masters."""
         return ClusterAdmin(self._masters, self._timeout_s)
 
+    @property
+    def inspection(self) -> Inspection:
+        """What administrators look at to know how well files are kept."""
+        return Inspection(self._masters, self._pool, self._timeout_s)
+
     # --- inside -----------------------------------------------------------------------------------------------
+
+    def _upload(self) -> Upload:
+        return Upload(
+            self._masters,
+            self._calls,
+            self._transfer,
+            self._timeout_s,
+            parallel=min(2, self._parallel),
+            reserve=self._reserve,
+        )
 
     def _download(self) -> Download:
         return Download(
-            self._masters, self._transfer, self._timeout_s, parallel=self._parallel, stale_ms=self._stale_ms
+            self._masters, self._pool, self._transfer, self._timeout_s, parallel=self._parallel, stale_ms=self._stale_ms
         )
 
     def _look(self, message: Message, reply: type[T]) -> T:

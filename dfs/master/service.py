@@ -19,15 +19,18 @@ import msgspec
 import dfs
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.config import ClusterConfig
-from dfs.errors import InternalError, InvalidArgument, ProtocolError
+from dfs.errors import DfsError, InternalError, InvalidArgument, ProtocolError
 from dfs.log import get_logger
 from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
+from dfs.master.diagnosis import DiagnosisDesk
 from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView, Liveness
+from dfs.master.meter import MasterMeter
 from dfs.master.replicated_log import ReplicatedLog
 from dfs.master.reports import Reports
 from dfs.master.state import MasterState
+from dfs.master.tail_desk import TailDesk
 from dfs.master.views import RegisteredServer
 from dfs.net.aio import RequestContext
 from dfs.net.auth import ClusterKey
@@ -36,8 +39,11 @@ from dfs.net.messages import (
     Allocate,
     AppendExtents,
     ChunkReport,
+    CloseTail,
     CommitFile,
+    Concat,
     Copy,
+    CreateSnapshot,
     Delete,
     EmptyTrash,
     ErrorReply,
@@ -45,28 +51,41 @@ from dfs.net.messages import (
     GetClusterStatusReply,
     GetMasterStatus,
     GetMasterStatusReply,
+    GetReport,
     Heartbeat,
     ListDirectory,
     ListDirectoryReply,
+    ListQuotas,
+    ListQuotasReply,
+    ListSnapshots,
+    ListSnapshotsReply,
     ListTrash,
     ListTrashReply,
     Locate,
     MakeDirectory,
     Message,
     Mutation,
+    OpenTail,
     Ping,
     Pong,
     ReadCheckpoint,
     RegisterServer,
     RemoveDirectory,
+    RemoveSnapshot,
     Rename,
+    RestoreSnapshot,
+    SetQuota,
     SetReplication,
     Stat,
     StatReply,
+    SurveyFiles,
+    TailReport,
     Touch,
     TransferLeadership,
+    Truncate,
     Undelete,
     WriteCheckpoint,
+    WriteRange,
 )
 from dfs.net.parts import MasterStatus, ServerStatus
 from dfs.paths import split
@@ -84,6 +103,13 @@ MUTATIONS: frozenset[type[Mutation]] = frozenset(
         SetReplication,
         Undelete,
         EmptyTrash,
+        Truncate,
+        Concat,
+        WriteRange,
+        CreateSnapshot,
+        RemoveSnapshot,
+        RestoreSnapshot,
+        SetQuota,
     }
 )
 FAULT_SHOWN_MAX = 900  # last characters of a traceback in the log
@@ -111,13 +137,32 @@ class MasterService:
         self._config = config
         self._clock = clock
         self._began_s = clock.monotonic()
-        self._log = replicated
+        self.replicated = replicated
+        self.meter = MasterMeter()
         self.leadership = Leadership(replicated, config, name, clock)
         admin = AdminDesk(replicated, self.leadership)
         self.view = ClusterView(heartbeat_interval_s=config.heartbeat_interval_s, dead_after_s=config.dead_after_s)
         self.reports = Reports(config=config, state=state, view=self.view, leadership=self.leadership, clock=clock)
         self._access = AccessDesk(
             config=config, state=state, view=self.view, key=key, clock=clock, rng=rng or random.SystemRandom()
+        )
+        self.tails = TailDesk(
+            config=config,
+            state=state,
+            view=self.view,
+            leadership=self.leadership,
+            access=self._access,
+            key=key,
+            clock=clock,
+        )
+        diagnosis = DiagnosisDesk(
+            config=config,
+            state=state,
+            view=self.view,
+            reports=self.reports,
+            leadership=self.leadership,
+            key=key,
+            clock=clock,
         )
         self._handlers: dict[type[Message], Callable[[Any, RequestContext], Awaitable[Message]]] = {
             Ping: self._ping,
@@ -126,14 +171,21 @@ class MasterService:
             Stat: self._stat,
             ListDirectory: self._list_directory,
             ListTrash: self._list_trash,
+            ListSnapshots: self._list_snapshots,
+            ListQuotas: self._list_quotas,
             Locate: self._locate,
             Allocate: self._allocate,
+            OpenTail: self._open_tail,
+            CloseTail: self._close_tail,
+            TailReport: self._tail_report,
             RegisterServer: self._register,
             Heartbeat: self._heartbeat,
             ChunkReport: self._report,
             TransferLeadership: admin.transfer,
             WriteCheckpoint: admin.write,
             ReadCheckpoint: admin.read,
+            SurveyFiles: diagnosis.survey,
+            GetReport: diagnosis.report,
             **dict.fromkeys(MUTATIONS, self._mutate),
         }
 
@@ -145,25 +197,37 @@ class MasterService:
     def on_leadership(self, is_leader: bool) -> None:
         """Hear that this master began or ceased to lead: what was known of chunk servers is of another time."""
         log.info("leadership_gained" if is_leader else "leadership_lost", term=self.leadership.status().term)
+        self.meter.leaderships += is_leader
         self.view.reset(self._clock.monotonic())
         self.reports.reset()
 
     async def handle(self, message: Message, context: RequestContext) -> Message:
         """Answer one request; raise a DfsError that tells its sender what to do."""
+        name, code = type(message).__name__, ""
         handler = self._handlers.get(type(message))
         if handler is None:
-            raise ProtocolError(f"a master does not answer {type(message).__name__}; is this a chunk server's message?")
-        return await handler(message, context)
+            raise ProtocolError(f"a master does not answer {name}; is this a chunk server's message?")
+        begun_s = self.meter.begin(name)
+        try:
+            reply = await handler(message, context)
+            if isinstance(reply, ErrorReply):
+                code = reply.code
+        except DfsError as error:
+            code = error.code
+            raise
+        finally:
+            self.meter.end(name, begun_s, code)
+        return reply
 
     # --- any master -----------------------------------------------------------------------------------
 
     async def _ping(self, _message: Ping, _context: RequestContext) -> Message:
-        return Pong(self.name, "master", dfs.__version__)
+        return Pong(self.name, "master", dfs.__version__, self._clock.wall_ms())
 
     async def _master_status(self, _message: GetMasterStatus, _context: RequestContext) -> Message:
         status = self.leadership.status()
         uptime_s = self._clock.monotonic() - self._began_s
-        checkpoint, stale_s = self._log.checkpoint_file(), self._log.staleness_s()
+        checkpoint, stale_s = self.replicated.checkpoint_file(), self.replicated.staleness_s()
         return GetMasterStatusReply(
             MasterStatus(
                 self.name,
@@ -193,7 +257,7 @@ class MasterService:
 
     async def _stat(self, message: Stat, context: RequestContext) -> Message:
         await self._settle(message.stale_ms, context)
-        return StatReply(self.state.stat(message.path))
+        return StatReply(self.state.stat(message.path), is_open=self.state.tails.at(message.path) is not None)
 
     async def _list_directory(self, message: ListDirectory, context: RequestContext) -> Message:
         if not 1 <= message.limit <= LIST_LIMIT_MAX:
@@ -204,6 +268,15 @@ class MasterService:
     async def _list_trash(self, message: ListTrash, context: RequestContext) -> Message:
         await self.leadership.barrier(context.deadline)
         return ListTrashReply(*self.state.list_trash(message.after, LIST_LIMIT_MAX))
+
+    async def _list_snapshots(self, message: ListSnapshots, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)
+        after = message.after_directory, message.after_name
+        return ListSnapshotsReply(*self.state.list_snapshots(message.path, after))
+
+    async def _list_quotas(self, message: ListQuotas, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)
+        return ListQuotasReply(*self.state.list_quotas(message.path, message.after, is_effective=message.is_effective))
 
     async def _locate(self, message: Locate, context: RequestContext) -> Message:
         if message.first_extent < 0 or message.version < 0:
@@ -232,10 +305,28 @@ class MasterService:
             return ServerStatus(info, liveness.value, age_s, 0, 0, 0, ())
         return ServerStatus(info, liveness.value, age_s, seen.capacity, seen.free, seen.chunk_count, seen.disks)
 
+    async def _open_tail(self, message: OpenTail, context: RequestContext) -> Message:
+        return await self.tails.open(message, context.deadline)
+
+    async def _close_tail(self, message: CloseTail, context: RequestContext) -> Message:
+        return await self.tails.close(message, context.deadline)
+
+    async def _tail_report(self, message: TailReport, context: RequestContext) -> Message:
+        return await self.tails.report(message, context.deadline)
+
     # --- writes ---------------------------------------------------------------------------------------------
 
-    async def _allocate(self, message: Allocate, context: RequestContext) -> Message:
-        await self.leadership.barrier(context.deadline)  # a deposed leader places on servers that others gave up
+    async def _allocate(self, message: Allocate, _context: RequestContext) -> Message:
+        """Hand out chunks without a proof of leadership: an allocation promises nothing.
+
+        A master that was deposed and does not know it yet may do this, with these consequences: its handles are random,
+        so they clash with nobody's. Its tokens are signed with the key that all masters share. It places by what it
+        heard of the servers within `dead_after`, as a true leader does; a chain that does not work is tried anew
+        elsewhere. The chunks exist for nobody before a commit, which goes through the log of the true leader and is
+        judged by *its* state: servers that are not registered there and chunks from before the horizon are refused
+        (docs/adr/0009), whoever allocated them. So a round to the other masters would buy nothing.
+        """
+        self.leadership.require()
         return self._access.allocate(message)
 
     async def _mutate(self, message: Mutation, context: RequestContext) -> Message:
@@ -243,7 +334,7 @@ class MasterService:
             for field in _PATH_FIELDS:
                 if (path := getattr(message, field, None)) is not None:
                     split(path)
-        reply = await self.leadership.propose(self._filled_in(message), context.deadline)
+        reply = await self.tails.propose_sealed(self._filled_in(message), context.deadline)
         if isinstance(reply, ErrorReply) and reply.code == InternalError.code:
             log.error("state_fault", command=type(message).__name__, trace=(self.state.fault or "")[-FAULT_SHOWN_MAX:])
         return reply

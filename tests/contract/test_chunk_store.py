@@ -11,47 +11,35 @@ import pytest
 
 from dfs.checksum import BLOCK_SIZE, block_checksums, crc32c
 from dfs.chunk.memstore import MemoryStore
-from dfs.chunk.replicas import ChunkStore, Replica, Space, checksums_of
+from dfs.chunk.replicas import ChunkStore, Space, checksums_of
 from dfs.chunk.store import FileStore
+from dfs.chunk.volumes import VOLUME_CHUNK_MAX
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DiskFull, InvalidArgument
-from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
+from dfs.ids import ServerId, new_chunk_handle
+from dfs.testing.replicas import content, put
 
 CAPACITY = 16 * 1024 * 1024
+WAYS = {"volumes": VOLUME_CHUNK_MAX, "files": 0}  # the largest chunk that shares a file
 SIZES = [1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 3 * BLOCK_SIZE + 17, 5 * 1024 * 1024]
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["volumes", "files", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ChunkStore]:
     """A store with room for `CAPACITY` bytes."""
     opened: ChunkStore
-    if request.param == "file":
+    if request.param != "memory":
 
         def probe(path: Path) -> Space:
             used = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             return Space(CAPACITY, CAPACITY - used)
 
-        opened = FileStore([tmp_path / "disk"], "test", disk_reserve=0, probe=probe)
+        opened = FileStore(
+            [tmp_path / "disk"], "test", disk_reserve=0, probe=probe, volume_chunk_max=WAYS[request.param]
+        )
     else:
         opened = MemoryStore(ServerId(bytes(16)), CAPACITY)
     yield opened
     opened.close()
-
-
-def put(store: ChunkStore, data: bytes, handle: ChunkHandle | None = None, piece: int = 1024 * 1024) -> Replica:
-    writer = store.create(handle or new_chunk_handle())
-    try:
-        for start in range(0, len(data), piece):
-            part = memoryview(data)[start : start + piece]
-            writer.write(part, block_checksums(part))
-        writer.check(len(data), crc32c(data))
-        return writer.publish()
-    finally:
-        writer.discard()
-
-
-def read(store: ChunkStore, handle: ChunkHandle) -> bytes:
-    with store.open(handle) as opened:
-        return os.pread(opened.fd, opened.tail.length, 0)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -59,7 +47,7 @@ def test_what_was_published_is_read_back_with_its_checksums(store: ChunkStore, s
     data = os.urandom(size)
     replica = put(store, data)
     assert (replica.length, replica.crc) == (size, crc32c(data))
-    assert read(store, replica.handle) == data
+    assert content(store, replica.handle) == data
     with store.open(replica.handle) as opened:
         assert opened.tail.checksums == block_checksums(data)
         assert (opened.tail.length, opened.tail.crc) == (size, crc32c(data))
@@ -93,7 +81,7 @@ def test_discarded_chunk_leaves_nothing_and_its_handle_is_free_again(store: Chun
 
 def test_discard_after_publish_keeps_the_replica(store: ChunkStore) -> None:
     replica = put(store, b"data")  # `put` discards at its end
-    assert read(store, replica.handle) == b"data"
+    assert content(store, replica.handle) == b"data"
 
 
 def test_handle_is_never_written_twice(store: ChunkStore) -> None:
@@ -105,7 +93,7 @@ def test_handle_is_never_written_twice(store: ChunkStore) -> None:
     with pytest.raises(ChunkExists):
         store.create(handle)
     writer.discard()
-    assert read(store, replica.handle) == b"first"
+    assert content(store, replica.handle) == b"first"
 
 
 def test_corrupt_piece_is_refused_on_arrival(store: ChunkStore) -> None:
@@ -153,7 +141,7 @@ def test_deleted_replica_is_gone_but_a_present_reader_finishes(store: ChunkStore
     replica = put(store, b"data")
     with store.open(replica.handle) as opened:
         assert store.delete(replica.handle)
-        assert os.pread(opened.fd, 4, 0) == b"data"
+        assert os.pread(opened.fd, 4, opened.start) == b"data"
     assert store.replica(replica.handle) is None
     with pytest.raises(ChunkNotFound):
         store.open(replica.handle)
@@ -226,7 +214,7 @@ def test_many_threads_write_read_and_delete_at_once(store: ChunkStore) -> None:
             for number in range(10):
                 data = os.urandom(1000 + number)
                 replica = put(store, data)
-                assert read(store, replica.handle) == data
+                assert content(store, replica.handle) == data
                 assert store.verify(replica.handle)
                 if number % 2:
                     assert store.delete(replica.handle)

@@ -25,9 +25,10 @@ from dfs.errors import (
 )
 from dfs.ids import ChunkHandle
 from dfs.net.blocking import Channel
-from dfs.net.messages import Locate, LocateReply
+from dfs.net.messages import Locate, LocateReply, Message
 from dfs.net.parts import FileStatus
 from dfs.testing.memory_cluster import MemoryChunkServer, MemoryCluster
+from dfs.testing.replicas import put
 
 CHUNK = 256 * 1024
 SIZES = [0, 1, BLOCK_SIZE, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 12_345]
@@ -59,6 +60,30 @@ def quick_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "READ_STALL_S", 0.3)
     monkeypatch.setattr(transfer, "WRITE_STALL_S", 0.5)
     monkeypatch.setattr(transfer, "FINISH_TIMEOUT_S", 0.5)
+
+
+def test_small_puts_in_a_row_cost_one_commit_and_one_message_to_a_chunk_server_each(
+    shared: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    send = Channel.send
+
+    def noted(channel: Channel, message: Message, *arguments: object, **options: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            sent.append(type(message).__name__)
+        send(channel, message, *arguments, **options)  # type: ignore[arg-type]
+
+    with shared.client() as client:
+        client.put(io.BytesIO(b"first"), "/row/first", parents=True)
+        client.put(io.BytesIO(b"second"), "/row/second")
+        monkeypatch.setattr(Channel, "send", noted)
+        for number in range(100):
+            client.put(io.BytesIO(b"%d" % number), f"/row/{number}")
+        monkeypatch.undo()
+        assert all(fetched(client, f"/row/{number}") == b"%d" % number for number in range(0, 100, 9))
+    assert (sent.count("CommitFile"), sent.count("StoreChunk")) == (100, 100)
+    assert sent.count("Allocate") < 8
+    assert len(sent) == 200 + sent.count("Allocate")
 
 
 def content(size: int) -> bytes:
@@ -343,6 +368,19 @@ def test_a_damaged_replica_is_never_returned_and_is_told_to_check_itself(
         server.store.replica(handle) is None for handle, servers in located(cluster, "/file") for server in servers[:2]
     ]
     assert any(quarantined)
+
+
+def test_a_part_of_another_chunk_of_the_same_length_is_never_returned(
+    cluster: MemoryCluster, client: DfsClient
+) -> None:
+    data = content(CHUNK)
+    client.put(io.BytesIO(data), "/file")
+    ((handle, servers),) = located(cluster, "/file")
+    for server in servers[:2]:
+        server.store.delete(handle)
+        put(server.store, content(CHUNK - 1) + b"!", handle)
+    for start in range(0, CHUNK, BLOCK_SIZE):  # whichever replica is first: no part of one tells its CRC
+        assert b"".join(client.read("/file", offset=start, length=100)) == data[start : start + 100]
 
 
 def test_damage_in_all_replicas_is_an_error_and_never_data(cluster: MemoryCluster, tmp_path: Path) -> None:

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from dfs.checksum import BLOCK_SIZE, block_checksums, crc32c
-from dfs.chunk import disk as disk_module
+from dfs.checksum import BLOCK_SIZE, block_checksums
+from dfs.chunk import quarantine as quarantine_module
 from dfs.chunk.identity import NEW_DISK_FILE
 from dfs.chunk.layout import file_size
-from dfs.chunk.replicas import Replica, Space
+from dfs.chunk.replicas import Space
 from dfs.chunk.store import FileStore
 from dfs.errors import ChunkCorrupt, ChunkNotFound, ConfigError, DiskFailed, DiskFull, Overloaded
-from dfs.ids import ChunkHandle, id_text, new_chunk_handle
+from dfs.ids import id_text, new_chunk_handle
+from dfs.testing.replicas import DATA, content, flip, path_of, put, quarantined
 
 SHORT_ID = b'{"format":1,"cluster":"test","server_id":"ab","data_dirs":[]}'
-DATA = bytes(range(256)) * 700  # two blocks and a rest
 
 
 @pytest.fixture(autouse=True)
@@ -38,42 +38,13 @@ def roomy(path: Path) -> Space:
 def opened(
     *paths: Path, cluster: str = "test", reserve: int = 0, probe: Callable[[Path], Space] = roomy, fd_cache_max: int = 8
 ) -> Iterator[FileStore]:
-    store = FileStore(paths, cluster, disk_reserve=reserve, fsync=False, probe=probe, fd_cache_max=fd_cache_max)
+    store = FileStore(
+        paths, cluster, disk_reserve=reserve, fsync=False, probe=probe, fd_cache_max=fd_cache_max, volume_chunk_max=0
+    )
     try:
         yield store
     finally:
         store.close()
-
-
-def put(store: FileStore, data: bytes = DATA, handle: ChunkHandle | None = None) -> Replica:
-    writer = store.create(handle or new_chunk_handle())
-    try:
-        writer.write(memoryview(data), block_checksums(data))
-        writer.check(len(data), crc32c(data))
-        return writer.publish()
-    finally:
-        writer.discard()
-
-
-def read(store: FileStore, handle: ChunkHandle) -> bytes:
-    with store.open(handle) as replica:
-        return os.pread(replica.fd, replica.tail.length, 0)
-
-
-def path_of(disk: Path, handle: ChunkHandle) -> Path:
-    return disk / "chunks" / id_text(handle)[:2] / id_text(handle)
-
-
-def flip(path: Path, offset: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 1]))
-
-
-def quarantined(disk: Path) -> list[str]:
-    return sorted(path.name for path in (disk / "quarantine").iterdir())
 
 
 # --- restarts and crashes ---------------------------------------------------------------------------
@@ -115,7 +86,7 @@ def test_replica_is_synced_before_it_gets_its_name_and_its_folder_after(
         steps.append("rename")
         return rename(path, target)
 
-    store = FileStore([tmp_path / "a"], "test", disk_reserve=0, fsync=True)
+    store = FileStore([tmp_path / "a"], "test", disk_reserve=0, fsync=True, volume_chunk_max=0)
     try:
         monkeypatch.setattr(os, "fdatasync", lambda fd: steps.append(f"sync {os.fstat(fd).st_size}"))
         monkeypatch.setattr(os, "fsync", lambda fd: steps.append(Path(f"/proc/self/fd/{fd}").readlink().name))
@@ -190,7 +161,7 @@ def test_replica_under_anothers_name_and_foreign_files_are_quarantined(tmp_path:
 
 
 def test_quarantine_is_bounded_and_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_module, "QUARANTINE_FILES_MAX", 3)
+    monkeypatch.setattr(quarantine_module, "QUARANTINE_FILES_MAX", 3)
     with opened(tmp_path / "a") as store:
         handles = [put(store).handle for _ in range(5)]
         for handle in handles:
@@ -207,7 +178,7 @@ def test_same_chunk_on_two_disks_is_kept_once(tmp_path: Path) -> None:
     path_of(other, handle).write_bytes(path_of(home, handle).read_bytes())
     with opened(*disks) as store:
         assert store.handles() == [handle]
-        assert read(store, handle) == DATA
+        assert content(store, handle) == DATA
         assert len(quarantined(home)) + len(quarantined(other)) == 1
         assert sum(report.chunk_count for report in store.disks()) == 1
 
@@ -227,7 +198,7 @@ def test_few_descriptors_serve_many_replicas(tmp_path: Path) -> None:
         replicas = [(put(store, data), data) for data in (os.urandom(50) for _ in range(10))]
         with store.open(replicas[0][0].handle) as first:
             for replica, data in replicas * 2:
-                assert read(store, replica.handle) == data
+                assert content(store, replica.handle) == data
             assert os.pread(first.fd, 50, 0) == replicas[0][1]  # evicted, and still open for its reader
         kept = [link for link in Path("/proc/self/fd").iterdir() if str(tmp_path / "a" / "chunks") in target(link)]
         assert len(kept) <= 2
