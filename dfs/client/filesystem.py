@@ -29,6 +29,7 @@ from dfs.client.packs import Packer, PackEvents, PackItem, PackRules
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
 from dfs.client.quotas import Quotas
+from dfs.client.repacking import Repacking, RepackReport
 from dfs.client.reserve import ChunkReserve
 from dfs.client.snapshots import Snapshots
 from dfs.client.transfer import Transfer
@@ -402,6 +403,13 @@ class DfsClient:
         Take only files for which `is_packable` holds.
         """
         Unpacker(self._transfer, events, overwrite=overwrite).run(pages)
+
+    def repack(self, path: str) -> RepackReport:
+        """Store the small files of half-empty shared chunks below a directory anew, so that deleted ones give their
+        space back; nobody sees a change of content. What others change meanwhile is left alone."""
+        path = paths.normalise(path)
+        repacking = Repacking(self._transfer, self._upload(), self._calls, self._timeout_s)
+        return repacking.run(path, lambda: self.locate_many(path))
 
     # --- trash --------------------------------------------------------------------------------------------
 

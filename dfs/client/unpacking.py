@@ -120,24 +120,13 @@ class Unpacker:
     def _fetch(self, page: LocateManyReply, run: Run) -> None:
         self._cancellation.check()
         try:
-            data = self._read(page, run)
+            data = read_run(self._transfer, page, run, self._cancellation)
         except DfsError as error:
             log.warning("run_not_read", handle=page.chunks[run.chunk].handle, code=error.code, reason=error.message)
             for item in run.items:
                 self._events.left_over(item)
         else:
             self._write_all(run.items, data, run.start)
-
-    def _read(self, page: LocateManyReply, run: Run) -> memoryview:
-        """Return the bytes of a run, verified."""
-        chunk = page.chunks[run.chunk]
-        size = run.end - run.start
-        extent = LocatedExtent(chunk.handle, run.start, size, chunk.length, chunk.crc, chunk.token, chunk.replicas)
-        plan = ReadPlan(run.start // BLOCK_SIZE, extent, 0, run.start, size, run.start, size)
-        servers = tuple(page.servers[index] for index in chunk.replicas if 0 <= index < len(page.servers))
-        buffer = _Buffer(run.start, size)
-        self._transfer.read(plan, servers, buffer, self._cancellation, relocate=_do_not, path=run.items[0].path)
-        return buffer.data
 
     def _write_all(self, items: Iterable[UnpackItem], data: memoryview, start: int) -> None:
         for item in items:
@@ -158,6 +147,18 @@ class Unpacker:
             file.publish(overwrite=self._overwrite)
         finally:
             file.close()
+
+
+def read_run(transfer: Transfer, page: LocateManyReply, run: Run, cancellation: Cancellation) -> memoryview:
+    """Return the bytes of a run, verified."""
+    chunk = page.chunks[run.chunk]
+    size = run.end - run.start
+    extent = LocatedExtent(chunk.handle, run.start, size, chunk.length, chunk.crc, chunk.token, chunk.replicas)
+    plan = ReadPlan(run.start // BLOCK_SIZE, extent, 0, run.start, size, run.start, size)
+    servers = tuple(page.servers[index] for index in chunk.replicas if 0 <= index < len(page.servers))
+    buffer = _Buffer(run.start, size)
+    transfer.read(plan, servers, buffer, cancellation, relocate=_do_not, path=run.items[0].path)
+    return buffer.data
 
 
 class _Buffer:

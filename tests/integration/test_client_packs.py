@@ -12,6 +12,7 @@ from dfs.client import DfsClient
 from dfs.client import packs as packs_module
 from dfs.client.packs import PACKED_FILE_SIZE_MAX, PackEvents, PackItem
 from dfs.client.unpacking import UnpackEvents, UnpackItem, is_packable
+from dfs.client.upload import Upload
 from dfs.errors import AlreadyExists, Conflict, DfsError, IsADirectory, NoQuorum, NotFound
 from dfs.net.messages import LocateManyReply
 from dfs.net.parts import Kind
@@ -225,3 +226,56 @@ def test_local_file_that_exists_is_not_replaced(client: DfsClient, tmp_path: Pat
     got, outcomes = get_tree(client, "/taken", tmp_path / "back", take)
     assert got == {**made, name: b"mine"}
     assert [type(error) for error in outcomes.failed.values()] == [AlreadyExists]
+
+
+# --- giving space back ----------------------------------------------------------------------------------------
+
+
+def thinned(client: DfsClient, folder: Path, root: str, seed: int) -> dict[str, bytes]:
+    """Store a tree and delete four of five files; return the content of the others."""
+    made = tree(folder, 250, seed)
+    put_tree(client, folder, list(made), root)
+    names = sorted(made)
+    for name in names[:]:
+        if names.index(name) % 5:
+            client.delete(f"{root}/{name}", skip_trash=True)
+    return {name: made[name] for index, name in enumerate(names) if not index % 5}
+
+
+def test_repack_gives_the_space_of_deleted_files_back(client: DfsClient, tmp_path: Path) -> None:
+    kept = thinned(client, tmp_path / "tree", "/thin", 9)
+    before = client.cluster_status().space.chunk_stored_size
+    times = {name: client.stat(f"/thin/{name}").mtime_ms for name in kept}
+    report = client.repack("/thin")
+    live = sum(map(len, kept.values()))
+    assert (report.file_count, report.size) == (sum(1 for data in kept.values() if data), live)
+    assert report.conflict_count == 0
+    after = client.cluster_status().space.chunk_stored_size
+    assert before - after > 2 * 3 * live
+    got, _ = get_tree(client, "/thin", tmp_path / "back")
+    assert got == kept
+    assert {name: client.stat(f"/thin/{name}").mtime_ms for name in kept} == times
+    again = client.repack("/thin")
+    assert (again.chunk_count, again.file_count) == (0, 0), "what is full enough stays"
+
+
+def test_repack_leaves_files_alone_that_others_change_meanwhile(
+    client: DfsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = thinned(client, tmp_path / "tree", "/busy", 10)
+    full = sorted(name for name, data in kept.items() if data)
+    changed, removed = full[0], full[1]
+    store_pack = Upload.store_pack
+
+    def with_others(upload: Upload, *arguments: object) -> object:
+        monkeypatch.setattr(Upload, "store_pack", store_pack)
+        client.put(io.BytesIO(b"another"), f"/busy/{changed}", overwrite=True)
+        client.delete(f"/busy/{removed}", skip_trash=True)
+        return store_pack(upload, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Upload, "store_pack", with_others)
+    report = client.repack("/busy")
+    assert report.conflict_count == 2
+    assert report.file_count == len(full) - 2
+    got, _ = get_tree(client, "/busy", tmp_path / "back")
+    assert got == {**{name: data for name, data in kept.items() if name != removed}, changed: b"another"}
