@@ -114,9 +114,9 @@ def test_a_disk_that_fills_during_puts_costs_no_put_and_keeps_no_half_chunk(clus
 def test_damage_that_no_reader_met_is_found_by_the_scrubber_and_told(cluster: ClusterUnderTest) -> None:
     data = os.urandom(12 * MIB)
     with cluster.client() as client:
-        before = set(cluster.chunk_files("c2"))
+        before = {replica.path for replica in cluster.replicas("c2")}
         client.put(io.BytesIO(data), "/scrubbed")
-        flipped, cut_off, removed = sorted(set(cluster.chunk_files("c2")) - before)
+        flipped, cut_off, removed = sorted({replica.path for replica in cluster.replicas("c2")} - before)
         flip(flipped, 3 * MIB)
         os.truncate(cut_off, 1000)
         removed.unlink()
