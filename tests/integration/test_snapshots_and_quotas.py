@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -224,6 +225,51 @@ def test_a_quota_stops_a_put_and_says_what_to_do(client: DfsClient) -> None:
     client.make_directory("/quota/c")
     with pytest.raises(InvalidArgument, match="allow nothing"):
         client.quotas.set("/quota", names=0)
+
+
+def test_a_large_file_that_cannot_fit_is_refused_before_it_travels(client: DfsClient, tmp_path: Path) -> None:
+    client.make_directory("/small")
+    client.quotas.set("/small", stored_size=4 << 20)
+    source = tmp_path / "large"
+    travelled: list[int] = []
+    source.write_bytes(bytes(2 << 20))
+    with pytest.raises(QuotaExceeded, match="6291456 more are wanted"):
+        client.put(source, "/small/large", replication=3, progress=travelled.append)
+    assert travelled == []
+    client.put(source, "/small/large", replication=2)
+    client.put(source, "/small/large", replication=2, overwrite=True)
+    with pytest.raises(QuotaExceeded):
+        client.append(source, "/small/large", progress=travelled.append)
+    client.write_at("/small/large", 0, source)
+    assert travelled == []
+
+
+def test_a_merge_that_is_interrupted_anywhere_changes_no_content_and_leaves_only_garbage(
+    client: DfsClient, cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = bytearray(content(4 * CHUNK))
+    put(client, "/interrupted", bytes(expected))
+    for number in range(40):
+        expected[number * 20_000 : number * 20_000 + 7_000] = content(7_000, number)
+        client.write_at("/interrupted", number * 20_000, bytes(expected[number * 20_000 : number * 20_000 + 7_000]))
+    commit = client._calls.call
+    for allowed in (0, 1, 1):  # commits; the next chunk is stored, and its commit never sent
+        left = [allowed]
+
+        def call(*arguments: Any, left: list[int] = left) -> Any:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return commit(*arguments)
+
+        monkeypatch.setattr(client._calls, "call", call)
+        with pytest.raises(KeyboardInterrupt):
+            client.compact("/interrupted")
+        assert fetched(client, "/interrupted") == expected
+    monkeypatch.undo()
+    assert client.compact("/interrupted").extent_count < 10
+    assert fetched(client, "/interrupted") == expected
+    cluster.masters[0].state.check_invariants()
 
 
 # --- the command line
