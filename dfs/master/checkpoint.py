@@ -25,6 +25,7 @@ from dfs.master.parts import StateParts
 from dfs.master.quotas import Quota
 from dfs.master.sessions import Session
 from dfs.master.sharing import share
+from dfs.master.tails import Remembered, TailRecord
 from dfs.master.trash import Trashed
 from dfs.master.views import GarbageChunk, RegisteredServer
 from dfs.paths import check_name
@@ -186,8 +187,44 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag=7):
     row_count: int
 
 
-Row: TypeAlias = ServerRow | ChunkRow | GarbageRow | NodeRow | TrashRow | SnapshotRow | QuotaRow | SessionRow
-Table: TypeAlias = Servers | Chunks | GarbageRows | Nodes | TrashRows | SnapshotRows | QuotaRows | Sessions
+class TailRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The open tail of a file."""
+
+    path: str
+    handle: ChunkHandle
+    servers: tuple[ServerId, ...]
+    begun_ms: int
+
+
+class TailRows(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Open tails, in the order they were opened."""
+
+    rows: list[TailRow]
+
+
+class AppenderRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One remembered appender of a file (`appender` empty: the file's history has none); rows of one file follow."""
+
+    inode: int
+    versions: tuple[int, ...]
+    appender: bytes
+    last_sequence: int
+    offsets: tuple[int, ...]
+    used_ms: int
+
+
+class AppenderRows(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """The histories of files that records were appended to."""
+
+    rows: list[AppenderRow]
+
+
+Row: TypeAlias = (
+    ServerRow | ChunkRow | GarbageRow | NodeRow | TrashRow | SnapshotRow | QuotaRow | SessionRow | TailRow | AppenderRow
+)
+Table: TypeAlias = (
+    Servers | Chunks | GarbageRows | Nodes | TrashRows | SnapshotRows | QuotaRows | Sessions | TailRows | AppenderRows
+)
 Piece: TypeAlias = Start | Table | End
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -223,6 +260,8 @@ def dump(parts: StateParts) -> Iterator[bytes]:
         (QuotaRows, ((32 + len(path), QuotaRow(path, *quota)) for path, quota in parts.quotas.items())),
         (Nodes, _node_rows(parts, trees)),
         (Sessions, _session_rows(parts)),
+        (TailRows, ((96 + len(t.path), TailRow(t.path, t.handle, t.servers, t.begun_ms)) for t in parts.tails.all())),
+        (AppenderRows, _appender_rows(parts)),
     ]
     count = 0
     for table, rows in tables:
@@ -300,6 +339,15 @@ def _session_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
                 results, size = [], 48
         if results or size == 48:
             yield size, SessionRow(session_id, session.first_unacked, session.last_used_ms, tuple(results))
+
+
+def _appender_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
+    for inode, history in parts.tails.histories():
+        if not history.appenders:
+            yield 48, AppenderRow(inode, history.versions, b"", 0, (), 0)
+        for appender, item in history.appenders.items():
+            row = AppenderRow(inode, history.versions, appender, item.last_sequence, item.offsets, item.used_ms)
+            yield 64 + 9 * len(item.offsets), row
 
 
 # --- pieces to parts
@@ -388,6 +436,12 @@ class _Loader:
             self.parts.quotas.set(row.path, Quota(row.names, row.stored_size))
         elif isinstance(row, ServerRow):
             self.parts.servers.put(RegisteredServer(row.server_id, row.name, row.address, row.rack))
+        elif isinstance(row, TailRow):
+            self.parts.tails.open(TailRecord(row.path, row.handle, row.servers, row.begun_ms))
+        elif isinstance(row, AppenderRow):
+            item = Remembered(row.last_sequence, row.offsets, row.used_ms)
+            appenders = [(row.appender, item)] if row.appender else []
+            self.parts.tails.restore_history(row.inode, row.versions, appenders)
         else:
             self._take_session(row)
 
@@ -502,7 +556,18 @@ class _Loader:
             _require(isinstance(parts.namespace.find(path), Directory), "a file has a quota")
 
 
-_ORDER: list[type[Table]] = [Servers, Chunks, GarbageRows, TrashRows, SnapshotRows, QuotaRows, Nodes, Sessions]
+_ORDER: list[type[Table]] = [
+    Servers,
+    Chunks,
+    GarbageRows,
+    TrashRows,
+    SnapshotRows,
+    QuotaRows,
+    Nodes,
+    Sessions,
+    TailRows,
+    AppenderRows,
+]
 
 
 def _require(condition: bool, what: str) -> None:

@@ -23,6 +23,8 @@ from dfs.master.checkpoint import (
     PIECE_SIZE,
     SEPARATION,
     VERSION,
+    AppenderRow,
+    AppenderRows,
     ChunkRow,
     Chunks,
     End,
@@ -41,6 +43,8 @@ from dfs.master.checkpoint import (
     SnapshotRow,
     SnapshotRows,
     Start,
+    TailRow,
+    TailRows,
     TrashRow,
     TrashRows,
 )
@@ -183,6 +187,24 @@ def _record(row: Row, trees: _Trees) -> dict[str, Any]:
                 "last_used_ms": row.last_used_ms,
                 "results": [[sequence, result.hex()] for sequence, result in row.results],
             }
+        case TailRow():
+            return {
+                "type": "tail",
+                "path": row.path,
+                "chunk": row.handle.hex(),
+                "servers": [server.hex() for server in row.servers],
+                "begun_ms": row.begun_ms,
+            }
+        case AppenderRow():
+            return {
+                "type": "appender",
+                "inode": row.inode,
+                "versions": list(row.versions),
+                "appender": row.appender.hex(),
+                "last_sequence": row.last_sequence,
+                "offsets": list(row.offsets),
+                "used_ms": row.used_ms,
+            }
     return _node_record(row, trees)
 
 
@@ -305,6 +327,11 @@ class _Importer:
                 session = SessionId(bytes.fromhex(record["session"]))
                 results = tuple((sequence, bytes.fromhex(result)) for sequence, result in record["results"])
                 return Sessions, SessionRow(session, record["first_unacked"], record["last_used_ms"], results)
+            case "tail":
+                handle = ChunkHandle(bytes.fromhex(record["chunk"]))
+                return TailRows, TailRow(record["path"], handle, _servers(record), record["begun_ms"])
+            case "appender":
+                return AppenderRows, _appender(record)
             case "directory" | "file":
                 return Nodes, self._node(record)
             case other:
@@ -349,6 +376,17 @@ def _start(record: dict[str, Any]) -> Start:
         raise ValueError(f"its format is version {record['version']}, {FORMAT_VERSION} is read here")
     names = [name for name in Start.__struct_fields__ if name != "version"]
     return Start(VERSION, *(record[name] for name in names))
+
+
+def _appender(record: dict[str, Any]) -> AppenderRow:
+    return AppenderRow(
+        record["inode"],
+        tuple(record["versions"]),
+        bytes.fromhex(record["appender"]),
+        record["last_sequence"],
+        tuple(record["offsets"]),
+        record["used_ms"],
+    )
 
 
 def _servers(record: dict[str, Any]) -> tuple[ServerId, ...]:
