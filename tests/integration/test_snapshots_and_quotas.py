@@ -113,6 +113,9 @@ def test_a_file_of_very_many_small_overwrites_is_merged_by_itself(
     assert max(counts) <= 9
     assert counts.count(1) >= 2
     assert fetched(client, "/range/many") == expected
+    counts = [client.append(io.BytesIO(b"."), "/range/many").extent_count for _ in range(10)]
+    assert max(counts) <= 8
+    assert fetched(client, "/range/many") == expected + b"." * 10
 
 
 def test_a_merge_gives_way_to_whoever_changes_the_file(client: DfsClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +208,25 @@ def test_a_snapshot_of_ten_thousand_files_makes_no_chunk_and_survives_their_remo
     client.delete("/many/3/0", recursive=True, skip_trash=True)
     assert client.stat("/many/3").file_count == 9_000
     assert client.stat("/many/3/.snapshot/s").file_count == 10_000
+
+
+def test_a_snapshot_has_every_record_that_was_appended_before_it(client: DfsClient) -> None:
+    put(client, "/records/log", b"")
+    with client.appender("/records/log") as appender:
+        for number in range(5):
+            appender.append(b"%d" % number).result()
+        client.snapshots.create("/records", "s")
+        for number in range(5, 9):
+            appender.append(b"%d" % number).result()
+        assert fetched(client, "/records/.snapshot/s/log") == b"01234"
+        client.truncate("/records/log", 7)
+        client.write_at("/records/log", 1, b"xx")
+        appender.append(b"9").result()
+    assert fetched(client, "/records/log") == b"0xx34569"
+    client.snapshots.restore("/records", "s")
+    assert client.append_record("/records/log", b"!") == 5
+    assert fetched(client, "/records/log") == b"01234!"
+    assert fetched(client, "/records/.snapshot/s/log") == b"01234"
 
 
 # --- quotas
