@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -27,12 +27,15 @@ from dfs.client.compaction import Compaction, is_fragmented
 from dfs.client.discovery import Masters
 from dfs.client.download import Download, FileChecksum
 from dfs.client.inspection import Inspection
+from dfs.client.packs import Packer, PackEvents, PackItem, PackRules
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
 from dfs.client.quotas import Quotas
+from dfs.client.repacking import Repacking, RepackReport
 from dfs.client.reserve import ChunkReserve
 from dfs.client.snapshots import Snapshots
 from dfs.client.transfer import Transfer
+from dfs.client.unpacking import Unpacker, UnpackEvents, UnpackItem
 from dfs.client.upload import Upload
 from dfs.clock import Deadline
 from dfs.errors import Conflict, DfsError, InvalidArgument, IsADirectory, NotADirectory, NotFound
@@ -55,6 +58,8 @@ from dfs.net.messages import (
     ListDirectoryReply,
     ListTrash,
     ListTrashReply,
+    LocateMany,
+    LocateManyReply,
     MakeDirectory,
     Message,
     Mutation,
@@ -383,6 +388,62 @@ class DfsClient:
     def quotas(self) -> Quotas:
         """Limits of directories."""
         return Quotas(self._masters, self._calls, self._timeout_s)
+
+    # --- many small files ----------------------------------------------------------------------------------
+
+    def put_many(
+        self,
+        items: Iterable[PackItem],
+        events: PackEvents,
+        *,
+        overwrite: bool = False,
+        parents: bool = False,
+        replication: int | None = None,
+        keeps_time: bool = False,
+    ) -> None:
+        """Store many small local files, packed into shared chunks and committed by the hundred.
+
+        Each is stored as by `put`, or fails by itself; `events` tells of each, also of those too large to be packed,
+        which are left to the caller. `keeps_time`: with their local modification times.
+        """
+        _check_replication(replication or 0)
+        rules = PackRules(
+            overwrite=overwrite, parents=parents, replication=replication or self._replication, keeps_time=keeps_time
+        )
+        normal = (PackItem(item.source, paths.normalise(item.path)) for item in items)
+        Packer(self._upload(), self._calls, self._timeout_s, rules, events).run(normal)
+
+    def locate_many(self, path: str) -> Iterator[LocateManyReply]:
+        """Yield what is below a directory with the places of all content, page by page, directories before their
+        content."""
+        path, after = paths.normalise(path), ""
+        while True:
+            reply = self._look(LocateMany(path, after, stale_ms=self._stale_ms), LocateManyReply)
+            yield reply
+            if not reply.has_more or not reply.files:
+                return
+            after = reply.files[-1].path
+
+    def get_many(
+        self,
+        pages: Iterable[tuple[LocateManyReply, builtins.list[UnpackItem]]],
+        events: UnpackEvents,
+        *,
+        overwrite: bool = True,
+    ) -> None:
+        """Fetch small files of pages that `locate_many` gave, read from their chunks in long runs.
+
+        Each appears complete or not at all; `events` tells of each, also of those that are left to an ordinary get.
+        Take only files for which `is_packable` holds.
+        """
+        Unpacker(self._transfer, events, overwrite=overwrite).run(pages)
+
+    def repack(self, path: str) -> RepackReport:
+        """Store the small files of half-empty shared chunks below a directory anew, so that deleted ones give their
+        space back; nobody sees a change of content. What others change meanwhile is left alone."""
+        path = paths.normalise(path)
+        repacking = Repacking(self._transfer, self._upload(), self._calls, self._timeout_s)
+        return repacking.run(path, lambda: self.locate_many(path))
 
     # --- trash --------------------------------------------------------------------------------------------
 

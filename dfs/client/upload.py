@@ -18,7 +18,7 @@ from dfs import paths
 from dfs.client.allocation import Allocator
 from dfs.client.calls import Calls
 from dfs.client.discovery import Masters
-from dfs.client.local_files import SourceFile, StreamChunk, open_source
+from dfs.client.local_files import PIECE_SIZE, SourceFile, StreamChunk, open_source
 from dfs.client.parallel import Cancellation, Meter, in_order
 from dfs.client.plan import ChunkRange, backoff_s, split_source
 from dfs.client.reserve import ChunkReserve
@@ -190,6 +190,16 @@ class Upload:
                 opened.check_unchanged()
         allocator.check_commit_time()
         return chunks
+
+    def store_pack(self, data: memoryview, name: str, replication: int, cancellation: Cancellation) -> NewChunk:
+        """Store bytes as one chunk; `name` says in errors what they are."""
+        allocator = Allocator(self._masters, self._transfer.health, replication, self._timeout_s, self._reserve)
+
+        def pieces() -> Iterator[memoryview]:
+            return (data[start : start + PIECE_SIZE] for start in range(0, len(data), PIECE_SIZE))
+
+        part = _Part(0, 0, len(data), pieces)
+        return self._store_part(part, name, allocator, lambda _sent: None, cancellation)
 
     def _store_part(
         self,

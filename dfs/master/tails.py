@@ -220,12 +220,13 @@ class TailTable:
 
 
 def named_paths(command: Mutation) -> Iterator[str]:
-    """Yield every path that a mutation names, in whichever field."""
+    """Yield every path that a mutation names, in whichever field; a part of it that has a `path` names that."""
     for name in command.__struct_fields__:
         value = getattr(command, name)
         for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, str) and item.startswith("/"):
-                yield item
+            path = getattr(item, "path", item)
+            if isinstance(path, str) and path.startswith("/"):
+                yield path
 
 
 def _with_ancestors(path: str) -> Iterator[str]:
