@@ -22,6 +22,8 @@ from dfs.net.messages import (
     MakeDirectory,
     Mutation,
     RemoveDirectory,
+    RemoveSnapshot,
+    SetQuota,
     SetReplication,
     Touch,
     Undelete,
@@ -33,7 +35,16 @@ VERSIONS_MAX = 64  # of one file whose readers may go on while records are appen
 REMEMBERED_MAX = 200_000  # appenders of all files together
 
 # These neither read nor move nor replace the content of a file that is there.
-_HARMLESS = (EmptyTrash, MakeDirectory, RemoveDirectory, SetReplication, Touch, Undelete)
+_HARMLESS = (
+    EmptyTrash,
+    MakeDirectory,
+    RemoveDirectory,
+    RemoveSnapshot,
+    SetQuota,
+    SetReplication,
+    Touch,
+    Undelete,
+)
 
 
 @dataclass(frozen=True, slots=True)
