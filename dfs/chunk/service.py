@@ -74,8 +74,8 @@ class ChunkService:
         self._transfer = ChunkTransfer(store, self._peers, address)
         self._writes = Streams("chunk writes", STREAMS_MAX, BUFFER_SIZE)
         self._reads = Streams("chunk reads", READS_MAX)
-        self.tails = TailService(tail_folders, store, self._peers, self._check_token)
         self.meter = ChunkMeter()
+        self.tails = TailService(tail_folders, store, self._peers, self._check_token)
 
     @property
     def active_streams(self) -> int:
@@ -94,10 +94,10 @@ class ChunkService:
                 early = None
                 if isinstance(received.message, WriteChunk):
                     early = self._write(channel, received, received.message)
-                elif isinstance(received.message, TAIL_MESSAGES):
-                    self.tails.answer(channel, received)
                 elif isinstance(received.message, StoreChunk):
                     self._store_small(channel, received, received.message)
+                elif isinstance(received.message, TAIL_MESSAGES):
+                    self.tails.answer(channel, received)
                 else:
                     self._answer(channel, received)
         except DeadlineExceeded as error:

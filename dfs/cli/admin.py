@@ -18,6 +18,7 @@ import click
 
 from dfs.cli import output
 from dfs.cli.context import Cli
+from dfs.cli.repack import admin_repack
 from dfs.cli.report import admin_report
 from dfs.cli.verb import Verb, json_option, pass_cli
 from dfs.cli.wall import LocalError
@@ -37,6 +38,7 @@ def admin_verb() -> None:
 
 
 admin_verb.add_command(admin_report)
+admin_verb.add_command(admin_repack)
 
 
 # --- masters

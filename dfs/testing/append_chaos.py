@@ -205,9 +205,7 @@ def check_replicas_alike(cluster: ClusterUnderTest, client: DfsClient) -> None:
         files = set()
         for index in extent.replicas:
             name = names[reply.servers[index].server_id]
-            for replica in cluster.replicas(name):
-                if replica.handle == extent.handle:
-                    files.add(replica.path.read_bytes()[replica.start : replica.start + replica.length])
+            files |= {replica.data() for replica in cluster.replicas(name) if replica.handle == extent.handle}
         assert len(files) == 1, f"replicas of {extent.handle.hex()} differ: {len(files)} contents"
 
 
