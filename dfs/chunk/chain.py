@@ -54,6 +54,7 @@ class Upstream:
 
     def __init__(self, channel: Channel, opening: Received) -> None:
         self.is_lost = False
+        self.size = 0  # bytes of the chunk that came
         self.patience_s = _patience_s(opening)
         self.stall_s = STALL_MAX_S
         self._channel = channel
@@ -85,6 +86,7 @@ class Upstream:
             self.is_lost = True
             raise
         self._unread -= len(buffer)
+        self.size += len(buffer)
 
     def skip_chunk(self, idle_s: float) -> Received | None:
         """Throw away what is left of a refused chunk. Return the message after it when the writer gave up early, and

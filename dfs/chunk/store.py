@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -35,6 +36,7 @@ from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DfsError, DiskFailed, DiskFull
 from dfs.ids import ChunkHandle, id_text
 from dfs.log import get_logger
+from dfs.measures import Times
 from dfs.net.parts import DiskReport
 
 SCAN_THREADS = 8  # folders of a disk read at the same time at start
@@ -67,6 +69,7 @@ class FileStore:
         self.server_id, claimed = claim(data_dirs, cluster)
         self.changes = ReplicaChanges()
         self.fsync = fsync
+        self.syncs = Times()  # how long making a finished replica durable takes
         self._clock = clock
         self._lock = threading.Lock()
         self._index: dict[ChunkHandle, tuple[Replica, Disk]] = {}
@@ -424,6 +427,7 @@ class FileReplicaWriter:
     def publish(self) -> Replica:
         tail = encode_tail(self._handle, self._blocks.length, self._crc, self._blocks.checksums)
         replica = Replica(self._handle, self._blocks.length, self._crc, self._store.now_ms())
+        begun_s = time.perf_counter()
         if self._fd < 0:
             try:
                 self._volumes.append(replica, self._kept, tail)
@@ -432,6 +436,7 @@ class FileReplicaWriter:
                 raise
         else:
             self._publish_file(tail)
+        self._store.syncs.observe(time.perf_counter() - begun_s)
         try:
             self._store.add(replica, self._disk)
         except DiskFailed:

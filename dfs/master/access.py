@@ -17,6 +17,7 @@ from dfs.master.liveness import ClusterView, Liveness, ServerView
 from dfs.master.nodes import Directory, Node
 from dfs.master.placement import Candidate, plan_chains
 from dfs.master.state import MasterState
+from dfs.master.tails import TailRecord
 from dfs.master.views import Extent, RegisteredServer
 from dfs.net.auth import ClusterKey, Rights, sign_token
 from dfs.net.messages import (
@@ -32,7 +33,17 @@ from dfs.net.messages import (
     LocateManyReply,
     LocateReply,
 )
-from dfs.net.parts import AllocatedChunk, Kind, LocatedChunk, LocatedExtent, LocatedFile, NewExtent, ServerInfo
+from dfs.net.parts import (
+    AllocatedChunk,
+    Kind,
+    LocatedChunk,
+    LocatedExtent,
+    LocatedFile,
+    LocatedTail,
+    NewExtent,
+    ServerInfo,
+)
+from dfs.paths import join
 
 LOCATE_MANY_EXTENTS_MAX = 4_000  # in one LocateManyReply: about 20 ms of a master's time
 COMMIT_MARGIN = 0.9  # of the orphan grace: the rest covers clocks, resends and the age a server rounds down
@@ -116,7 +127,19 @@ class AccessDesk:
         expires_ms = self._expiry_ms()
         tokens: dict[ChunkHandle, bytes] = {}
         extents = tuple(self._located(extent, table, tokens, expires_ms) for extent in found.extents)
-        return LocateReply(found.status, found.first_offset, extents, table.infos(), found.has_more)
+        tails = self._tail(message.path, table, expires_ms)
+        return LocateReply(found.status, found.first_offset, extents, table.infos(), found.has_more, tails)
+
+    def _tail(self, path: str, table: ServerTable, expires_ms: int) -> tuple[LocatedTail, ...]:
+        """Return the open tail of a file for a reader, if it has one."""
+        tail = self._state.tails.at(path)
+        return () if tail is None else (self.located_tail(tail, table, Rights.READ, expires_ms),)
+
+    def located_tail(self, tail: TailRecord, table: ServerTable, rights: Rights, expires_ms: int) -> LocatedTail:
+        """Return where an open tail is, with a token."""
+        chain = tuple(index for server_id in tail.servers if (index := table.index(server_id)) is not None)
+        token = sign_token(self._key, tail.handle, rights, expires_ms)
+        return LocatedTail(tail.handle, self._state.stat(tail.path).size, token, chain)
 
     def _located(
         self, extent: Extent, table: ServerTable, tokens: dict[ChunkHandle, bytes], expires_ms: int
@@ -149,7 +172,10 @@ class AccessDesk:
                 if (known := chunks.get(extent.handle)) is None:
                     known = chunks[extent.handle] = len(chunks), self._located_chunk(extent.handle, table, expires_ms)
                 ranges.append(NewExtent(known[0], extent.chunk_offset, extent.length))
-            files.append(_located_file(path, node, tuple(ranges), is_partial=extents is None))
+            has_tail = (
+                self._state.tails.at(join(message.path, path)) is not None
+            )  # then there is more than extents tell
+            files.append(_located_file(path, node, tuple(ranges), is_partial=extents is None or has_tail))
             extent_count += len(ranges)
         return LocateManyReply(tuple(files), tuple(c for _, c in chunks.values()), table.infos(), has_more=False)
 

@@ -25,12 +25,14 @@ from dfs.master.parts import StateParts
 from dfs.master.quotas import Quota
 from dfs.master.sessions import Session
 from dfs.master.sharing import share
+from dfs.master.tails import Remembered, TailRecord
 from dfs.master.trash import Trashed
 from dfs.master.views import GarbageChunk, RegisteredServer
 from dfs.paths import check_name
 
 VERSION = 1
 PIECE_SIZE = 256 * 1024  # bytes after which a piece is closed; one row is at most about 7 MiB (a file's extents)
+SEPARATION = "separation"
 DAMAGED = "the dumped state is damaged or of another version"
 
 
@@ -112,7 +114,10 @@ class NodeRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 class Nodes(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """Trees one after another: the live one, those of the trash entries in their order, those of the snapshots in
-    theirs, those being released."""
+    theirs, those being released, and copies of large shared directories in the making.
+
+    The root row of such a copy has the name SEPARATION, and as `size` the number of the directory row (from 1, all
+    trees together) whose entries are being copied."""
 
     rows: list[NodeRow]
 
@@ -182,8 +187,44 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag=7):
     row_count: int
 
 
-Row: TypeAlias = ServerRow | ChunkRow | GarbageRow | NodeRow | TrashRow | SnapshotRow | QuotaRow | SessionRow
-Table: TypeAlias = Servers | Chunks | GarbageRows | Nodes | TrashRows | SnapshotRows | QuotaRows | Sessions
+class TailRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The open tail of a file."""
+
+    path: str
+    handle: ChunkHandle
+    servers: tuple[ServerId, ...]
+    begun_ms: int
+
+
+class TailRows(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Open tails, in the order they were opened."""
+
+    rows: list[TailRow]
+
+
+class AppenderRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One remembered appender of a file (`appender` empty: the file's history has none); rows of one file follow."""
+
+    inode: int
+    versions: tuple[int, ...]
+    appender: bytes
+    last_sequence: int
+    offsets: tuple[int, ...]
+    used_ms: int
+
+
+class AppenderRows(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """The histories of files that records were appended to."""
+
+    rows: list[AppenderRow]
+
+
+Row: TypeAlias = (
+    ServerRow | ChunkRow | GarbageRow | NodeRow | TrashRow | SnapshotRow | QuotaRow | SessionRow | TailRow | AppenderRow
+)
+Table: TypeAlias = (
+    Servers | Chunks | GarbageRows | Nodes | TrashRows | SnapshotRows | QuotaRows | Sessions | TailRows | AppenderRows
+)
 Piece: TypeAlias = Start | Table | End
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -209,7 +250,7 @@ def dump(parts: StateParts) -> Iterator[bytes]:
     )
     yield _ENCODER.encode(start)
     snapshots = (root for _, _, _, root in parts.snapshots.roots())
-    trees = chain([space.root], (entry.node for _, entry in trash.items()), snapshots, parts.released.nodes())
+    trees = chain([space.root], (entry.node for _, entry in trash.items()), snapshots)
     tables: list[tuple[type[Table], Iterator[tuple[int, Row]]]] = [
         (Servers, ((128, ServerRow(s.server_id, s.name, s.address, s.rack)) for s in parts.servers.all())),
         (Chunks, _chunk_rows(parts)),
@@ -217,8 +258,10 @@ def dump(parts: StateParts) -> Iterator[bytes]:
         (TrashRows, ((32 + len(e.path), TrashRow(i, e.path, e.deleted_ms)) for i, e in trash.items())),
         (SnapshotRows, _snapshot_rows(parts)),
         (QuotaRows, ((32 + len(path), QuotaRow(path, *quota)) for path, quota in parts.quotas.items())),
-        (Nodes, _node_rows(trees)),
+        (Nodes, _node_rows(parts, trees)),
         (Sessions, _session_rows(parts)),
+        (TailRows, ((96 + len(t.path), TailRow(t.path, t.handle, t.servers, t.begun_ms)) for t in parts.tails.all())),
+        (AppenderRows, _appender_rows(parts)),
     ]
     count = 0
     for table, rows in tables:
@@ -250,11 +293,13 @@ def _snapshot_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
             yield 48 + len(path) + len(name), row
 
 
-def _node_rows(trees: Iterable[Node]) -> Iterator[tuple[int, Row]]:
+def _node_rows(parts: StateParts, trees: Iterable[Node]) -> Iterator[tuple[int, Row]]:
     shared: dict[int, int] = {}  # id of a table that several directories have -> number of the first one's row
     count = 0
-    for tree in trees:
-        stack: list[Iterator[tuple[str, Node]]] = [iter([("", tree)])]
+
+    def rows(tree: Node, row_name: str = "", size: int = 0) -> Iterator[tuple[int, Row]]:
+        nonlocal count
+        stack: list[Iterator[tuple[str, Node]]] = [iter([(row_name, tree)])]
         while stack:
             found = next(stack[-1], None)
             if found is None:
@@ -267,9 +312,15 @@ def _node_rows(trees: Iterable[Node]) -> Iterator[tuple[int, Row]]:
                 continue
             count += 1
             first = shared.setdefault(id(node.entries), count) if node.entries.sharers > 1 else count
-            yield 32 + len(name), NodeRow(depth, name, node.inode, node.mtime_ms, 0 if first == count else first)
+            version = 0 if first == count else first
+            yield 32 + len(name), NodeRow(depth, name, node.inode, node.mtime_ms, version, 0, 0 if depth else size)
             if first == count:
                 stack.append(node.entries.items())
+
+    for tree in chain(trees, parts.released.nodes()):
+        yield from rows(tree)
+    for separation in parts.sharing.separations():
+        yield from rows(separation.made, SEPARATION, shared[id(separation.table)])
 
 
 def _file_row(depth: int, name: str, file: File) -> NodeRow:
@@ -288,6 +339,15 @@ def _session_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
                 results, size = [], 48
         if results or size == 48:
             yield size, SessionRow(session_id, session.first_unacked, session.last_used_ms, tuple(results))
+
+
+def _appender_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
+    for inode, history in parts.tails.histories():
+        if not history.appenders:
+            yield 48, AppenderRow(inode, history.versions, b"", 0, (), 0)
+        for appender, item in history.appenders.items():
+            row = AppenderRow(inode, history.versions, appender, item.last_sequence, item.offsets, item.used_ms)
+            yield 64 + 9 * len(item.offsets), row
 
 
 # --- pieces to parts
@@ -313,7 +373,9 @@ class _Loader:
         self.trees = 0
         self.trash_rows: list[TrashRow] = []
         self.keys: dict[ChunkHandle, ChunkHandle] = {}  # the chunk map's own key objects, to share them with files
-        self.servers: dict[tuple[ServerId, ...], tuple[ServerId, ...]] = {}  # those of garbage, to share them
+        self.servers: dict[
+            tuple[ServerId, ...], tuple[ServerId, ...]
+        ] = {}  # checked combinations, which garbage shares
         self.trash_nodes: list[Node] = []
         self.snapshot_rows: list[SnapshotRow] = []
         self.snapshot_nodes: list[Directory] = []
@@ -358,9 +420,11 @@ class _Loader:
         elif isinstance(row, ChunkRow):
             _require(len(row.handle) == ID_SIZE and row.handle not in self.keys, "a chunk handle is bad or double")
             self.keys[row.handle] = row.handle
+            self._check_servers(row.servers)
             self.parts.chunks.add(row.handle, row.length, row.crc, row.servers)
         elif isinstance(row, GarbageRow):
-            servers = self.servers.setdefault(row.servers, row.servers)
+            self._check_servers(row.servers)
+            servers = self.servers[row.servers]
             self.parts.chunks.add_garbage(GarbageChunk(row.handle, row.length, servers, row.since_ms))
         elif isinstance(row, TrashRow):
             self.trash_rows.append(row)
@@ -372,8 +436,19 @@ class _Loader:
             self.parts.quotas.set(row.path, Quota(row.names, row.stored_size))
         elif isinstance(row, ServerRow):
             self.parts.servers.put(RegisteredServer(row.server_id, row.name, row.address, row.rack))
+        elif isinstance(row, TailRow):
+            self.parts.tails.open(TailRecord(row.path, row.handle, row.servers, row.begun_ms))
+        elif isinstance(row, AppenderRow):
+            item = Remembered(row.last_sequence, row.offsets, row.used_ms)
+            appenders = [(row.appender, item)] if row.appender else []
+            self.parts.tails.restore_history(row.inode, row.versions, appenders)
         else:
             self._take_session(row)
+
+    def _check_servers(self, servers: tuple[ServerId, ...]) -> None:
+        if servers not in self.servers:
+            _require(all(server in self.parts.servers for server in servers), "a chunk is on an unknown server")
+            self.servers[servers] = servers
 
     def _take_node(self, row: NodeRow) -> None:
         _require(0 <= row.depth <= len(self.stack), "a node has no parent")
@@ -387,7 +462,7 @@ class _Loader:
             if isinstance(node, File) or row.version:
                 self.stack[-1].account(node, 1)
         else:
-            self._place_tree(node)
+            self._place_tree(node, row)
         if isinstance(node, Directory):
             self.directories.append(node)
             if not row.version:
@@ -402,7 +477,12 @@ class _Loader:
             if self.stack:
                 self.stack[-1].account(directory, 1)
 
-    def _place_tree(self, node: Node) -> None:
+    def _place_tree(self, node: Node, row: NodeRow) -> None:
+        if row.name == SEPARATION:
+            _require(isinstance(node, Directory) and 0 < row.size <= len(self.directories), "a copy is of nothing")
+            assert isinstance(node, Directory), "checked above"
+            self.parts.sharing.restore(self.directories[row.size - 1].entries, node)
+            return
         number = self.trees
         self.trees += 1
         if number == 0:
@@ -476,7 +556,18 @@ class _Loader:
             _require(isinstance(parts.namespace.find(path), Directory), "a file has a quota")
 
 
-_ORDER: list[type[Table]] = [Servers, Chunks, GarbageRows, TrashRows, SnapshotRows, QuotaRows, Nodes, Sessions]
+_ORDER: list[type[Table]] = [
+    Servers,
+    Chunks,
+    GarbageRows,
+    TrashRows,
+    SnapshotRows,
+    QuotaRows,
+    Nodes,
+    Sessions,
+    TailRows,
+    AppenderRows,
+]
 
 
 def _require(condition: bool, what: str) -> None:

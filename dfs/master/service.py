@@ -19,16 +19,18 @@ import msgspec
 import dfs
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.config import ClusterConfig
-from dfs.errors import InternalError, InvalidArgument, ProtocolError
+from dfs.errors import DfsError, InternalError, InvalidArgument, ProtocolError
 from dfs.log import get_logger
 from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
 from dfs.master.diagnosis import DiagnosisDesk
 from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView, Liveness
+from dfs.master.meter import MasterMeter
 from dfs.master.replicated_log import ReplicatedLog
 from dfs.master.reports import Reports
 from dfs.master.state import MasterState
+from dfs.master.tail_desk import TailDesk
 from dfs.master.views import RegisteredServer
 from dfs.net.aio import RequestContext
 from dfs.net.auth import ClusterKey
@@ -37,6 +39,7 @@ from dfs.net.messages import (
     Allocate,
     AppendExtents,
     ChunkReport,
+    CloseTail,
     CommitFile,
     CommitMany,
     Concat,
@@ -64,6 +67,7 @@ from dfs.net.messages import (
     MakeDirectory,
     Message,
     Mutation,
+    OpenTail,
     Ping,
     Pong,
     ReadCheckpoint,
@@ -77,6 +81,7 @@ from dfs.net.messages import (
     Stat,
     StatReply,
     SurveyFiles,
+    TailReport,
     Touch,
     TransferLeadership,
     Truncate,
@@ -135,13 +140,23 @@ class MasterService:
         self._config = config
         self._clock = clock
         self._began_s = clock.monotonic()
-        self._log = replicated
+        self.replicated = replicated
+        self.meter = MasterMeter()
         self.leadership = Leadership(replicated, config, name, clock)
         admin = AdminDesk(replicated, self.leadership)
         self.view = ClusterView(heartbeat_interval_s=config.heartbeat_interval_s, dead_after_s=config.dead_after_s)
         self.reports = Reports(config=config, state=state, view=self.view, leadership=self.leadership, clock=clock)
         self._access = AccessDesk(
             config=config, state=state, view=self.view, key=key, clock=clock, rng=rng or random.SystemRandom()
+        )
+        self.tails = TailDesk(
+            config=config,
+            state=state,
+            view=self.view,
+            leadership=self.leadership,
+            access=self._access,
+            key=key,
+            clock=clock,
         )
         diagnosis = DiagnosisDesk(
             config=config,
@@ -164,6 +179,9 @@ class MasterService:
             Locate: self._locate,
             LocateMany: self._locate_many,
             Allocate: self._allocate,
+            OpenTail: self._open_tail,
+            CloseTail: self._close_tail,
+            TailReport: self._tail_report,
             RegisterServer: self._register,
             Heartbeat: self._heartbeat,
             ChunkReport: self._report,
@@ -183,15 +201,27 @@ class MasterService:
     def on_leadership(self, is_leader: bool) -> None:
         """Hear that this master began or ceased to lead: what was known of chunk servers is of another time."""
         log.info("leadership_gained" if is_leader else "leadership_lost", term=self.leadership.status().term)
+        self.meter.leaderships += is_leader
         self.view.reset(self._clock.monotonic())
         self.reports.reset()
 
     async def handle(self, message: Message, context: RequestContext) -> Message:
         """Answer one request; raise a DfsError that tells its sender what to do."""
+        name, code = type(message).__name__, ""
         handler = self._handlers.get(type(message))
         if handler is None:
-            raise ProtocolError(f"a master does not answer {type(message).__name__}; is this a chunk server's message?")
-        return await handler(message, context)
+            raise ProtocolError(f"a master does not answer {name}; is this a chunk server's message?")
+        begun_s = self.meter.begin(name)
+        try:
+            reply = await handler(message, context)
+            if isinstance(reply, ErrorReply):
+                code = reply.code
+        except DfsError as error:
+            code = error.code
+            raise
+        finally:
+            self.meter.end(name, begun_s, code)
+        return reply
 
     # --- any master -----------------------------------------------------------------------------------
 
@@ -201,7 +231,7 @@ class MasterService:
     async def _master_status(self, _message: GetMasterStatus, _context: RequestContext) -> Message:
         status = self.leadership.status()
         uptime_s = self._clock.monotonic() - self._began_s
-        checkpoint, stale_s = self._log.checkpoint_file(), self._log.staleness_s()
+        checkpoint, stale_s = self.replicated.checkpoint_file(), self.replicated.staleness_s()
         return GetMasterStatusReply(
             MasterStatus(
                 self.name,
@@ -231,7 +261,7 @@ class MasterService:
 
     async def _stat(self, message: Stat, context: RequestContext) -> Message:
         await self._settle(message.stale_ms, context)
-        return StatReply(self.state.stat(message.path))
+        return StatReply(self.state.stat(message.path), is_open=self.state.tails.at(message.path) is not None)
 
     async def _list_directory(self, message: ListDirectory, context: RequestContext) -> Message:
         if not 1 <= message.limit <= LIST_LIMIT_MAX:
@@ -283,6 +313,15 @@ class MasterService:
             return ServerStatus(info, liveness.value, age_s, 0, 0, 0, ())
         return ServerStatus(info, liveness.value, age_s, seen.capacity, seen.free, seen.chunk_count, seen.disks)
 
+    async def _open_tail(self, message: OpenTail, context: RequestContext) -> Message:
+        return await self.tails.open(message, context.deadline)
+
+    async def _close_tail(self, message: CloseTail, context: RequestContext) -> Message:
+        return await self.tails.close(message, context.deadline)
+
+    async def _tail_report(self, message: TailReport, context: RequestContext) -> Message:
+        return await self.tails.report(message, context.deadline)
+
     # --- writes ---------------------------------------------------------------------------------------------
 
     async def _allocate(self, message: Allocate, _context: RequestContext) -> Message:
@@ -303,7 +342,7 @@ class MasterService:
             for field in _PATH_FIELDS:
                 if (path := getattr(message, field, None)) is not None:
                     split(path)
-        reply = await self.leadership.propose(self._filled_in(message), context.deadline)
+        reply = await self.tails.propose_sealed(self._filled_in(message), context.deadline)
         if isinstance(reply, ErrorReply) and reply.code == InternalError.code:
             log.error("state_fault", command=type(message).__name__, trace=(self.state.fault or "")[-FAULT_SHOWN_MAX:])
         return reply

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from dfs.errors import Conflict, DfsError, InternalError, InvalidArgument, IsADirectory, NotADirectory
+from dfs.errors import Conflict, DfsError, InternalError, InvalidArgument, IsADirectory, NotADirectory, Overloaded
 from dfs.ids import ChunkHandle, ServerId
 from dfs.master import (
     checkpoint,
@@ -28,12 +28,16 @@ from dfs.master import (
     quotas,
     range_commands,
     snapshot_commands,
+    tail_commands,
     tree_commands,
 )
 from dfs.master.commands import (
+    BeginTail,
     ChangeReplicas,
+    CommitTail,
     ExpireSessions,
     ExpireTrash,
+    ForgetAppenders,
     ForgetGarbage,
     PutServer,
     SetOptions,
@@ -45,6 +49,7 @@ from dfs.master.namespace import shown, status_of
 from dfs.master.nodes import Directory, File, Node
 from dfs.master.parts import TIME_MAX_MS, StateParts
 from dfs.master.subtree import entries_after
+from dfs.master.tails import TailTable
 from dfs.master.views import ChunkView, Extent, ExtentsView, GarbageChunk, RegisteredServer
 from dfs.net.messages import (
     LIST_LIMIT_MAX,
@@ -108,6 +113,9 @@ _HANDLERS: dict[type[Message], Callable[[StateParts, Any], Message]] = {
     ForgetGarbage: duty_commands.forget_garbage,
     ExpireSessions: duty_commands.expire_sessions,
     SetOptions: duty_commands.set_options,
+    BeginTail: tail_commands.begin_tail,
+    CommitTail: tail_commands.commit_tail,
+    ForgetAppenders: tail_commands.forget_appenders,
 }
 
 
@@ -138,8 +146,7 @@ class MasterState:
             parts.tick(now_ms)
             apply = self._apply_once if isinstance(command, Mutation) else self._run
             reply = apply(command, handler)
-            if len(parts.released):
-                parts.released.step(parts.chunks, parts.clock_ms)
+            parts.step()
         except DfsError as error:
             return ErrorReply.of(error)
         except Exception as error:  # noqa: BLE001 - one that escaped would be re-applied by the log for ever
@@ -161,7 +168,10 @@ class MasterState:
         known = parts.sessions.begin(command.call, parts.clock_ms)
         if known is not None:
             return known
+        parts.tails.check_sealed(command)  # its refusal is no result: nothing was applied, the same call comes again
         reply = self._run(command, handler)
+        if isinstance(reply, ErrorReply) and reply.code == Overloaded.code:
+            return reply  # no result: nothing was applied, and the same call comes again
         parts.sessions.finish(command.call, reply)
         return reply
 
@@ -250,11 +260,16 @@ class MasterState:
         node = self._parts.find(path)
         if isinstance(node, Directory):
             raise IsADirectory(f"{shown(path)} is a directory")
-        if version not in (0, node.version):
+        if version and not self._parts.tails.is_beginning(node, version):
             raise Conflict(f"{shown(path)} changed: it has version {node.version}, {version} was asked for; begin anew")
         first_offset, found = extents.window(node.extents, node.size, first_extent, count)
         has_more = first_extent + count < extents.count(node.extents)
         return ExtentsView(status_of(path, node), first_offset, found, has_more)
+
+    @property
+    def tails(self) -> TailTable:
+        """Open tails and appenders; for reading only."""
+        return self._parts.tails
 
     def walk_page(self, path: str, after: str, extents_told: int, limit: int) -> WalkPage:
         """Return a page of the files at and below `path`, see dfs.master.file_walk."""
@@ -335,6 +350,17 @@ class MasterState:
             snapshot_size=parts.snapshots.size,
         )
 
+    def live_replica_counts(self, live: Collection[ServerId], most: int) -> list[int]:
+        """Return how many chunks have 0, 1, … live replicas; the last number is of those with `most` or more."""
+        counts = [0] * (most + 1)
+        for _, alive, _, count, _ in self._parts.chunks.tallies(live):
+            counts[min(alive, most)] += count
+        return counts
+
+    @property
+    def session_count(self) -> int:
+        return len(self._parts.sessions)
+
     def list_trash(self, after: int, limit: int) -> tuple[tuple[TrashEntry, ...], bool]:
         """Return at most `limit` entries with ids above `after`, oldest first, and whether there are more."""
         _check_limit(limit, LIST_LIMIT_MAX)
@@ -367,7 +393,7 @@ class MasterState:
     def next_trash_expiry_ms(self) -> int | None:
         """Return when the state clock makes `ExpireTrash` worth proposing; that is now while a release is going on."""
         parts = self._parts
-        if len(parts.released):
+        if parts.has_steps:
             return parts.clock_ms
         oldest_ms = parts.trash.oldest_ms()
         return None if oldest_ms is None else oldest_ms + parts.trash_keep_ms
