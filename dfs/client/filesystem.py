@@ -262,10 +262,13 @@ class DfsClient:
         create: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> FileStatus:
-        """Add a local file or a stream at the end of `path`, as one atomic range; `create` makes a missing file."""
-        return self._upload().append(
-            source, paths.normalise(path), create=create, replication=self._replication, progress=progress
-        )
+        """Add a local file or a stream at the end of `path`, as one atomic range; `create` makes a missing file.
+
+        Each call makes an extent of its own; when a file has got very many small ones they are merged.
+        """
+        path = paths.normalise(path)
+        status = self._upload().append(source, path, create=create, replication=self._replication, progress=progress)
+        return self._merged(path, status)
 
     def appender(self, path: str, *, create: bool = True, identity: bytes | None = None) -> Appender:
         """Return an appender of records to a file; `identity` continues an earlier one. The caller closes it."""
@@ -345,6 +348,10 @@ class DfsClient:
             is_same_content=False,
             progress=progress,
         )
+        return self._merged(path, status)
+
+    def _merged(self, path: str, status: FileStatus) -> FileStatus:
+        """Merge the extents of a file that has very many small ones; return its status."""
         if not is_fragmented(status):
             return status
         try:

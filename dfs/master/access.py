@@ -43,7 +43,6 @@ from dfs.net.parts import (
     NewExtent,
     ServerInfo,
 )
-from dfs.paths import join
 
 LOCATE_MANY_EXTENTS_MAX = 4_000  # in one LocateManyReply: about 20 ms of a master's time
 COMMIT_MARGIN = 0.9  # of the orphan grace: the rest covers clocks, resends and the age a server rounds down
@@ -172,10 +171,7 @@ class AccessDesk:
                 if (known := chunks.get(extent.handle)) is None:
                     known = chunks[extent.handle] = len(chunks), self._located_chunk(extent.handle, table, expires_ms)
                 ranges.append(NewExtent(known[0], extent.chunk_offset, extent.length))
-            has_tail = (
-                self._state.tails.at(join(message.path, path)) is not None
-            )  # then there is more than extents tell
-            files.append(_located_file(path, node, tuple(ranges), is_partial=extents is None or has_tail))
+            files.append(_located_file(path, node, tuple(ranges), is_partial=extents is None))
             extent_count += len(ranges)
         return LocateManyReply(tuple(files), tuple(c for _, c in chunks.values()), table.infos(), has_more=False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dfs.errors import AlreadyExists, Conflict, DfsError, IsADirectory, LimitExceeded
+from dfs.errors import AlreadyExists, Conflict, DfsError, IsADirectory, LimitExceeded, Overloaded
 from dfs.ids import ChunkHandle
 from dfs.master import extents as packing
 from dfs.master.content_commands import check_content, check_replication
@@ -30,6 +30,8 @@ def commit_many(parts: StateParts, command: CommitMany) -> CommitManyReply:
     replication = command.replication or parts.replication
     check_replication(replication)
     found = check_content(parts, command.chunks, [extent for file in command.files for extent in file.extents])
+    if parts.snapshots.count or len(parts.released):  # only then can a directory be shared
+        _own_directories(parts, command)
     # The chunks are in use until the end of the call: a later file may replace an earlier one of the same call.
     for chunk in command.chunks:
         parts.chunks.add(chunk.handle, chunk.length, chunk.crc, chunk.servers)
@@ -47,6 +49,17 @@ def commit_many(parts: StateParts, command: CommitMany) -> CommitManyReply:
     for chunk in command.chunks:
         parts.chunks.dereference(chunk.handle, replication, parts.clock_ms)
     return CommitManyReply(tuple(failures))
+
+
+def _own_directories(parts: StateParts, command: CommitMany) -> None:
+    """Raise `Overloaded` now, before the first file, while a large directory is being copied: all come again then."""
+    for file in command.files:
+        try:
+            parts.namespace.locate(file.path, parents=command.parents)
+        except Overloaded:
+            raise
+        except DfsError:
+            continue  # told when it is the file's turn
 
 
 def _packed(found: Sequence[Extent], lengths: dict[ChunkHandle, int]) -> bytes:

@@ -49,7 +49,7 @@ from dfs.master.namespace import shown, status_of
 from dfs.master.nodes import Directory, File, Node
 from dfs.master.parts import TIME_MAX_MS, StateParts
 from dfs.master.subtree import entries_after
-from dfs.master.tails import TailTable
+from dfs.master.tails import TailRecord, TailTable
 from dfs.master.views import ChunkView, Extent, ExtentsView, GarbageChunk, RegisteredServer
 from dfs.net.messages import (
     LIST_LIMIT_MAX,
@@ -278,13 +278,15 @@ class MasterState:
     def content_below(self, path: str, after: str) -> Iterator[tuple[str, Node, tuple[Extent, ...] | None]]:
         """Yield (relative path, node, extents) of what is below a directory and comes after `after`.
 
-        The extents are None where they are more than a reply tells. Take a bounded number; apply nothing in between.
+        The extents are None where they are more than a reply tells, or not all: records are being appended to the file.
+        Take a bounded number; apply nothing in between.
         """
         root = self._parts.find(path)
+        tails, above = self._parts.tails, path.rstrip("/")
         if isinstance(root, File):
             raise NotADirectory(f"{shown(path)} is a file")
         return (
-            (name, node, _few_extents(node) if isinstance(node, File) else ())
+            (name, node, _few_extents(node, tails.at(f"{above}/{name}")) if isinstance(node, File) else ())
             for name, node in entries_after(root, after)
         )
 
@@ -402,8 +404,8 @@ class MasterState:
         return self._parts.sessions.has_idle(idle_ms, self._parts.clock_ms)
 
 
-def _few_extents(file: File) -> tuple[Extent, ...] | None:
-    if extents.count(file.extents) > LOCATE_FILE_EXTENTS_MAX:
+def _few_extents(file: File, tail: TailRecord | None) -> tuple[Extent, ...] | None:
+    if tail is not None or extents.count(file.extents) > LOCATE_FILE_EXTENTS_MAX:
         return None
     return extents.window(file.extents, file.size, 0, LOCATE_FILE_EXTENTS_MAX)[1]
 

@@ -22,18 +22,29 @@ from dfs.net.messages import (
     MakeDirectory,
     Mutation,
     RemoveDirectory,
+    RemoveSnapshot,
+    SetQuota,
     SetReplication,
     Touch,
     Undelete,
 )
-from dfs.net.parts import AppenderState, PackedFile
+from dfs.net.parts import AppenderState
 
 OPEN_TAILS_MAX = 10_000  # files that are appended to at the same time
 VERSIONS_MAX = 64  # of one file whose readers may go on while records are appended
 REMEMBERED_MAX = 200_000  # appenders of all files together
 
 # These neither read nor move nor replace the content of a file that is there.
-_HARMLESS = (EmptyTrash, MakeDirectory, RemoveDirectory, SetReplication, Touch, Undelete)
+_HARMLESS = (
+    EmptyTrash,
+    MakeDirectory,
+    RemoveDirectory,
+    RemoveSnapshot,
+    SetQuota,
+    SetReplication,
+    Touch,
+    Undelete,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,14 +220,13 @@ class TailTable:
 
 
 def named_paths(command: Mutation) -> Iterator[str]:
-    """Yield every path that a mutation names, in whichever field."""
+    """Yield every path that a mutation names, in whichever field; a part of it that has a `path` names that."""
     for name in command.__struct_fields__:
         value = getattr(command, name)
         for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, str) and item.startswith("/"):
-                yield item
-            elif isinstance(item, PackedFile):
-                yield item.path
+            path = getattr(item, "path", item)
+            if isinstance(path, str) and path.startswith("/"):
+                yield path
 
 
 def _with_ancestors(path: str) -> Iterator[str]:

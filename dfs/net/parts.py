@@ -42,7 +42,7 @@ class FileStatus(Part, frozen=True, array_like=True):
     size: int  # bytes; of a directory: all files below
     stored_size: int  # size times replication, likewise summed
     mtime_ms: int
-    inode: int  # grows with each created file or directory; never reused
+    inode: int  # grows with each created file or directory; what is in a snapshot or was restored has the one it had
     version: int  # of a file: grows with each change of content
     replication: int  # 0 for a directory
     extent_count: int  # 0 for a directory
