@@ -19,7 +19,7 @@ import msgspec
 from dfs.errors import DfsError, StorageCorrupt
 from dfs.ids import ID_SIZE, ChunkHandle, ServerId, SessionId
 from dfs.master import extents
-from dfs.master.commands import ORPHAN_GRACE_MS
+from dfs.master.commands import BALANCE_AUTOMATIC, ORPHAN_GRACE_MS
 from dfs.master.namespace import Directory, File, Node
 from dfs.master.parts import StateParts
 from dfs.master.sessions import Session
@@ -44,6 +44,8 @@ class Start(msgspec.Struct, frozen=True, array_like=True, tag=0):
     born_ms: int = 0
     horizon_ms: int = 0
     orphan_grace_ms: int = ORPHAN_GRACE_MS
+    balance_mode: int = BALANCE_AUTOMATIC
+    balance_threshold_ppm: int = 0
 
 
 class ServerRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -139,14 +141,28 @@ class Sessions(msgspec.Struct, frozen=True, array_like=True, tag=6):
     rows: list[SessionRow]
 
 
+class ModeRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What an administrator wants of a registered server, where that is anything."""
+
+    server_id: ServerId
+    is_leaving: bool
+    maintenance_until_ms: int
+
+
+class ServerModes(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Modes of servers, in the order of the registry."""
+
+    rows: list[ModeRow]
+
+
 class End(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """The last piece: how many rows went before, so that a dump cut short is noticed."""
 
     row_count: int
 
 
-Row: TypeAlias = ServerRow | ChunkRow | GarbageRow | NodeRow | TrashRow | SessionRow
-Table: TypeAlias = Servers | Chunks | GarbageRows | Nodes | TrashRows | Sessions
+Row: TypeAlias = ServerRow | ChunkRow | GarbageRow | NodeRow | TrashRow | SessionRow | ModeRow
+Table: TypeAlias = Servers | Chunks | GarbageRows | Nodes | TrashRows | Sessions | ServerModes
 Piece: TypeAlias = Start | Table | End
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -169,6 +185,8 @@ def dump(parts: StateParts) -> Iterator[bytes]:
         parts.born_ms,
         parts.horizon_ms,
         parts.orphan_grace_ms,
+        parts.balance_mode,
+        parts.balance_threshold_ppm,
     )
     yield _ENCODER.encode(start)
     trees = chain([space.root], (entry.node for _, entry in trash.items()), parts.released.nodes())
@@ -179,6 +197,7 @@ def dump(parts: StateParts) -> Iterator[bytes]:
         (TrashRows, ((32 + len(e.path), TrashRow(i, e.path, e.deleted_ms)) for i, e in trash.items())),
         (Nodes, (sized for tree in trees for sized in _node_rows(tree))),
         (Sessions, _session_rows(parts)),
+        (ServerModes, _mode_rows(parts)),
     ]
     count = 0
     for table, rows in tables:
@@ -238,6 +257,12 @@ def _session_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
             yield size, SessionRow(session_id, session.first_unacked, session.last_used_ms, tuple(results))
 
 
+def _mode_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
+    for server in parts.servers.all():
+        if server.is_leaving or server.maintenance_until_ms:
+            yield 32, ModeRow(server.server_id, server.is_leaving, server.maintenance_until_ms)
+
+
 # --- pieces to parts
 
 
@@ -295,6 +320,7 @@ class _Loader:
         parts.clock_ms, parts.trash_keep_ms, parts.replication = start.clock_ms, start.trash_keep_ms, start.replication
         parts.born_ms, parts.horizon_ms = start.born_ms, start.horizon_ms
         parts.orphan_grace_ms = start.orphan_grace_ms
+        parts.balance_mode, parts.balance_threshold_ppm = start.balance_mode, start.balance_threshold_ppm
         parts.namespace.next_id = start.next_id
 
     def _take(self, row: Row) -> None:
@@ -311,6 +337,11 @@ class _Loader:
             self.trash_rows.append(row)
         elif isinstance(row, ServerRow):
             self.parts.servers.put(RegisteredServer(row.server_id, row.name, row.address, row.rack))
+        elif isinstance(row, ModeRow):
+            _require(row.server_id in self.parts.servers, "a mode is of no registered server")
+            self.parts.servers.set_mode(
+                row.server_id, is_leaving=row.is_leaving, maintenance_until_ms=row.maintenance_until_ms
+            )
         else:
             self._take_session(row)
 
@@ -385,7 +416,7 @@ class _Loader:
         return self.parts
 
 
-_ORDER: list[type[Table]] = [Servers, Chunks, GarbageRows, TrashRows, Nodes, Sessions]
+_ORDER: list[type[Table]] = [Servers, Chunks, GarbageRows, TrashRows, Nodes, Sessions, ServerModes]
 
 
 def _require(condition: bool, what: str) -> None:

@@ -8,15 +8,18 @@ GFS (SOSP 2003) section 2.6.1; differs: replica locations are part of the replic
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 
 from dfs.ids import ChunkHandle, ServerId, id_text
-from dfs.master.views import ChunkView, GarbageChunk
+from dfs.master.views import ChunkView, GarbageChunk, ReplicaTally
 from dfs.net.frames import PAYLOAD_SIZE_MAX
 
 CHUNK_LENGTH_MAX = PAYLOAD_SIZE_MAX  # bytes
+KeyT = TypeVar("KeyT")
 
 
 class ReplicaSet:
@@ -59,6 +62,7 @@ class ChunkMap:
         self._sets: dict[tuple[ServerId, ...], ReplicaSet] = {}
         self._levels: dict[ChunkHandle, dict[int, int]] = {}  # replication -> extents, of chunks with several
         self._garbage: dict[ChunkHandle, Garbage] = {}
+        self._garbage_counts: Counter[ServerId] = Counter()
         self.garbage_stored_size = 0
 
     # --- reads
@@ -93,6 +97,13 @@ class ChunkMap:
         for handle, item in self._garbage.items():
             yield GarbageChunk(handle, item.length, item.servers, item.since_ms)
 
+    def garbage_handles(self) -> list[ChunkHandle]:
+        return list(self._garbage)
+
+    def is_garbage_on(self, handle: ChunkHandle, server_id: ServerId) -> bool:
+        item = self._garbage.get(handle)
+        return item is not None and server_id in item.servers
+
     def tallies(self, live: Collection[ServerId] | None) -> Iterator[tuple[int, int, int, int, int]]:
         """Yield (registered replicas, live replicas, goal, chunk count, bytes) of each replica set and goal."""
         alive = None if live is None else frozenset(live)
@@ -100,6 +111,39 @@ class ChunkMap:
             live_count = len(servers) if alive is None else sum(server in alive for server in servers)
             for goal, (count, size) in replicas.tally.items():
                 yield len(servers), live_count, goal, count, size
+
+    def replica_sets(self) -> list[tuple[ServerId, ...]]:
+        """Return every combination of servers that some chunks have, a snapshot for walks in slices."""
+        return list(self._sets)
+
+    def tallies_of(self, sets: Iterable[tuple[ServerId, ...]]) -> Iterator[ReplicaTally]:
+        """Yield a row for each goal of these combinations; nothing may change meanwhile."""
+        for servers in sets:
+            replicas = self._sets.get(servers)
+            if replicas is not None:
+                for goal, (count, size) in replicas.tally.items():
+                    yield ReplicaTally(servers, goal, count, size)
+
+    def select(
+        self, handles: Iterable[ChunkHandle], wanted: Mapping[tuple[tuple[ServerId, ...], int], KeyT]
+    ) -> list[tuple[ChunkHandle, KeyT]]:
+        """Return those of `handles` whose (registered servers, goal) is wanted, and what stands there for it."""
+        found = []
+        for handle in handles:
+            chunk = self._chunks.get(handle)
+            if chunk is not None:
+                key = wanted.get((chunk.replicas.servers, chunk.goal))
+                if key is not None:
+                    found.append((handle, key))
+        return found
+
+    def replica_count_of(self, server_id: ServerId) -> int:
+        """Count the chunks that name a server, O(replica sets)."""
+        named = (servers for servers in self._sets if server_id in servers)
+        return sum(row.chunk_count for row in self.tallies_of(named))
+
+    def garbage_count_of(self, server_id: ServerId) -> int:
+        return self._garbage_counts.get(server_id, 0)
 
     # --- changes
 
@@ -125,6 +169,7 @@ class ChunkMap:
 
     def add_garbage(self, item: GarbageChunk) -> None:
         self._garbage[item.handle] = Garbage(item.length, item.servers, item.since_ms)
+        self._garbage_counts.update(item.servers)
         self.garbage_stored_size += item.length * len(item.servers)
 
     def add_replica(self, handle: ChunkHandle, server_id: ServerId, length: int, crc: int) -> None:
@@ -149,6 +194,9 @@ class ChunkMap:
             return
         item.servers = tuple(known for known in item.servers if known != server_id)
         self.garbage_stored_size -= item.length
+        self._garbage_counts[server_id] -= 1
+        if not self._garbage_counts[server_id]:
+            del self._garbage_counts[server_id]
         if not item.servers:
             del self._garbage[handle]
 
@@ -211,6 +259,8 @@ class ChunkMap:
         assert all(item.servers for item in self._garbage.values()), "garbage without servers is kept"
         stored = sum(item.length * len(item.servers) for item in self._garbage.values())
         assert stored == self.garbage_stored_size, f"garbage counted {self.garbage_stored_size} B, adds up to {stored}"
+        counts = Counter(server for item in self._garbage.values() for server in item.servers)
+        assert counts == self._garbage_counts, f"garbage by server is {self._garbage_counts}, adds up to {counts}"
         since = [item.since_ms for item in self._garbage.values()]
         assert since == sorted(since), "garbage is not kept oldest first"
 

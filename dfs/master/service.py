@@ -23,8 +23,13 @@ from dfs.errors import InternalError, InvalidArgument, ProtocolError
 from dfs.log import get_logger
 from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
+from dfs.master.administration import AdministrationDesk
+from dfs.master.healing import Healing
+from dfs.master.healing_duties import BalanceDuty, RepairDuty, ReplacedDuty, SurplusDuty
+from dfs.master.healing_status import healing_status, server_mode
 from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView, Liveness
+from dfs.master.lookout import Lookout
 from dfs.master.replicated_log import ReplicatedLog
 from dfs.master.reports import Reports
 from dfs.master.state import MasterState
@@ -35,9 +40,11 @@ from dfs.net.messages import (
     LIST_LIMIT_MAX,
     Allocate,
     AppendExtents,
+    BalanceServers,
     ChunkReport,
     CommitFile,
     Copy,
+    DecommissionServer,
     Delete,
     EmptyTrash,
     ErrorReply,
@@ -59,7 +66,9 @@ from dfs.net.messages import (
     ReadCheckpoint,
     RegisterServer,
     RemoveDirectory,
+    RemoveServer,
     Rename,
+    SetMaintenance,
     SetReplication,
     Stat,
     StatReply,
@@ -115,9 +124,27 @@ class MasterService:
         self.leadership = Leadership(replicated, config, name, clock)
         admin = AdminDesk(replicated, self.leadership)
         self.view = ClusterView(heartbeat_interval_s=config.heartbeat_interval_s, dead_after_s=config.dead_after_s)
-        self.reports = Reports(config=config, state=state, view=self.view, leadership=self.leadership, clock=clock)
-        self._access = AccessDesk(
-            config=config, state=state, view=self.view, key=key, clock=clock, rng=rng or random.SystemRandom()
+        self.rng = rng or random.SystemRandom()
+        self.healing = Healing(config=config, state=state, view=self.view, key=key, clock=clock)
+        self.reports = Reports(
+            config=config,
+            state=state,
+            view=self.view,
+            leadership=self.leadership,
+            healing=self.healing,
+            clock=clock,
+        )
+        self.lookout = Lookout(config=config, state=state, view=self.view, reports=self.reports, clock=clock)
+        self._access = AccessDesk(config=config, state=state, view=self.view, key=key, clock=clock, rng=self.rng)
+        self.administration = AdministrationDesk(
+            config=config,
+            state=state,
+            view=self.view,
+            lookout=self.lookout,
+            healing=self.healing,
+            reports=self.reports,
+            leadership=self.leadership,
+            clock=clock,
         )
         self._handlers: dict[type[Message], Callable[[Any, RequestContext], Awaitable[Message]]] = {
             Ping: self._ping,
@@ -134,6 +161,10 @@ class MasterService:
             TransferLeadership: admin.transfer,
             WriteCheckpoint: admin.write,
             ReadCheckpoint: admin.read,
+            DecommissionServer: self.administration.decommission,
+            SetMaintenance: self.administration.maintenance,
+            RemoveServer: self.administration.remove,
+            BalanceServers: self.administration.balance,
             **dict.fromkeys(MUTATIONS, self._mutate),
         }
 
@@ -147,6 +178,35 @@ class MasterService:
         log.info("leadership_gained" if is_leader else "leadership_lost", term=self.leadership.status().term)
         self.view.reset(self._clock.monotonic())
         self.reports.reset()
+        self.healing.reset()
+        self.lookout.reset()
+
+    def healing_duties(self) -> list[RepairDuty | SurplusDuty | BalanceDuty | ReplacedDuty]:
+        """Return the duties that heal; they act while this master leads."""
+        config, state, view, clock = self._config, self.state, self.view, self._clock
+        lookout, healing, rng, leadership = self.lookout, self.healing, self.rng, self.leadership
+        return [
+            RepairDuty(config=config, state=state, lookout=lookout, healing=healing, rng=rng, clock=clock),
+            SurplusDuty(
+                config=config,
+                state=state,
+                lookout=lookout,
+                healing=healing,
+                reports=self.reports,
+                leadership=leadership,
+                clock=clock,
+            ),
+            BalanceDuty(
+                config=config,
+                state=state,
+                lookout=lookout,
+                healing=healing,
+                leadership=leadership,
+                rng=rng,
+                clock=clock,
+            ),
+            ReplacedDuty(state, view, self.administration.removal, clock),
+        ]
 
     async def handle(self, message: Message, context: RequestContext) -> Message:
         """Answer one request; raise a DfsError that tells its sender what to do."""
@@ -220,7 +280,11 @@ class MasterService:
         live = self.view.offered((server.server_id for server in servers), now_s)
         statuses = tuple(self._server_status(server, now_s) for server in servers)
         return GetClusterStatusReply(
-            statuses, self.state.space(live), self._config.replication, self._config.chunk_size
+            statuses,
+            self.state.space(live),
+            self._config.replication,
+            self._config.chunk_size,
+            healing_status(self._config, self.state, self.lookout, self.healing, now_s),
         )
 
     def _server_status(self, server: RegisteredServer, now_s: float) -> ServerStatus:
@@ -228,9 +292,25 @@ class MasterService:
         info = server_info(server, is_alive=liveness is not Liveness.DEAD)
         seen = self.view.get(server.server_id)
         age_s = self.view.age_s(server.server_id, now_s)
-        if seen is None:
-            return ServerStatus(info, liveness.value, age_s, 0, 0, 0, ())
-        return ServerStatus(info, liveness.value, age_s, seen.capacity, seen.free, seen.chunk_count, seen.disks)
+        survey, wall_ms = self.lookout.survey, max(self._clock.wall_ms(), self.state.clock_ms)
+        mode = server_mode(server, survey, wall_ms)
+        left_count, left_size = survey.left.get(server.server_id, (0, 0)) if survey is not None else (0, 0)
+        is_slow = liveness is Liveness.ALIVE and self.view.is_slow(server.server_id)
+        return ServerStatus(
+            info,
+            "slow" if is_slow else liveness.value,
+            age_s,
+            seen.capacity if seen is not None else 0,
+            seen.free if seen is not None else 0,
+            seen.chunk_count if seen is not None else 0,
+            seen.disks if seen is not None else (),
+            mode,
+            server.maintenance_until_ms if mode == "maintenance" else 0,
+            left_count,
+            left_size,
+            survey.stored[server.server_id] if survey is not None else 0,
+            round(seen.pace.wait_ms) if seen is not None else 0,
+        )
 
     # --- writes ---------------------------------------------------------------------------------------------
 

@@ -10,27 +10,31 @@ when one of them was loaded from a dump in between. Rule 3: `apply` never raises
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
 from dfs.errors import Conflict, DfsError, InternalError, InvalidArgument, IsADirectory, NotADirectory
 from dfs.ids import ChunkHandle, ServerId
-from dfs.master import checkpoint, content_commands, duty_commands, extents, tree_commands
+from dfs.master import checkpoint, content_commands, duty_commands, extents, server_commands, tree_commands
 from dfs.master.commands import (
     ChangeReplicas,
     ExpireSessions,
     ExpireTrash,
     ForgetGarbage,
+    ForgetServer,
     PutServer,
+    SetBalance,
     SetOptions,
+    SetServerMode,
+    TrimReplicas,
     decode_command,
 )
 from dfs.master.invariants import check_invariants
 from dfs.master.namespace import Directory, File, shown, status_of
 from dfs.master.parts import TIME_MAX_MS, StateParts
-from dfs.master.views import ChunkView, Extent, ExtentsView, GarbageChunk, RegisteredServer
+from dfs.master.views import ChunkView, Extent, ExtentsView, GarbageChunk, RegisteredServer, ReplicaTally
 from dfs.net.messages import (
     LIST_LIMIT_MAX,
     LOCATE_EXTENTS_MAX,
@@ -53,6 +57,7 @@ from dfs.net.parts import FileStatus, SpaceStatus, TrashEntry
 
 __all__ = ["ChunkView", "Extent", "ExtentsView", "GarbageChunk", "MasterState", "RegisteredServer"]
 
+KeyT = TypeVar("KeyT")
 TRASH_KEEP_MS = 3 * 24 * 60 * 60 * 1000
 REPLICATION = 3
 
@@ -74,6 +79,10 @@ _HANDLERS: dict[type[Message], Callable[[StateParts, Any], Message]] = {
     ForgetGarbage: duty_commands.forget_garbage,
     ExpireSessions: duty_commands.expire_sessions,
     SetOptions: duty_commands.set_options,
+    SetServerMode: server_commands.set_server_mode,
+    ForgetServer: server_commands.forget_server,
+    TrimReplicas: server_commands.trim_replicas,
+    SetBalance: server_commands.set_balance,
 }
 
 
@@ -229,6 +238,14 @@ class MasterState:
         """Whether the chunk was released and some server has not confirmed yet that it is gone."""
         return self._parts.chunks.is_garbage(handle)
 
+    def is_garbage_on(self, handle: ChunkHandle, server_id: ServerId) -> bool:
+        """Whether the chunk was released and this server has not confirmed yet that it is gone."""
+        return self._parts.chunks.is_garbage_on(handle, server_id)
+
+    def garbage_handles(self) -> list[ChunkHandle]:
+        """Return the handles of all garbage, a snapshot for walks in slices."""
+        return self._parts.chunks.garbage_handles()
+
     def garbage(self) -> Iterator[GarbageChunk]:
         """Yield released chunks, oldest first; take a bounded number, and apply nothing in between."""
         return self._parts.chunks.garbage()
@@ -237,8 +254,31 @@ class MasterState:
         """Return all known handles, a snapshot for walks in slices."""
         return self._parts.chunks.handles()
 
+    def select_chunks(
+        self, handles: Iterable[ChunkHandle], wanted: Mapping[tuple[tuple[ServerId, ...], int], KeyT]
+    ) -> list[tuple[ChunkHandle, KeyT]]:
+        """Return those of `handles` whose (registered servers, goal) is a key of `wanted`, each with its value."""
+        return self._parts.chunks.select(handles, wanted)
+
+    def replica_sets(self) -> list[tuple[ServerId, ...]]:
+        """Return every combination of servers that some chunks have, a snapshot for walks in slices."""
+        return self._parts.chunks.replica_sets()
+
+    def tallies_of(self, sets: Iterable[tuple[ServerId, ...]]) -> list[ReplicaTally]:
+        """Return a row for each goal that chunks with just these combinations of servers have."""
+        return list(self._parts.chunks.tallies_of(sets))
+
+    def garbage_count_of(self, server_id: ServerId) -> int:
+        """Return how many chunks of garbage this server has not confirmed to be gone."""
+        return self._parts.chunks.garbage_count_of(server_id)
+
+    @property
+    def balance(self) -> tuple[int, int]:
+        """What an administrator wants of balance: the mode and the threshold of `SetBalance`."""
+        return self._parts.balance_mode, self._parts.balance_threshold_ppm
+
     def servers(self) -> tuple[RegisteredServer, ...]:
-        """Return all servers that ever registered, in that order."""
+        """Return all registered servers, in the order they joined."""
         return self._parts.servers.all()
 
     def server(self, server_id: ServerId) -> RegisteredServer | None:
