@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sim check format bench clean
+.PHONY: help demo test sim chaos check format bench clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r word text; do printf '  make %-8s %s\n' "$$word" "$$text"; done
@@ -15,11 +15,14 @@ help: ## list these words
 demo: $(VENV)/.run ## store real files in a fresh local cluster, kill the leader meanwhile, read all back (3 minutes)
 	@$(BIN)/python -m bench.demo
 
-test: $(VENV)/.dev ## run all tests
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: $(VENV)/.dev ## run all tests, JOBS=4 at a time (most wait for processes more than they compute)
+	@$(BIN)/python -m pytest -q -n $(or $(JOBS),4) --dist worksteal $(ARGS)
 
 sim: $(VENV)/.run ## simulate masters under faults: N=1000 seeds, or SEED=17 to replay one and hear its story
 	@$(BIN)/python -m dfs.testing.simulate $(if $(SEED),--seed $(SEED),--count $(or $(N),200)) $(ARGS)
+
+chaos: $(VENV)/.run ## break real clusters under load for MINUTES=4, from SEED=1 on, and judge what clients saw
+	@$(BIN)/python -m dfs.testing.chaos.run --seed $(or $(SEED),1) --minutes $(or $(MINUTES),4) $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types, import rules, house rules
 	@$(BIN)/ruff format --check --quiet . || { echo 'not formatted; run: make format'; exit 1; }

@@ -20,6 +20,9 @@ class Retry(enum.Enum):
     UNKNOWN = "unknown"  # it may have happened: resend with the same call id only
 
 
+MAY_HAVE_HAPPENED = "may_have_happened"  # a detail, "yes" where an error other than OutcomeUnknown leaves that open
+
+
 class DfsError(Exception):
     """Base of all errors. `message` says what, where, why and what to do; `details` carries facts for programs."""
 
@@ -33,6 +36,11 @@ class DfsError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    @property
+    def may_have_happened(self) -> bool:
+        """Whether the change that failed with this may have taken effect; False: nothing happened, for sure."""
+        return self.retry is Retry.UNKNOWN or self.details.get(MAY_HAVE_HAPPENED) == "yes"
 
 
 class InternalError(DfsError):

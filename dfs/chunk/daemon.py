@@ -13,9 +13,11 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from dfs.chunk.copy_queue import COPIERS
 from dfs.chunk.heartbeat import Heartbeats, ServerCard
 from dfs.chunk.leader import LeaderConnection
 from dfs.chunk.orders import DeletionOrders
+from dfs.chunk.replicator import Replicator
 from dfs.chunk.service import ChunkService
 from dfs.chunk.store import FileStore
 from dfs.clock import SteadyClock
@@ -63,11 +65,13 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
         service = ChunkService(store=store, key=key, name=server.name, address=server.address)
         stack.callback(service.close)
         orders = DeletionOrders(store)
+        replicator = Replicator(store, key, server.address)
         leader = LeaderConnection([master.address for master in config.masters], key)
         heartbeats = Heartbeats(
             store=store,
             leader=leader,
             orders=orders,
+            replicator=replicator,
             card=ServerCard(server.name, server.address, server.rack, os.urandom(16)),
             interval_s=config.heartbeat_interval_s,
             active_streams=lambda: service.active_streams,
@@ -76,6 +80,10 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
         threads = [
             threading.Thread(target=heartbeats.run, args=(stop,), name="dfs heartbeats", daemon=True),
             threading.Thread(target=orders.run, args=(stop,), name="dfs orders", daemon=True),
+            *(
+                threading.Thread(target=replicator.run, args=(stop,), name=f"dfs copier {number}", daemon=True)
+                for number in range(1, COPIERS + 1)
+            ),
         ]
         for thread in threads:
             thread.start()
@@ -85,6 +93,7 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
         finally:
             stop.set()
             leader.close()
+            replicator.close()
             for thread in threads:
                 thread.join(THREAD_END_S)
         log.info("stopped")

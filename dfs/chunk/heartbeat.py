@@ -10,12 +10,13 @@ lists the replicas after it has begun, so whatever changes meanwhile stands in a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dfs.chunk.leader import REPLY_TIMEOUT_S, LeaderConnection
 from dfs.chunk.orders import DeletionOrders
 from dfs.chunk.replicas import ChunkStore
+from dfs.chunk.replicator import Replicator
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import DfsError, InvalidArgument, NoQuorum
 from dfs.log import get_logger
@@ -29,6 +30,7 @@ from dfs.net.messages import (
     RegisterServer,
     RegisterServerReply,
 )
+from dfs.net.parts import DeleteReplica
 
 REPORT_TIMEOUT_S = 15.0  # for one page: the leader may have thousands of corrections to replicate
 SEARCH_PAUSE_MAX_S = 0.25  # between two searches for a leader: a new one should hear from us at once
@@ -57,6 +59,7 @@ class Heartbeats:
         store: ChunkStore,
         leader: LeaderConnection,
         orders: DeletionOrders,
+        replicator: Replicator,
         card: ServerCard,
         interval_s: float,
         active_streams: Callable[[], int],
@@ -67,6 +70,7 @@ class Heartbeats:
         self._store = store
         self._leader = leader
         self._orders = orders
+        self._replicator = replicator
         self._card = card
         self._interval_s = interval_s
         self._active_streams = active_streams
@@ -115,6 +119,7 @@ class Heartbeats:
     def _heartbeat(self) -> tuple[HeartbeatReply, bool]:
         """Return the leader's answer, and whether it knows all changes now."""
         disks, space, now_ms = self._store.disks(), self._store.space(), self._clock.wall_ms()
+        copies = self._replicator.queue.status()  # before the changes: a copy that has ended meanwhile stands in both
         batch = self._store.changes.batch(self._changes_max)
         reply = self._leader.call(
             Heartbeat(
@@ -127,14 +132,24 @@ class Heartbeats:
                 disks=disks,
                 added=tuple(replica.report(now_ms) for replica in batch.added),
                 removed=batch.removed,
+                copying=copies.copying,
+                copy_failures=copies.failures,
             ),
             HeartbeatReply,
             max(REPLY_TIMEOUT_S, self._interval_s),
         )
         if not reply.must_register:
             self._store.changes.acknowledge(batch)
-        self._orders.add(order.handle for order in reply.orders)
+            self._replicator.queue.acknowledge(copies.failures)
+            self._replicator.limit_rate(reply.copy_rate_max)
+        self._delete(reply.orders)
+        self._replicator.queue.add(reply.copies)
         return reply, len(batch.entries) < self._changes_max
+
+    def _delete(self, orders: Iterable[DeleteReplica]) -> None:
+        handles = [order.handle for order in orders]
+        self._replicator.queue.cancel(handles)
+        self._orders.add(handles)
 
     def _register(self) -> None:
         try:
@@ -191,7 +206,7 @@ class Heartbeats:
                 ChunkReportReply,
                 REPORT_TIMEOUT_S,
             )
-            self._orders.add(order.handle for order in reply.orders)
+            self._delete(reply.orders)
         return len(handles)
 
 

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dfs.clock import Deadline
@@ -40,11 +40,13 @@ _FATAL_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT})
 class LocalCluster:
     """The daemons of one cluster.ini on this machine. Names are those of its sections: m1, c1, …
 
-    Not for several threads at once; several processes are kept apart by a lock file.
+    Not for several threads at once; several processes are kept apart by a lock file. `launchers`: words before the
+    command of a node, for one that shall run in surroundings of its own (a network namespace).
     """
 
-    def __init__(self, config: ClusterConfig) -> None:
+    def __init__(self, config: ClusterConfig, launchers: Mapping[str, Sequence[str]] | None = None) -> None:
         self.config = config
+        self._launchers = launchers or {}
         self._roles = {node.name: "master" for node in config.masters}
         self._roles |= {node.name: "chunk" for node in config.chunk_servers}
         self._log_starts: dict[str, int] = {}  # where the lines of the latest start begin
@@ -81,7 +83,7 @@ class LocalCluster:
             running = self.pids()
             self._make_secret(running)
             started = [name for name in self.names if name not in running]
-            self._check_addresses(started)
+            self._check_addresses([name for name in started if name not in self._launchers])
             for name in started:
                 self._start(name)
         self.wait_healthy(deadline)
@@ -183,7 +185,7 @@ class LocalCluster:
                 log.replace(log.with_suffix(".log.1"))
                 self._log_starts[name] = 0
         # -P: a module in the user's current folder must not be taken for one of the standard library
-        command = [sys.executable, "-P", "-m", "dfs", self._roles[name], "--name", name]
+        command = [*self._launchers.get(name, ()), sys.executable, "-P", "-m", "dfs", self._roles[name], "--name", name]
         command += ["--config", str(self.config.source)]
         with _uninterrupted():
             mark = spawn(command, {**os.environ, FILE_VARIABLE: str(log)}, log)

@@ -1,23 +1,21 @@
 """A real cluster on loopback for tests: own ports, own secret, own folder, and nothing left behind.
 
-Owns: writing a test's cluster.ini, free ports, and cleaning up. Refuses to know: how processes are run (dfs.local).
+Owns: writing a test's cluster.ini, and cleaning up. Refuses to know: how processes are run (dfs.local).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Final
 
 from dfs.client import ClusterAccess, DfsClient
@@ -26,9 +24,11 @@ from dfs.config import MIB, load_config
 from dfs.errors import DeadlineExceeded, DfsError
 from dfs.local.cluster import LocalCluster
 from dfs.net.parts import MasterStatus
+from dfs.testing.ports import free_ports
 
 WAIT_S = 60.0  # patience on a busy test machine; nothing waits that long on a good day
-_PORTS = range(20_000, 32_000)  # below the ports that the system hands out to outgoing connections
+LOOPBACK = "127.0.0.1"
+EVERYWHERE: Final[Mapping[str, str]] = {}
 _FAST: Final = {  # the defaults are for machines rooms apart
     "replication": "3",
     "disk_reserve": "64 MiB",
@@ -44,6 +44,7 @@ class ClusterUnderTest:
     """A running cluster in `folder`/cluster (or a temporary folder); a context manager that starts and ends it.
 
     `settings` are keys of [cluster]: {"dead_after": "2 s"}. Masters are m1, m2, …, chunk servers c1, c2, …
+    `hosts` and `launchers` say where nodes listen and what starts them, when that is not this machine's loopback.
     """
 
     def __init__(
@@ -55,15 +56,18 @@ class ClusterUnderTest:
         disks: int = 1,
         chunk_size: int = MIB,
         settings: Mapping[str, str] | None = None,
+        hosts: Mapping[str, str] | None = None,
+        launchers: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._owned = Path(tempfile.mkdtemp(prefix="dfs-test-")) if folder is None else None
         self.folder = (folder or self._owned or Path()) / "cluster"
         self.folder.mkdir()
         self.config_path = self.folder / "cluster.ini"
-        text = cluster_ini(masters, chunk_servers, disks, {"chunk_size": f"{chunk_size} B", **(settings or {})})
+        settings = {"chunk_size": f"{chunk_size} B", **(settings or {})}
+        text = cluster_ini(masters, chunk_servers, disks, settings, hosts or {})
         self.config_path.write_text(text, encoding="utf-8")
         self.config = load_config(self.config_path)
-        self.local = LocalCluster(self.config)
+        self.local = LocalCluster(self.config, launchers)
         self.access = ClusterAccess.from_config(self.config)
 
     def __enter__(self) -> ClusterUnderTest:
@@ -176,38 +180,30 @@ def wait_until(condition: Callable[[], bool], wait_s: float, what: str, *, inter
         time.sleep(interval_s)
 
 
-def free_ports(count: int) -> list[int]:
-    """Return different loopback ports that nobody listens on and that no outgoing connection takes by chance."""
-    chosen: list[int] = []
-    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        chosen.append(port)
-        if len(chosen) == count:
-            return chosen
-    raise DfsError(f"no {count} free ports from {_PORTS.start} to {_PORTS.stop} on 127.0.0.1")
-
-
-def cluster_ini(masters: int, chunk_servers: int, disks: int, settings: dict[str, str]) -> str:
-    """Return the text of a cluster.ini on free loopback ports, quick to notice deaths."""
+def cluster_ini(
+    masters: int,
+    chunk_servers: int,
+    disks: int,
+    settings: Mapping[str, str],
+    hosts: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Return the text of a cluster.ini on free ports, quick to notice deaths; on loopback where `hosts` is silent."""
     ports = iter(free_ports(2 * masters + chunk_servers))
     values = {"name": "test", "secret_file": "cluster.secret", "run_dir": "run", **_FAST, **settings}
     lines = ["[cluster]", *(f"{key} = {value}" for key, value in values.items())]
     for number in range(1, masters + 1):
+        host = hosts.get(f"m{number}", LOOPBACK)
         lines += [
             f"[master:m{number}]",
-            f"address = 127.0.0.1:{next(ports)}",
-            f"raft_address = 127.0.0.1:{next(ports)}",
+            f"address = {host}:{next(ports)}",
+            f"raft_address = {host}:{next(ports)}",
             f"data_dir = m{number}",
         ]
     for number in range(1, chunk_servers + 1):
         folders = ", ".join(f"c{number}/disk{disk}" for disk in range(1, disks + 1))
         lines += [
             f"[chunk:c{number}]",
-            f"address = 127.0.0.1:{next(ports)}",
+            f"address = {hosts.get(f'c{number}', LOOPBACK)}:{next(ports)}",
             f"data_dirs = {folders}",
             f"rack = r{number}",
         ]

@@ -18,7 +18,8 @@ from dfs.config import ClusterConfig, load_config
 from dfs.errors import ConfigError, DeadlineExceeded, DfsError, InvalidArgument, Overloaded
 from dfs.local.cluster import LocalCluster
 from dfs.local.process import ProcessMark, spawn
-from dfs.testing.cluster import ClusterUnderTest, cluster_ini, free_ports, wait_until
+from dfs.testing.cluster import ClusterUnderTest, cluster_ini, wait_until
+from dfs.testing.ports import free_ports
 
 SLEEPER = [sys.executable, "-c", "import time; print('awake', flush=True); time.sleep(600)"]
 DEAF_SLEEPER = [

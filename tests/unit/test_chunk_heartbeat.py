@@ -17,6 +17,7 @@ from dfs.chunk.heartbeat import REFUSED_PAUSE_MAX_S, Heartbeats, ServerCard
 from dfs.chunk.leader import LeaderConnection
 from dfs.chunk.memstore import MemoryStore
 from dfs.chunk.orders import ORDERS_WAITING_MAX, DeletionOrders
+from dfs.chunk.replicator import Replicator
 from dfs.clock import Deadline
 from dfs.errors import DfsError, InvalidArgument, NoQuorum, NotLeader, OutcomeUnknown
 from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
@@ -33,7 +34,7 @@ from dfs.net.messages import (
     RegisterServer,
     RegisterServerReply,
 )
-from dfs.net.parts import DeleteReplica
+from dfs.net.parts import CopyReplica, DeleteReplica
 
 KEY = ClusterKey.from_secret(b"0" * 64, "test")
 SERVER = ServerId(bytes(range(16)))
@@ -52,6 +53,8 @@ class Master:
         self.registered: set[bytes] = set()
         self.reported: set[bytes] = set()
         self.orders: list[DeleteReplica] = []
+        self.copies: list[CopyReplica] = []
+        self.copy_rate_max = 0
         self.refuse: Callable[[Message], DfsError | None] = lambda _message: None
         self.connections = 0
         self._stop = threading.Event()
@@ -92,8 +95,13 @@ class Master:
                 if message.incarnation not in self.registered:
                     return HeartbeatReply(must_register=True, must_report=False)
                 orders, self.orders = tuple(self.orders), []
+                copies, self.copies = tuple(self.copies), []
                 return HeartbeatReply(
-                    must_register=False, must_report=message.incarnation not in self.reported, orders=orders
+                    must_register=False,
+                    must_report=message.incarnation not in self.reported,
+                    orders=orders,
+                    copies=copies,
+                    copy_rate_max=self.copy_rate_max,
                 )
             case ChunkReport():
                 if message.is_last:
@@ -129,7 +137,11 @@ def store() -> Iterator[MemoryStore]:
 
 @contextmanager
 def talking(
-    store: MemoryStore, *addresses: str, page_max: int = 100, changes_max: int = 100
+    store: MemoryStore,
+    *addresses: str,
+    page_max: int = 100,
+    changes_max: int = 100,
+    replicator: Replicator | None = None,
 ) -> Iterator[tuple[Heartbeats, DeletionOrders]]:
     orders = DeletionOrders(store)
     leader = LeaderConnection(addresses, KEY)
@@ -137,6 +149,7 @@ def talking(
         store=store,
         leader=leader,
         orders=orders,
+        replicator=replicator or Replicator(store, KEY, CARD.address),
         card=CARD,
         interval_s=INTERVAL_S,
         active_streams=lambda: 5,
@@ -343,6 +356,42 @@ def test_without_any_leader_the_search_goes_on_at_a_fast_pace(store: MemoryStore
         with pytest.raises(NoQuorum, match="no master leads"):
             leader.call(Heartbeat(SERVER, b"", 1, 1, 0, 0, ()), HeartbeatReply)
         leader.close()
+
+
+def test_orders_to_copy_are_confirmed_and_their_failures_told_until_heard(store: MemoryStore) -> None:
+    replicator = Replicator(store, KEY, CARD.address)
+    order = CopyReplica(new_chunk_handle(), 1, 0, (), b"token")
+    with masters(1) as (master,), talking(store, master.address, replicator=replicator) as (heartbeats, _):
+        heartbeats.beat()
+        master.copies, master.copy_rate_max = [order], 1_000_000
+        heartbeats.beat()
+        master.take()
+        assert replicator._bucket.rate == 1_000_000
+        heartbeats.beat()
+        (told,) = heartbeats_of(master.take())
+        assert (told.copying, told.copy_failures) == ((order.handle,), ())
+        assert replicator.run_once() == 0  # it names no source
+        master.refuse = lambda _message: OutcomeUnknown("no quorum just now")
+        heartbeats.beat()
+        (told,) = heartbeats_of(master.take())
+        assert (told.copying, [failure.handle for failure in told.copy_failures]) == ((), [order.handle])
+        master.refuse = lambda _message: None
+        for heard in ([order.handle], []):
+            heartbeats.beat()
+            (told,) = heartbeats_of(master.take())
+            assert [failure.handle for failure in told.copy_failures] == heard
+
+
+def test_chunk_that_is_to_be_deleted_is_not_copied_any_more(store: MemoryStore) -> None:
+    replicator = Replicator(store, KEY, CARD.address)
+    order = CopyReplica(new_chunk_handle(), 1, 0, (), b"token")
+    with masters(1) as (master,), talking(store, master.address, replicator=replicator) as (heartbeats, _):
+        heartbeats.beat()
+        master.copies = [order]
+        heartbeats.beat()
+        master.orders = [DeleteReplica(order.handle)]
+        heartbeats.beat()
+        assert replicator.queue.take() is None
 
 
 def test_copied_data_directory_is_refused_loudly_and_retried_ever_more_slowly(

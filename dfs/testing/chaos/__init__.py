@@ -1,0 +1,1 @@
+"""Break a real cluster on purpose, write down what its clients saw, and let a machine judge if all promises held."""

@@ -1,0 +1,63 @@
+"""What all clients of a run asked and were answered, in the order in which it happened.
+
+Owns: the calls with their begins and ends, counts, and the moments of successful changes. Refuses to know: what a call
+means, and whether an answer was right (dfs.testing.chaos.verdict).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from dfs.errors import DfsError
+from dfs.testing.linearizability import UNKNOWN, Call
+
+DEFINITE: dict[str, str] = {"already_exists": "exists", "not_found": "missing"}  # error codes that are results
+
+
+class History:
+    """Written by many client threads at once."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.counts: Counter[str] = Counter()  # "name outcome"
+        self.changed_s: list[tuple[float, float]] = []  # begin and end of each successful change, monotonic clock
+        self.failed_reads: list[tuple[float, float, str]] = []  # begin, end, what was answered
+        self._lock = threading.Lock()
+        self._events = 0
+
+    def run(self, key: Hashable, name: str, argument: Any, ask: Callable[[], Any], *, is_read: bool = False) -> Any:
+        """Do one call and write it down; return its result, `UNKNOWN`, or None where it surely did nothing.
+
+        An error that does not say "it may have happened" promises that nothing did, so such a call is left out of the
+        history: if it did happen after all, the reads after it find no explanation.
+        """
+        begun, begun_s = self._next_event(), time.monotonic()
+        try:
+            result = ask()
+        except DfsError as error:
+            if error.code not in DEFINITE and not error.may_have_happened:
+                return self._failed(name, error, begun_s, is_read=is_read)
+            result = DEFINITE.get(error.code, UNKNOWN)
+        with self._lock:
+            self._events += 1
+            ended_s = time.monotonic()
+            self.counts[f"{name} {'unknown' if result is UNKNOWN else 'done'}"] += 1
+            self.calls.append(Call(key, name, argument, result, begun, None if result is UNKNOWN else self._events))
+            if not is_read and result is not UNKNOWN:
+                self.changed_s.append((begun_s, ended_s))
+        return result
+
+    def _failed(self, name: str, error: DfsError, begun_s: float, *, is_read: bool) -> None:
+        with self._lock:
+            self.counts[f"{name} failed ({error.code})"] += 1
+            if is_read:
+                self.failed_reads.append((begun_s, time.monotonic(), f"{name}: {error.code}: {error.message}"))
+
+    def _next_event(self) -> int:
+        with self._lock:
+            self._events += 1
+            return self._events

@@ -1,0 +1,167 @@
+"""One chaos run: start a cluster, let clients work, break things by plan, heal, look once more, judge.
+
+Owns: the threads of a run and their end. Refuses to know: what the faults and the operations are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dfs.client import DfsClient
+from dfs.testing.chaos.history import History
+from dfs.testing.chaos.namespaces import Namespaces, is_permitted
+from dfs.testing.chaos.schedule import OF_MASTERS, OF_THE_MASTERS_NETWORK, Fault, Plan, plan_faults
+from dfs.testing.chaos.surgeon import Surgeon
+from dfs.testing.chaos.verdict import Verdict, judge
+from dfs.testing.chaos.workloads import BookWorker, YardWorker, last_look, prepare
+from dfs.testing.cluster import ClusterUnderTest
+
+YARD_CLIENTS, BOOK_CLIENTS = 4, 3
+YARDS, BOOKS = 3, 3  # few: clients that never meet prove nothing
+CHUNK_SIZE = 128 * 1024  # bytes: the larger editions have three chunks
+CALL_TIMEOUT_S = 8.0  # a client's patience with one call
+THINK_S = 0.01  # between two calls of one client; the judge's search grows with the calls that overlap
+NODES = ("m1", "m2", "m3", "c1", "c2", "c3", "c4")
+
+Step = Callable[[DfsClient], None]
+
+
+def run_chaos(
+    seed: int, duration_s: float, *, folder: Path | None = None, plan: Plan | None = None, network: bool = False
+) -> Verdict:
+    """Run one seed against a throw-away cluster; raise a `DfsError` when the cluster does not heal in time."""
+    faults = plan_faults(seed, duration_s, has_network=network) if plan is None else plan
+    with contextlib.ExitStack() as stack:
+        spaces = stack.enter_context(Namespaces(NODES)) if network else None
+        cluster = stack.enter_context(
+            ClusterUnderTest(
+                folder,
+                chunk_size=CHUNK_SIZE,
+                hosts={name: spaces.address(name) for name in NODES} if spaces else None,
+                launchers={name: spaces.launcher(name) for name in NODES} if spaces else None,
+            )
+        )
+        history, surgeon = History(), Surgeon(cluster, spaces)
+        with cluster.client() as client:
+            prepare(client, YARDS)
+        steps: list[Step] = [YardWorker(number, seed, history, YARDS).step for number in range(YARD_CLIENTS)]
+        steps += [BookWorker(number, seed, history, BOOKS).step for number in range(BOOK_CLIENTS)]
+        stop = threading.Event()
+        workers = [_Worker(cluster, step, stop) for step in steps]
+        try:
+            _perform(faults, surgeon, duration_s)
+        finally:
+            stop.set()
+            for worker in workers:
+                worker.join()
+        cluster.wait_healthy()
+        with cluster.client(timeout_s=60) as client:
+            last_look(history, client, YARDS, BOOKS)
+        crashed = [worker.crash for worker in workers if worker.crash is not None]
+        if crashed:
+            raise crashed[0]
+        return judge(seed, duration_s, history, surgeon.moments_s, dict(surgeon.counts))
+
+
+class _Worker:
+    """A thread that steps until the run ends. An error that `History` does not take is a bug, kept in `crash`."""
+
+    def __init__(self, cluster: ClusterUnderTest, step: Step, stop: threading.Event) -> None:
+        self.crash: Exception | None = None
+        self._cluster, self._step, self._stop = cluster, step, stop
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            with self._cluster.client(timeout_s=CALL_TIMEOUT_S) as client:
+                while not self._stop.wait(THINK_S):
+                    self._step(client)
+        except Exception as error:  # noqa: BLE001 - a thread root; the run raises it
+            self.crash = error
+
+
+def _perform(plan: Plan, surgeon: Surgeon, duration_s: float) -> None:
+    """Break both sides by plan, each in a thread, until the time is over and all is undone."""
+    sides = _Sides(surgeon, duration_s)
+    threads = [
+        threading.Thread(target=sides.run, args=(faults,), daemon=True) for faults in (plan.masters, plan.servers)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if sides.crash is not None:
+        raise sides.crash
+
+
+class _Sides:
+    """Performs the faults of a side one after the other, each at its time or as soon as the one before it is healed."""
+
+    def __init__(self, surgeon: Surgeon, duration_s: float) -> None:
+        self.crash: Exception | None = None
+        self._surgeon = surgeon
+        self._began_s, self._duration_s = time.monotonic(), duration_s
+        self._servers = threading.Lock()  # held while a chunk server is broken
+
+    def run(self, faults: Sequence[Fault]) -> None:
+        try:
+            for fault in faults:
+                if not self._wait_for(fault.begin_s) or self.crash is not None:
+                    break
+                touches_servers = fault.kind not in OF_MASTERS + OF_THE_MASTERS_NETWORK
+                with self._servers if touches_servers else contextlib.nullcontext():
+                    self._perform(fault)
+            self._wait_for(self._duration_s)
+        except Exception as error:  # noqa: BLE001 - a thread root; the run raises it
+            self.crash = error
+
+    def _perform(self, fault: Fault) -> None:
+        undo = self._surgeon.begin(fault)
+        try:
+            time.sleep(fault.end_s - fault.begin_s)
+        finally:
+            undo()
+
+    def _wait_for(self, at_s: float) -> bool:
+        """Wait for a moment of the run; False when there is no time left for a fault after it."""
+        time.sleep(max(0.0, self._began_s + at_s - time.monotonic()))
+        return time.monotonic() < self._began_s + self._duration_s
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run seeds until the time is over, print each verdict; the exit code is 1 when one is broken."""
+    parser = argparse.ArgumentParser(prog="python -m dfs.testing.chaos.run", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1, help="the first seed; the others follow it")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of one run")
+    parser.add_argument("--minutes", type=float, default=0.0, help="go on with further seeds for so long")
+    parser.add_argument("--no-network", action="store_true", help="break processes and disks only")
+    parser.add_argument("--json", type=Path, help="write all verdicts into this file, a line each")
+    given = parser.parse_args(arguments)
+    has_network = not given.no_network and is_permitted()
+    if not has_network:
+        print("links are not cut in this run: that needs root and network namespaces")  # noqa: T201
+    end_s, seed, is_clean = time.monotonic() + 60 * given.minutes, given.seed, True
+    while True:
+        verdict = run_chaos(seed, given.seconds, network=has_network)
+        print(verdict.text(), flush=True)  # noqa: T201 - this is the program's output
+        if given.json is not None:
+            with given.json.open("ab") as file:
+                file.write(verdict.json().replace(b"\n", b"") + b"\n")
+        is_clean = is_clean and verdict.is_clean
+        seed += 1
+        if time.monotonic() >= end_s:
+            return 0 if is_clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

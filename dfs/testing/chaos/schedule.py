@@ -1,0 +1,106 @@
+"""Decide what breaks, when, and for how long: the whole plan of a chaos run follows from its seed.
+
+Owns: the kinds of faults, and the guard that no plan breaks more at once than the system promises to bear.
+Refuses to know: clocks, processes and the network (dfs.testing.chaos.surgeon performs the plan).
+
+Masters and chunk servers break independently, each side one fault at a time, and a fault of everything when both sides
+are whole. So at any moment at most one chunk server is away, unless the fault says otherwise in its name.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from dataclasses import dataclass
+
+
+class FaultKind(enum.Enum):
+    """What is done to whom; each is undone at the end of its time."""
+
+    KILL_LEADER = "kill_leader"
+    KILL_FOLLOWER = "kill_follower"
+    PAUSE_LEADER = "pause_leader"
+    RESTART_LEADER = "restart_leader"  # politely, as an operator would
+    WIPE_FOLLOWER = "wipe_follower"  # killed, its disk emptied
+    KILL_TWO_MASTERS = "kill_two_masters"
+    KILL_ALL_MASTERS = "kill_all_masters"
+    ISOLATE_LEADER = "isolate_leader"  # from the other masters; clients still reach it
+    DEAFEN_LEADER = "deafen_leader"  # it hears no other master, and they hear it
+    KILL_CHUNK_SERVER = "kill_chunk_server"
+    PAUSE_CHUNK_SERVER = "pause_chunk_server"
+    CUT_CHUNK_SERVER = "cut_chunk_server"  # from the masters; clients still reach it
+    FLIP_A_BIT = "flip_a_bit"  # in one replica on disk
+    KILL_EVERYTHING = "kill_everything"
+
+
+OF_MASTERS = (
+    FaultKind.KILL_LEADER,
+    FaultKind.KILL_LEADER,
+    FaultKind.KILL_FOLLOWER,
+    FaultKind.PAUSE_LEADER,
+    FaultKind.RESTART_LEADER,
+    FaultKind.WIPE_FOLLOWER,
+    FaultKind.KILL_TWO_MASTERS,
+    FaultKind.KILL_ALL_MASTERS,
+)
+OF_CHUNK_SERVERS = (
+    FaultKind.KILL_CHUNK_SERVER,
+    FaultKind.KILL_CHUNK_SERVER,
+    FaultKind.PAUSE_CHUNK_SERVER,
+    FaultKind.FLIP_A_BIT,
+)
+OF_THE_MASTERS_NETWORK = (FaultKind.ISOLATE_LEADER, FaultKind.DEAFEN_LEADER)
+OF_THE_CHUNK_SERVERS_NETWORK = (FaultKind.CUT_CHUNK_SERVER,)
+TAKES_THE_QUORUM = frozenset({FaultKind.KILL_TWO_MASTERS, FaultKind.KILL_ALL_MASTERS, FaultKind.KILL_EVERYTHING})
+DEPOSES_THE_LEADER = TAKES_THE_QUORUM | {
+    FaultKind.KILL_LEADER,
+    FaultKind.PAUSE_LEADER,
+    FaultKind.RESTART_LEADER,
+    FaultKind.ISOLATE_LEADER,
+    FaultKind.DEAFEN_LEADER,
+}
+LASTS_S = (0.5, 4.0)  # how long a fault stands, before the cluster's own recovery is waited for
+CALM_S = (0.5, 3.0)  # between two faults of one side: most of the time something is broken
+EVERYTHING_EVERY = 6  # one fault of the masters in so many takes everything along
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Times count from the begin of the run. `choice` in [0, 1) picks the victim among those that fit then."""
+
+    begin_s: float
+    end_s: float
+    kind: FaultKind
+    choice: float
+
+    def __str__(self) -> str:
+        return f"{self.begin_s:7.2f}..{self.end_s:.2f} s {self.kind.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Faults of each side, by their begins. One that touches both sides is among those of the masters."""
+
+    masters: tuple[Fault, ...]
+    servers: tuple[Fault, ...]
+
+
+def plan_faults(seed: int, duration_s: float, *, has_network: bool) -> Plan:
+    """Return the faults of a run of `duration_s`; none lasts longer than the run."""
+    rng = random.Random(seed)  # noqa: S311 - a seed must replay
+    masters = OF_MASTERS + (OF_THE_MASTERS_NETWORK if has_network else ())
+    servers = OF_CHUNK_SERVERS + (OF_THE_CHUNK_SERVERS_NETWORK if has_network else ())
+    plan = _side(rng, masters, duration_s)
+    for number, fault in enumerate(plan):
+        if number % EVERYTHING_EVERY == EVERYTHING_EVERY - 1:
+            plan[number] = Fault(fault.begin_s, fault.end_s, FaultKind.KILL_EVERYTHING, fault.choice)
+    return Plan(tuple(plan), tuple(_side(rng, servers, duration_s)))
+
+
+def _side(rng: random.Random, kinds: tuple[FaultKind, ...], duration_s: float) -> list[Fault]:
+    faults = []
+    now_s = rng.uniform(*CALM_S)
+    while (end_s := now_s + rng.uniform(*LASTS_S)) < duration_s:
+        faults.append(Fault(now_s, end_s, rng.choice(kinds), rng.random()))
+        now_s = end_s + rng.uniform(*CALM_S)
+    return faults

@@ -1,0 +1,60 @@
+"""Loopback ports that belong to one test process for as long as it lives, also while nobody listens on them.
+
+Owns: the claim of a block of ports, and the turn in which they are given out. Refuses to know: who listens.
+
+A probe alone is not enough where several test processes run at once: the port of a daemon that was killed a moment ago
+is free, and would be taken from under its restart. So each process locks a block of its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from itertools import cycle
+from pathlib import Path
+
+from dfs.errors import DfsError
+
+PORTS = range(20_000, 32_000)  # below the ports that the system hands out to outgoing connections
+BLOCK_SIZE = 400  # ports of one process: about thirty clusters until the first port comes round again
+
+
+def free_ports(count: int) -> list[int]:
+    """Return different loopback ports that nobody listens on, that no other test process was given, and that no
+    outgoing connection takes by chance."""
+    turn = _turn()
+    chosen: list[int] = []
+    for port in (next(turn) for _ in range(BLOCK_SIZE)):
+        if _is_free(port):
+            chosen.append(port)
+            if len(chosen) == count:
+                return chosen
+    raise DfsError(f"no {count} free ports in a block of {BLOCK_SIZE} on 127.0.0.1")
+
+
+@cache
+def _turn() -> Iterator[int]:
+    folder = Path(tempfile.gettempdir()) / f"dfs-test-ports-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for first in PORTS[::BLOCK_SIZE]:
+        fd = os.open(folder / str(first), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until this process ends
+        except OSError:
+            os.close(fd)
+            continue
+        return cycle(range(first, first + BLOCK_SIZE))
+    raise DfsError(f"all {len(PORTS) // BLOCK_SIZE} blocks of test ports are taken; too many tests run at once")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

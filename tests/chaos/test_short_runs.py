@@ -1,0 +1,53 @@
+"""Does every promise hold while a real cluster is broken in every way that it must bear? `make chaos` runs longer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dfs.testing.chaos.namespaces import is_permitted
+from dfs.testing.chaos.run import run_chaos
+from dfs.testing.chaos.schedule import DEPOSES_THE_LEADER, Fault, FaultKind, Plan
+
+pytestmark = pytest.mark.timeout(300)
+
+needs_network = pytest.mark.skipif(
+    not is_permitted(), reason="cutting links needs root and network namespaces; run as root on Linux with iproute2"
+)
+
+
+def one_after_another(*kinds: FaultKind, lasts_s: float = 1.5, calm_s: float = 1.0) -> tuple[Fault, ...]:
+    """Return faults of one side, evenly spread."""
+    step_s = lasts_s + calm_s
+    return tuple(Fault(calm_s + n * step_s, (n + 1) * step_s, kind, 0.3 * n % 1) for n, kind in enumerate(kinds))
+
+
+def test_masters_killed_paused_wiped_and_all_at_once_break_no_promise(tmp_path: Path) -> None:
+    masters = one_after_another(
+        FaultKind.KILL_LEADER,
+        FaultKind.PAUSE_LEADER,
+        FaultKind.WIPE_FOLLOWER,
+        FaultKind.KILL_TWO_MASTERS,
+        FaultKind.RESTART_LEADER,
+        FaultKind.KILL_ALL_MASTERS,
+        FaultKind.KILL_EVERYTHING,
+    )
+    servers = one_after_another(FaultKind.KILL_CHUNK_SERVER, FaultKind.FLIP_A_BIT, FaultKind.PAUSE_CHUNK_SERVER)
+    verdict = run_chaos(1, 20, folder=tmp_path, plan=Plan(masters, servers))
+    assert verdict.is_clean, verdict.text()
+    assert sum(verdict.faults.values()) >= 5, verdict.text()  # on a busy machine recovery may take the time of some
+    assert len(verdict.write_gaps_s) >= 1, verdict.text()
+    assert all(verdict.calls.get(f"{name} done", 0) > 20 for name in ("touch", "move", "put", "read")), verdict.text()
+
+
+@needs_network
+def test_a_leader_cut_off_from_its_followers_serves_no_stale_read_and_loses_no_write(tmp_path: Path) -> None:
+    masters = one_after_another(FaultKind.ISOLATE_LEADER, FaultKind.DEAFEN_LEADER, FaultKind.ISOLATE_LEADER, lasts_s=3)
+    servers = one_after_another(FaultKind.CUT_CHUNK_SERVER)
+    verdict = run_chaos(2, 14, folder=tmp_path, plan=Plan(masters, servers), network=True)
+    assert verdict.is_clean, verdict.text()
+    assert sum(count for kind, count in verdict.faults.items() if FaultKind(kind) in DEPOSES_THE_LEADER) >= 2
+    links = [link.name for link in Path("/sys/class/net").iterdir()]
+    assert f"dfs{os.getpid() % 0xFFFFF:x}" not in links, "the bridge was left behind"

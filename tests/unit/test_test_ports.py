@@ -1,0 +1,22 @@
+"""Ports of tests: what one process was given, no other one gets, also while nobody listens there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from dfs.testing.ports import BLOCK_SIZE, free_ports
+
+
+def test_two_processes_are_never_given_the_same_port() -> None:
+    own = {port for _ in range(40) for port in free_ports(BLOCK_SIZE // 20)}
+    program = f"from dfs.testing.ports import *; print(*(p for _ in range(40) for p in free_ports({BLOCK_SIZE // 20})))"
+    other = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    others = {int(port) for port in other.stdout.split()}
+    assert others
+    assert not own & others
+
+
+def test_a_port_comes_round_again_only_after_all_others() -> None:
+    first = free_ports(10)
+    assert not set(first) & set(free_ports(BLOCK_SIZE // 2))
