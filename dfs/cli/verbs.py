@@ -65,7 +65,7 @@ VERBS: Final[dict[str, Entry]] = {
         ("up", "cluster", "Start a whole cluster on this machine."),
         ("down", "cluster", "Stop the cluster on this machine."),
         ("status", "cluster", "Show the health of masters and chunk servers."),
-        ("admin", "admin", "Look after the masters: leader, checkpoints, export, import."),
+        ("admin", "admin", "Look after masters and chunk servers."),
         ("master", "daemons", "Run one master in the foreground."),
         ("chunk", "daemons", "Run one chunk server in the foreground."),
     ),

@@ -24,6 +24,7 @@ from dfs.client.discovery import Masters
 from dfs.client.download import Download, FileChecksum
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
+from dfs.client.servers import ServerAdmin
 from dfs.client.transfer import Transfer
 from dfs.client.upload import Upload
 from dfs.clock import Deadline
@@ -328,6 +329,11 @@ class DfsClient:
     def admin(self) -> ClusterAdmin:
         """What administrators do with the masters."""
         return ClusterAdmin(self._masters, self._timeout_s)
+
+    @property
+    def servers(self) -> ServerAdmin:
+        """What administrators do with the chunk servers."""
+        return ServerAdmin(self._masters, self._timeout_s)
 
     # --- inside -----------------------------------------------------------------------------------------------
 

@@ -174,7 +174,7 @@ class AdministrationDesk:
             await self._leadership.decree(SetBalance(mode, threshold_ppm if mode == BALANCE_ASKED else 0))
             log.info("balance_set", action=message.action, threshold=message.threshold, asked_by=context.peer)
         survey = await self._lookout.look()
-        flows = plan_balance(fills_of(survey, self._lookout.roster(), self._healing.copies), message.threshold)
+        flows = plan_balance(fills_of(survey, self._lookout.roster(), self._healing, self._state), message.threshold)
         moves = tuple(
             PlannedMove(self._name(flow.source), self._name(flow.target), flow.size) for flow in flows[:MOVES_SHOWN_MAX]
         )

@@ -14,7 +14,7 @@ from heapq import heapify, heappop, heappush
 
 from dfs.ids import ServerId
 
-STEPS_MAX = 4000  # of the plan: the finest flow is this part of all that is stored
+STEPS_MAX = 1000  # of the plan: the finest flow is this part of all that is stored
 THRESHOLD_DEFAULT = 0.1  # the spread that is left alone: 10 percentage points
 
 
@@ -51,11 +51,11 @@ def plan_balance(servers: Iterable[Filled], threshold: float) -> list[Flow]:
 
     Each step takes from the fullest and gives to the emptiest, so that nobody gets what it must give away again.
     """
-    filled = [_Tank(server.server_id, server.stored, server.stored + server.free) for server in servers]
+    filled = [_Tank.of(server) for server in servers]
     total = sum(tank.stored for tank in filled)
     if len(filled) < 2 or not total:
         return []
-    step = max(1, total // STEPS_MAX)
+    step = -(-total // STEPS_MAX)  # rounded up: so many steps could move all there is
     down = [(-tank.share, tank.server_id, tank) for tank in filled]
     up = [(tank.share, tank.server_id, tank) for tank in filled]
     heapify(down)
@@ -76,6 +76,28 @@ def plan_balance(servers: Iterable[Filled], threshold: float) -> list[Flow]:
     return sorted(flows, key=lambda flow: (-flow.size, flow.source, flow.target))
 
 
+class MoveBudget:
+    """How much of each flow may still be ordered in one turn, chunk by chunk.
+
+    Chunks are not cut to measure: one may exceed what is left of its flow, but never so that the server that gives is
+    emptier afterwards than the one that gets. Otherwise large chunks would go to and fro for ever.
+    """
+
+    def __init__(self, servers: Iterable[Filled], flows: Iterable[Flow]) -> None:
+        self._tanks = {server.server_id: _Tank.of(server) for server in servers}
+        self._left = {(flow.source, flow.target): flow.size for flow in flows}
+
+    def take(self, source: ServerId, target: ServerId, length: int) -> bool:
+        """Whether a chunk may go this way now; counts it if so."""
+        left = self._left.get((source, target), 0)
+        if left <= 0 or not self._tanks[source].stays_above(self._tanks[target], length):
+            return False
+        self._left[source, target] = left - length
+        self._tanks[source].stored -= length
+        self._tanks[target].stored += length
+        return True
+
+
 @dataclass(slots=True)
 class _Tank:
     """A server while the plan is made."""
@@ -83,6 +105,10 @@ class _Tank:
     server_id: ServerId
     stored: int
     room: int
+
+    @classmethod
+    def of(cls, server: Filled) -> _Tank:
+        return cls(server.server_id, server.stored, server.stored + server.free)
 
     def __lt__(self, other: _Tank) -> bool:
         return self.server_id < other.server_id  # two entries of one server may tie

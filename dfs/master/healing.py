@@ -43,6 +43,7 @@ class Healing:
         self.trims = TrimBook()
         self.repairs = CopyMeter()
         self.moves = CopyMeter()
+        self.is_settled = False  # balance can move nothing more, though fills differ
         self.reliefs: dict[ChunkHandle, ServerId] = {}  # which replica of a moved chunk shall go
 
     # --- what chunk servers say ---------------------------------------------------------------------------

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from dfs.clock import Clock, Deadline
 from dfs.config import ClusterConfig
 from dfs.errors import Conflict
 from dfs.ids import ChunkHandle, ServerId
 from dfs.log import get_logger
-from dfs.master.balance import THRESHOLD_DEFAULT, Filled, Flow, plan_balance
+from dfs.master.balance import THRESHOLD_DEFAULT, Filled, MoveBudget, plan_balance
 from dfs.master.commands import (
     BALANCE_ASKED,
     BALANCE_AUTOMATIC,
@@ -26,13 +26,13 @@ from dfs.master.commands import (
     SetBalance,
     TrimReplicas,
 )
-from dfs.master.copies import CopyOrder
+from dfs.master.copies import CopyOrder, Setback
 from dfs.master.healing import Healing
 from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView, Liveness
 from dfs.master.lookout import Lookout
 from dfs.master.removal import Removal
-from dfs.master.repair import CopyCandidate, CopyLoad, plan_repairs
+from dfs.master.repair import CopyCandidate, plan_repairs
 from dfs.master.reports import Reports
 from dfs.master.standing import Roster, Standing
 from dfs.master.state import MasterState
@@ -42,65 +42,66 @@ from dfs.net.parts import ReplicaReport
 PLANNED_PER_SLICE = 100  # chunks planned between two breaths: about 3 ms
 PLANNED_MAX = 2_000  # chunks looked at in one turn of a duty
 TRIMS_PER_TURN = 500  # surplus replicas unlisted in one turn
+IDLE_TURNS_MAX = 5  # turns of balance without a move that could be made, before it is as even as it gets
 TRIM_WAIT_BEATS = 5  # heartbeats that an unlisted replica is kept at the least, whatever the grace of garbage
+
+NO_SETBACK = Setback()
 
 log = get_logger(__name__)
 
 
-async def order_copies(
-    lookout: Lookout, healing: Healing, rng: random.Random, clock: Clock, state: MasterState, works: tuple[Work, ...]
-) -> int:
-    """Plan copies for what waits, as far as servers have places; return how many were ordered."""
-    roster, load = lookout.roster(), healing.copies.load()
-    count = seen = 0
-    for bucket in lookout.waiting(*works):
-        postponed: list[ChunkHandle] = []
-        while seen < PLANNED_MAX and (handles := lookout.take(bucket, PLANNED_PER_SLICE)):
-            seen += len(handles)
-            postponed += _order_slice(handles, bucket, roster, load, healing, rng, clock.monotonic(), state)
-            await asyncio.sleep(0)
-        lookout.give_back(bucket, postponed)
-        count = len(healing.copies)
-    return count
+class Ordering:
+    """Turns what waits into orders, as far as servers have places."""
 
+    def __init__(
+        self, *, lookout: Lookout, healing: Healing, state: MasterState, rng: random.Random, clock: Clock
+    ) -> None:
+        self._lookout, self._healing, self._state = lookout, healing, state
+        self._rng, self._clock = rng, clock
 
-def _order_slice(
-    handles: Iterable[ChunkHandle],
-    bucket: Bucket,
-    roster: Roster,
-    load: CopyLoad,
-    healing: Healing,
-    rng: random.Random,
-    now_s: float,
-    state: MasterState,
-) -> list[ChunkHandle]:
-    """Order what can be ordered; return what has to wait."""
-    copies = healing.copies
-    postponed = []
-    candidates = []
-    for handle in handles:
-        chunk = state.chunk(handle)
-        if chunk is None or handle in copies:
-            continue  # gone, or under way: if more is needed then, the next walk finds it
-        if copies.is_barred(handle, now_s):
-            postponed.append(handle)
-            continue
-        setback = copies.setback(handle)
-        candidates.append(
-            CopyCandidate(
+    async def order(self, *works: Work, budget: MoveBudget | None = None) -> int:
+        """Plan copies for chunks that wait for these works, the most important first; return how many were ordered."""
+        roster, load = self._lookout.roster(), self._healing.copies.load()
+        seen = count = 0
+        for bucket in self._lookout.waiting(*works):
+            postponed: list[ChunkHandle] = []
+            while seen < PLANNED_MAX and (handles := self._lookout.take(bucket, PLANNED_PER_SLICE)):
+                seen += len(handles)
+                candidates = self._candidates(handles, bucket, budget, postponed)
+                plans, waiting = plan_repairs(candidates, roster, load, self._rng.random)
+                for plan in plans:
+                    self._healing.copies.add(plan, self._clock.monotonic())
+                count += len(plans)
+                postponed += [candidate.handle for candidate in waiting]
+                await asyncio.sleep(0)
+            self._lookout.give_back(bucket, postponed)
+        return count
+
+    def _candidates(
+        self, handles: Iterable[ChunkHandle], bucket: Bucket, budget: MoveBudget | None, postponed: list[ChunkHandle]
+    ) -> Iterator[CopyCandidate]:
+        """Yield what may be ordered now; what has to wait is `postponed`."""
+        copies = self._healing.copies
+        for handle in handles:
+            chunk = self._state.chunk(handle)
+            if chunk is None or handle in copies:
+                continue  # gone, or under way: if more is needed then, the next walk finds it
+            is_too_much = bucket.work is Work.MOVE and not (
+                budget is not None and budget.take(bucket.source, bucket.target, chunk.length)
+            )
+            if is_too_much or copies.is_barred(handle, self._clock.monotonic()):
+                postponed.append(handle)
+                continue
+            setback = copies.setback(handle) or NO_SETBACK
+            yield CopyCandidate(
                 handle,
                 chunk,
                 bucket.work,
                 bucket.source or None,
                 bucket.target or None,
-                setback.targets if setback else (),
-                setback.sources if setback else (),
+                setback.targets,
+                setback.sources,
             )
-        )
-    plans, waiting = plan_repairs(candidates, roster, load, rng.random)
-    for plan in plans:
-        copies.add(plan, now_s)
-    return postponed + [candidate.handle for candidate in waiting]
 
 
 class RepairDuty:
@@ -115,19 +116,19 @@ class RepairDuty:
         state: MasterState,
         lookout: Lookout,
         healing: Healing,
-        rng: random.Random,
+        ordering: Ordering,
         clock: Clock,
     ) -> None:
         self.interval_s = config.heartbeat_interval_s
-        self._state, self._clock, self._rng = state, clock, rng
-        self._lookout, self._healing = lookout, healing
+        self._state, self._clock = state, clock
+        self._lookout, self._healing, self._ordering = lookout, healing, ordering
         self._was_waiting = False
 
     async def run_once(self) -> None:
         copies = self._healing.copies
         self._sweep()
         survey = await self._lookout.look([order.plan.handle for order in copies])
-        await order_copies(self._lookout, self._healing, self._rng, self._clock, self._state, (Work.COPY,))
+        await self._ordering.order(Work.COPY)
         self._tell(survey)
 
     def _sweep(self) -> None:
@@ -185,7 +186,11 @@ class SurplusDuty:
     async def _unlist(self) -> None:
         chosen: dict[ServerId, list[ChunkHandle]] = defaultdict(list)
         roster, survey = self._lookout.roster(), self._lookout.survey
-        fills = {} if survey is None else {item.server_id: item.fill for item in fills_of(survey, roster)}
+        fills = (
+            {}
+            if survey is None
+            else {item.server_id: item.fill for item in fills_of(survey, roster, self._healing, self._state)}
+        )
         for bucket in self._lookout.waiting(Work.TRIM):
             for handle in self._lookout.take(bucket, TRIMS_PER_TURN):
                 chunk = self._state.chunk(handle)
@@ -246,38 +251,50 @@ class BalanceDuty:
         lookout: Lookout,
         healing: Healing,
         leadership: Leadership,
-        rng: random.Random,
-        clock: Clock,
+        ordering: Ordering,
     ) -> None:
         self.interval_s = max(1.0, config.heartbeat_interval_s)
         self._config, self._state, self._lookout, self._healing = config, state, lookout, healing
-        self._leadership, self._rng, self._clock = leadership, rng, clock
+        self._leadership, self._ordering = leadership, ordering
+        self._idle_turns = 0
 
     async def run_once(self) -> None:
         survey = self._lookout.survey
         if survey is None:
             return
+        roster = self._lookout.roster()
+        self._forget_reliefs(roster)
         threshold = wanted_threshold(self._config, self._state)
-        flows = [] if threshold is None else self._flows(survey, threshold)
+        fills = fills_of(survey, roster, self._healing, self._state)
+        flows = [] if threshold is None else plan_balance(fills, threshold)
         flows_by_source: dict[ServerId, list[ServerId]] = defaultdict(list)
         for flow in flows:
             flows_by_source[flow.source].append(flow.target)
         self._lookout.flows = flows_by_source
-        mode, _ = self._state.balance
-        if mode == BALANCE_ASKED and not flows and not self._is_moving():
-            await self._leadership.decree(SetBalance(BALANCE_AUTOMATIC))
-            log.info("balance_done")
-        if is_repairing(survey):
-            return
-        works = (Work.SPREAD, Work.MOVE) if flows else (Work.SPREAD,)
-        await order_copies(self._lookout, self._healing, self._rng, self._clock, self._state, works)
+        if not is_repairing(survey):
+            works = (Work.SPREAD, Work.MOVE) if flows else (Work.SPREAD,)
+            count = await self._ordering.order(*works, budget=MoveBudget(fills, flows))
+            self._idle_turns = 0 if count or not flows or self._is_moving() else self._idle_turns + 1
+        self._healing.is_settled = bool(flows) and self._idle_turns >= IDLE_TURNS_MAX
+        await self._end(bool(flows))
 
-    def _flows(self, survey: Survey, threshold: float) -> list[Flow]:
-        """Plan as if all that is under way had arrived."""
-        return plan_balance(fills_of(survey, self._lookout.roster(), self._healing.copies), threshold)
+    async def _end(self, has_flows: bool) -> None:
+        """A balance that was asked for ends when nothing is left to move, or nothing can be moved."""
+        mode, _ = self._state.balance
+        if mode == BALANCE_ASKED and not self._is_moving() and (not has_flows or self._healing.is_settled):
+            await self._leadership.decree(SetBalance(BALANCE_AUTOMATIC))
+            log.info("balance_done", is_even=not has_flows)
 
     def _is_moving(self) -> bool:
-        return any(order.plan.work is Work.MOVE for order in self._healing.copies)
+        return bool(self._healing.reliefs) or any(order.plan.work is Work.MOVE for order in self._healing.copies)
+
+    def _forget_reliefs(self, roster: Roster) -> None:
+        """Drop the notes on moved chunks that have no replica to spare (any more)."""
+        for handle, server_id in list(self._healing.reliefs.items()):
+            chunk = self._state.chunk(handle)
+            is_open = chunk and server_id in chunk.servers and judge(chunk.servers, chunk.goal, roster).surplus
+            if not is_open:
+                del self._healing.reliefs[handle]
 
 
 def is_repairing(survey: Survey) -> bool:
@@ -293,33 +310,36 @@ def wanted_threshold(config: ClusterConfig, state: MasterState) -> float | None:
     return THRESHOLD_DEFAULT if config.balance and mode != BALANCE_STOPPED else None
 
 
-def fills_of(survey: Survey, roster: Roster, under_way: Iterable[CopyOrder] = ()) -> list[Filled]:
-    """Return how full each server is that takes part in balance, counting what is `under_way` as arrived."""
-    stored = {member.server_id: survey.stored[member.server_id] for member in roster if is_balanced(member.standing)}
+def fills_of(survey: Survey, roster: Roster, healing: Healing, state: MasterState) -> list[Filled]:
+    """Return how full each server is that takes part in balance, as if all copies and moves under way had ended."""
+    stored = {m.server_id: survey.stored[m.server_id] for m in roster if m.standing is Standing.PRESENT}
     shifted = dict.fromkeys(stored, 0)
-    for order in under_way:
-        plan = order.plan
-        if plan.target in shifted:
-            shifted[plan.target] += plan.chunk.length
-        if plan.relieved in shifted:
-            shifted[plan.relieved] -= plan.chunk.length
+
+    def shift(server_id: ServerId | None, size: int) -> None:
+        if server_id is not None and server_id in shifted:
+            shifted[server_id] += size
+
+    for order in healing.copies:
+        shift(order.plan.target, order.plan.chunk.length)
+        shift(order.plan.relieved, -order.plan.chunk.length)
+    for handle, server_id in healing.reliefs.items():
+        chunk = state.chunk(handle)
+        shift(server_id, -chunk.length if chunk else 0)
     return [
         Filled(server_id, max(0, size + shifted[server_id]), max(0, roster[server_id].free - shifted[server_id]))
         for server_id, size in stored.items()
     ]
 
 
-def is_balanced(standing: Standing) -> bool:
-    return standing is Standing.PRESENT
-
-
 class ReplacedDuty:
     """Forget servers that another identity has replaced at their address, once no chunk needs them."""
 
     name = "replaced"
-    interval_s = 10.0
 
-    def __init__(self, state: MasterState, view: ClusterView, removal: Removal, clock: Clock) -> None:
+    def __init__(
+        self, config: ClusterConfig, state: MasterState, view: ClusterView, removal: Removal, clock: Clock
+    ) -> None:
+        self.interval_s = config.dead_after_s
         self._state, self._view, self._removal, self._clock = state, view, removal, clock
 
     async def run_once(self) -> None:

@@ -54,14 +54,18 @@ def balance_status(
     if survey is None:
         return BalanceStatus()
     mode, _ = state.balance
-    fills = fills_of(survey, lookout.roster(), healing.copies)
+    fills = fills_of(survey, lookout.roster(), healing, state)
     spread = spread_of(fills)
     threshold = wanted_threshold(config, state)
     if threshold is None:
         return BalanceStatus("stopped" if mode == BALANCE_STOPPED else "off", 0.0, spread)
     moving = sum(order.plan.chunk.length for order in healing.copies if order.plan.work is Work.MOVE)
     left = moving + sum(flow.size for flow in plan_balance(fills, threshold))
-    shown = "even" if not left else "waiting" if is_repairing(survey) else "running"
+    shown = "running" if left else "even"
+    if left and is_repairing(survey):
+        shown = "waiting"
+    elif left and healing.is_settled:
+        shown = "settled"
     meter = healing.moves
     return BalanceStatus(shown, threshold, spread, left, round(meter.rate(now_s)), meter.eta_s(left, now_s))
 

@@ -25,7 +25,7 @@ from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
 from dfs.master.administration import AdministrationDesk
 from dfs.master.healing import Healing
-from dfs.master.healing_duties import BalanceDuty, RepairDuty, ReplacedDuty, SurplusDuty
+from dfs.master.healing_duties import BalanceDuty, Ordering, RepairDuty, ReplacedDuty, SurplusDuty
 from dfs.master.healing_status import healing_status, server_mode
 from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView, Liveness
@@ -124,7 +124,7 @@ class MasterService:
         self.leadership = Leadership(replicated, config, name, clock)
         admin = AdminDesk(replicated, self.leadership)
         self.view = ClusterView(heartbeat_interval_s=config.heartbeat_interval_s, dead_after_s=config.dead_after_s)
-        self.rng = rng or random.SystemRandom()
+        self._rng = rng or random.SystemRandom()
         self.healing = Healing(config=config, state=state, view=self.view, key=key, clock=clock)
         self.reports = Reports(
             config=config,
@@ -135,7 +135,7 @@ class MasterService:
             clock=clock,
         )
         self.lookout = Lookout(config=config, state=state, view=self.view, reports=self.reports, clock=clock)
-        self._access = AccessDesk(config=config, state=state, view=self.view, key=key, clock=clock, rng=self.rng)
+        self._access = AccessDesk(config=config, state=state, view=self.view, key=key, clock=clock, rng=self._rng)
         self.administration = AdministrationDesk(
             config=config,
             state=state,
@@ -183,10 +183,11 @@ class MasterService:
 
     def healing_duties(self) -> list[RepairDuty | SurplusDuty | BalanceDuty | ReplacedDuty]:
         """Return the duties that heal; they act while this master leads."""
-        config, state, view, clock = self._config, self.state, self.view, self._clock
-        lookout, healing, rng, leadership = self.lookout, self.healing, self.rng, self.leadership
+        config, state, clock = self._config, self.state, self._clock
+        lookout, healing, leadership = self.lookout, self.healing, self.leadership
+        ordering = Ordering(lookout=lookout, healing=healing, state=state, rng=self._rng, clock=clock)
         return [
-            RepairDuty(config=config, state=state, lookout=lookout, healing=healing, rng=rng, clock=clock),
+            RepairDuty(config=config, state=state, lookout=lookout, healing=healing, ordering=ordering, clock=clock),
             SurplusDuty(
                 config=config,
                 state=state,
@@ -202,10 +203,9 @@ class MasterService:
                 lookout=lookout,
                 healing=healing,
                 leadership=leadership,
-                rng=rng,
-                clock=clock,
+                ordering=ordering,
             ),
-            ReplacedDuty(state, view, self.administration.removal, clock),
+            ReplacedDuty(config, state, self.view, self.administration.removal, clock),
         ]
 
     async def handle(self, message: Message, context: RequestContext) -> Message:

@@ -187,7 +187,8 @@ class MasterStatus(Part, frozen=True, array_like=True):
 
 
 class BalanceStatus(Part, frozen=True, array_like=True):
-    """How evenly chunk servers are filled. `state`: off, even, running, waiting (repair goes first), stopped.
+    """How evenly chunk servers are filled. `state`: off, even, running, waiting (repair goes first),
+    settled (uneven, but no single chunk can be moved to better it), stopped.
 
     A server's fill is the share of its room (its replicas and what is free) that replicas take, 0.0 to 1.0."""
 
