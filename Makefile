@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sim chaos check format bench clean
+.PHONY: help demo test sim chaos report check format bench clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r word text; do printf '  make %-8s %s\n' "$$word" "$$text"; done
@@ -23,6 +23,14 @@ sim: $(VENV)/.run ## simulate masters under faults: N=1000 seeds, or SEED=17 to 
 
 chaos: $(VENV)/.run ## break real clusters under load for MINUTES=4, from SEED=1 on, and judge what clients saw
 	@$(BIN)/python -m dfs.testing.chaos.run --seed $(or $(SEED),1) --minutes $(or $(MINUTES),4) $(ARGS)
+
+report: $(VENV)/.run ## write docs/reliability.md anew: chaos for MINUTES=10, N=1000 simulated seeds
+	@mkdir -p build && rm -f build/verdicts.jsonl
+	@$(BIN)/python -m dfs.testing.chaos.run --seed $(or $(SEED),1) --minutes $(or $(MINUTES),10) --json build/verdicts.jsonl || true
+	@$(BIN)/python -m dfs.testing.simulate --count $(or $(N),1000) | tee build/simulated.txt || true
+	@$(BIN)/python -m dfs.testing.chaos.report build/verdicts.jsonl --simulated build/simulated.txt \
+		--commit "$$(git rev-parse --short HEAD) of $$(git log -1 --format=%cs)" > docs/reliability.md
+	@echo 'wrote docs/reliability.md'
 
 check: $(VENV)/.dev ## format, lint, types, import rules, house rules
 	@$(BIN)/ruff format --check --quiet . || { echo 'not formatted; run: make format'; exit 1; }

@@ -30,24 +30,6 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
 
-class SteadyClock:
-    """The machine's clocks, but `wall_ms` never jumps: the time of day when this was made, plus what has passed since.
-
-    For ages: a time of day that is set right must not make a young thing look old.
-    """
-
-    def __init__(self, clock: Clock | None = None) -> None:
-        self._clock = clock or SYSTEM_CLOCK
-        self._start_ms = self._clock.wall_ms()
-        self._start_s = self._clock.monotonic()
-
-    def monotonic(self) -> float:
-        return self._clock.monotonic()
-
-    def wall_ms(self) -> int:
-        return self._start_ms + int((self._clock.monotonic() - self._start_s) * 1000)
-
-
 SYSTEM_CLOCK = SystemClock()
 
 

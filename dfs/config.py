@@ -49,6 +49,7 @@ CHUNK_SIZE_UNIT = 64 * KIB  # one checksum block
 CHUNK_SIZE_MAX = 256 * MIB  # the largest payload of a frame
 RATE_MAX = 1024 * GIB  # bytes per second; more is a slip of the pen
 DURATION_MAX_S = 3650 * 86400.0  # ten years; more is a slip of the pen
+SCRUB_RATE_MIN = 64 * KIB  # bytes per second: below that not even one block is read in a second
 ELECTION_TIMEOUT_MIN_S = 0.05  # below that a busy machine elects without end
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -107,6 +108,8 @@ class ClusterConfig:
     trash_keep_s: float = 3 * 86400.0
     garbage_grace_s: float = 600.0
     orphan_grace_s: float = 86400.0
+    scrub_period_s: float = 14 * 86400.0  # every chunk server verifies all its replicas once in this time; 0 = never
+    scrub_rate: int = 10 * MIB  # bytes per second that it reads for that at most
     session_expiry_s: float = 3600.0
     token_lifetime_s: float = 3600.0
     client_timeout_s: float = 30.0
@@ -237,6 +240,13 @@ def _chunk_size(text: str) -> int:
     return size
 
 
+def _scrub_rate(text: str) -> int:
+    rate = parse_size(text)
+    if rate < SCRUB_RATE_MIN:
+        raise ConfigError(f"{text!r} per second is too little; write at least 64 KiB, or turn scrub_period to 0 s")
+    return rate
+
+
 def _positive_duration(text: str) -> float:
     seconds = parse_duration(text)
     if seconds <= 0:
@@ -260,6 +270,8 @@ _CLUSTER_VALUES: dict[str, tuple[str, Callable[[str], object]]] = {  # key in th
     "trash_keep": ("trash_keep_s", parse_duration),
     "garbage_grace": ("garbage_grace_s", parse_duration),
     "orphan_grace": ("orphan_grace_s", _positive_duration),
+    "scrub_period": ("scrub_period_s", parse_duration),
+    "scrub_rate": ("scrub_rate", _scrub_rate),
     "session_expiry": ("session_expiry_s", _positive_duration),
     "token_lifetime": ("token_lifetime_s", _positive_duration),
     "client_timeout": ("client_timeout_s", _positive_duration),

@@ -34,6 +34,8 @@ balance_rate = 20 MiB/s     # what one server may receive for balance (0 = no li
 trash_keep = 3 d            # deleted files can be undeleted for so long
 garbage_grace = 10 m        # unreferenced chunks stay for so long: readers may still be at work
 orphan_grace = 24 h         # chunks that were written and never committed stay for so long
+scrub_period = 14 d         # every chunk server reads and verifies all it holds once in this time; 0 s = never
+scrub_rate = 10 MiB         # bytes per second that it reads for that at most
 session_expiry = 1 h        # a client's exactly-once session is forgotten after so much silence
 token_lifetime = 1 h        # the permission to read or write one chunk is good for so long
 client_timeout = 30 s       # no call waits longer, unless --timeout says so

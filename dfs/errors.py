@@ -92,6 +92,24 @@ class LimitExceeded(DfsError):
     code = "limit_exceeded"
 
 
+class QuotaExceeded(DfsError, OSError):
+    """A directory would hold more than its quota allows; the message names both. details: `directory`."""
+
+    code = "quota_exceeded"
+
+
+class ReadOnly(DfsError, PermissionError):
+    """What is in a snapshot never changes."""
+
+    code = "read_only"
+
+
+class HasSnapshots(DfsError):
+    """A directory with snapshots cannot be removed before they are."""
+
+    code = "has_snapshots"
+
+
 class SessionExpired(DfsError):
     """The replicated session of this client is gone; a new call needs a new session."""
 

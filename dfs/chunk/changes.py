@@ -26,6 +26,7 @@ class ChangeBatch:
     """Changes on their way to the leader: the replica that came, or None where it went."""
 
     entries: tuple[tuple[ChunkHandle, Replica | None], ...]
+    corrupt: tuple[ChunkHandle, ...] = ()  # those of `removed` that were found damaged or gone, not deleted
 
     @property
     def added(self) -> tuple[Replica, ...]:
@@ -44,25 +45,49 @@ class ReplicaChanges:
         self._lock = threading.Lock()
         self._pending: dict[ChunkHandle, Replica | None] = {}
         self._must_report = False
+        self._suspect: set[ChunkHandle] = set()  # found bad, and about to be removed for that
+        self._corrupt: set[ChunkHandle] = set()  # of the pending ones that went: found bad
+        self._corrupt_count = 0
 
     def published(self, replica: Replica) -> None:
         self._record(replica.handle, replica)
 
+    def found_corrupt(self, handle: ChunkHandle) -> None:
+        """Hear that a replica is damaged or gone, before it is told as removed: that is then no deletion."""
+        with self._lock:
+            if len(self._suspect) < self._changes_max:
+                self._suspect.add(handle)
+
     def removed(self, handle: ChunkHandle) -> None:
         self._record(handle, None)
+
+    @property
+    def corrupt_count(self) -> int:
+        """Replicas that went because they were found bad, since the start."""
+        with self._lock:
+            return self._corrupt_count
 
     def _record(self, handle: ChunkHandle, replica: Replica | None) -> None:
         with self._lock:
             self._pending.pop(handle, None)  # a new state goes to the end of the queue
+            self._corrupt.discard(handle)
             if len(self._pending) >= self._changes_max:
                 self._pending.clear()
+                self._corrupt.clear()
                 self._must_report = True
             self._pending[handle] = replica
+            if handle in self._suspect:
+                self._suspect.discard(handle)
+                if replica is None:
+                    self._corrupt.add(handle)
+                    self._corrupt_count += 1
 
     def batch(self, limit: int) -> ChangeBatch:
         """Return the oldest `limit` unacknowledged changes; the same again until they are acknowledged."""
         with self._lock:
-            return ChangeBatch(tuple(islice(self._pending.items(), limit)))
+            entries = tuple(islice(self._pending.items(), limit))
+            corrupt = tuple(handle for handle, _ in entries if handle in self._corrupt) if self._corrupt else ()
+            return ChangeBatch(entries, corrupt)
 
     def acknowledge(self, batch: ChangeBatch) -> None:
         """Drop the changes of `batch`, save those whose replica has changed again since."""
@@ -70,6 +95,7 @@ class ReplicaChanges:
             for handle, replica in batch.entries:
                 if handle in self._pending and self._pending[handle] is replica:
                     del self._pending[handle]
+                    self._corrupt.discard(handle)
 
     def must_report(self) -> bool:
         """Whether changes were dropped, so that only a full report tells the leader the truth."""

@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from types import FrameType
 
 from dfs.chunk.copy_queue import COPIERS
+from dfs.chunk.disk_watch import DiskWatch
 from dfs.chunk.heartbeat import Heartbeats, ServerCard
 from dfs.chunk.leader import LeaderConnection
 from dfs.chunk.orders import DeletionOrders
 from dfs.chunk.replicator import Replicator
+from dfs.chunk.scrub_position import PositionFiles
+from dfs.chunk.scrubber import Scrubber
 from dfs.chunk.service import ChunkService
 from dfs.chunk.store import FileStore
-from dfs.clock import SteadyClock
 from dfs.config import ChunkServerConfig, ClusterConfig
 from dfs.errors import DfsError
 from dfs.log import configure, get_logger
@@ -57,15 +59,20 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
     with contextlib.ExitStack() as stack:
         listener = Listener.bind(server.address)  # first: a taken port must not cost a scan of all disks
         stack.callback(listener.close)
-        clock = SteadyClock()  # of both: a replica whose age leaps over the orphan grace is deleted before its commit
-        store = FileStore(
-            server.data_dirs, config.name, disk_reserve=config.disk_reserve, fsync=config.fsync, clock=clock
-        )
+        store = FileStore(server.data_dirs, config.name, disk_reserve=config.disk_reserve, fsync=config.fsync)
         stack.callback(store.close)
         service = ChunkService(store=store, key=key, name=server.name, address=server.address)
         stack.callback(service.close)
         orders = DeletionOrders(store)
         replicator = Replicator(store, key, server.address)
+        watch = DiskWatch(store.data_disks)
+        scrubber = Scrubber(
+            store,
+            PositionFiles(lambda: [disk.path for disk in store.data_disks if disk.is_in_place()]),
+            period_s=config.scrub_period_s,
+            rate=config.scrub_rate,
+            active_streams=lambda: service.active_streams,
+        )
         leader = LeaderConnection([master.address for master in config.masters], key)
         heartbeats = Heartbeats(
             store=store,
@@ -75,11 +82,14 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
             card=ServerCard(server.name, server.address, server.rack, os.urandom(16)),
             interval_s=config.heartbeat_interval_s,
             active_streams=lambda: service.active_streams,
-            clock=clock,
+            disk_wait_ms=watch.wait_ms,
+            scrub=scrubber.status,
         )
         threads = [
             threading.Thread(target=heartbeats.run, args=(stop,), name="dfs heartbeats", daemon=True),
             threading.Thread(target=orders.run, args=(stop,), name="dfs orders", daemon=True),
+            threading.Thread(target=scrubber.run, args=(stop,), name="dfs scrubber", daemon=True),
+            threading.Thread(target=watch.run, args=(stop,), name="dfs disk watch", daemon=True),
             *(
                 threading.Thread(target=replicator.run, args=(stop,), name=f"dfs copier {number}", daemon=True)
                 for number in range(1, COPIERS + 1)

@@ -9,7 +9,6 @@ emptied at each start; `quarantine/` damaged files for an operator to look at, n
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from dfs.chunk.identity import DataDirectory, sync_directory
 from dfs.chunk.layout import TRAILER_SIZE, Tail, data_length, decode_tail, file_size
+from dfs.chunk.quarantine import Quarantine
 from dfs.chunk.replicas import Replica, Space, SpaceProbe
 from dfs.clock import Clock
 from dfs.errors import ChunkCorrupt, DfsError, DiskFailed, DiskFull, Overloaded, VersionMismatch
@@ -27,7 +27,6 @@ from dfs.log import get_logger
 from dfs.net.parts import DiskReport
 
 FOLDER_COUNT = 256  # below chunks/, named by the first byte of a handle
-QUARANTINE_FILES_MAX = 1000  # damaged files kept on a disk; the oldest go first
 FULL_RETRY_S = 10.0  # how long a disk that said "no space" is left alone, whatever its free bytes
 
 _FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -56,7 +55,7 @@ class Disk:
     ) -> None:
         self.path = claimed.path
         self.temporary = claimed.path / "tmp"
-        self.damaged = claimed.path / "quarantine"
+        self.damaged = Quarantine(claimed.path / "quarantine")
         self.chunks = claimed.path / "chunks"
         self.writers = 0  # replicas being written; the store's to count
         self.chunk_count = 0  # likewise
@@ -95,6 +94,11 @@ class Disk:
             return DiskFull(f"{text}; write elsewhere")
         self.fail(text)
         return DiskFailed(f"{text}; the disk is out of use")
+
+    def is_in_place(self) -> bool:
+        """Whether the disk works and its directory is the one that was claimed: only then may anything be put there."""
+        self.check_place()
+        return not self._failure
 
     def check_place(self) -> None:
         """Fail the disk when its directory is no longer the one that was claimed (unmounted, replaced, removed)."""
@@ -137,7 +141,10 @@ class Disk:
         space = self.space()
         state = "failed" if self._failure else "ok" if space.free else "full"
         reason = self._failure or ("" if space.free else f"less than the reserve of {self._reserve} bytes is free")
-        return DiskReport(str(self.path), space.capacity, space.free, self.chunk_count, state, reason)
+        kept = self.damaged.census
+        return DiskReport(
+            str(self.path), space.capacity, space.free, self.chunk_count, state, reason, kept.count, kept.size
+        )
 
     # --- files ------------------------------------------------------------------------------------------
 
@@ -148,7 +155,7 @@ class Disk:
     def prepare(self) -> None:
         """Make the folders and remove what an earlier life was writing; a failure fails the disk."""
         try:
-            for folder in (self.temporary, self.damaged, self.chunks):
+            for folder in (self.temporary, self.damaged.folder, self.chunks):
                 folder.mkdir(mode=0o700, exist_ok=True)
             for number in range(FOLDER_COUNT):
                 (self.chunks / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
@@ -204,12 +211,7 @@ class Disk:
     def quarantine(self, path: Path, reason: str) -> None:
         """Move a damaged file out of the way; when even that fails the disk is failed."""
         try:
-            self.damaged.mkdir(mode=0o700, exist_ok=True)
-            self._make_room_in_quarantine()
-            number = 0
-            while (target := self.damaged / f"{path.name}.{number}").exists():
-                number += 1
-            path.rename(target)
+            target = self.damaged.take(path, self._clock.wall_ms() / 1000, self._probe(self.path).capacity)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
                 return  # somebody has removed it
@@ -217,13 +219,15 @@ class Disk:
             return
         log.warning("replica_quarantined", path=target, reason=reason)
 
-    def _make_room_in_quarantine(self) -> None:
-        kept = list(self.damaged.iterdir())
-        surplus = len(kept) + 1 - QUARANTINE_FILES_MAX
-        if surplus > 0:
-            for path in sorted(kept, key=_change_time_s)[:surplus]:
-                with contextlib.suppress(OSError):  # e.g. a folder that somebody put there
-                    path.unlink()
+    def tidy_quarantine(self) -> None:
+        """Remove from the quarantine what is too old or too much."""
+        if self._failure:
+            return
+        try:
+            self.damaged.tidy(self._clock.wall_ms() / 1000, self._probe(self.path).capacity)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):  # somebody removed the folder: it comes back when it is needed
+                self.judge(error, "tidying the quarantine")
 
     def release(self) -> None:
         """Give up the lock."""
@@ -237,14 +241,6 @@ def read_open_tail(fd: int, handle: ChunkHandle) -> tuple[Tail, os.stat_result]:
         raise ChunkCorrupt(f"the file of replica {id_text(handle)} ({status.st_size} bytes) is no sealed replica")
     length = data_length(status.st_size)
     return decode_tail(os.pread(fd, file_size(length) - length, length), length, handle), status
-
-
-def _change_time_s(path: Path) -> float:
-    """Return when a file came into the quarantine (a rename sets it); 0.0 when it has gone meanwhile."""
-    try:
-        return path.lstat().st_ctime
-    except OSError:
-        return 0.0
 
 
 def _handle_of(name: str, folder: str) -> ChunkHandle:

@@ -30,7 +30,7 @@ from dfs.net.messages import (
     RegisterServer,
     RegisterServerReply,
 )
-from dfs.net.parts import DeleteReplica
+from dfs.net.parts import DeleteReplica, ScrubStatus
 
 REPORT_TIMEOUT_S = 15.0  # for one page: the leader may have thousands of corrections to replicate
 SEARCH_PAUSE_MAX_S = 0.25  # between two searches for a leader: a new one should hear from us at once
@@ -63,6 +63,8 @@ class Heartbeats:
         card: ServerCard,
         interval_s: float,
         active_streams: Callable[[], int],
+        disk_wait_ms: Callable[[], int],
+        scrub: Callable[[], ScrubStatus],
         clock: Clock = SYSTEM_CLOCK,
         page_max: int = REPORT_PAGE_MAX,
         changes_max: int = HEARTBEAT_CHANGES_MAX,
@@ -74,6 +76,8 @@ class Heartbeats:
         self._card = card
         self._interval_s = interval_s
         self._active_streams = active_streams
+        self._disk_wait_ms = disk_wait_ms
+        self._scrub = scrub
         self._clock = clock
         self._page_max = page_max
         self._changes_max = changes_max
@@ -118,7 +122,7 @@ class Heartbeats:
 
     def _heartbeat(self) -> tuple[HeartbeatReply, bool]:
         """Return the leader's answer, and whether it knows all changes now."""
-        disks, space, now_ms = self._store.disks(), self._store.space(), self._clock.wall_ms()
+        disks, space = self._store.disks(), self._store.space()
         copies = self._replicator.queue.status()  # before the changes: a copy that has ended meanwhile stands in both
         batch = self._store.changes.batch(self._changes_max)
         reply = self._leader.call(
@@ -130,10 +134,13 @@ class Heartbeats:
                 chunk_count=sum(disk.chunk_count for disk in disks),
                 active_streams=self._active_streams(),
                 disks=disks,
-                added=tuple(replica.report(now_ms) for replica in batch.added),
+                added=tuple(replica.report() for replica in batch.added),
                 removed=batch.removed,
                 copying=copies.copying,
                 copy_failures=copies.failures,
+                corrupt=batch.corrupt,
+                disk_wait_ms=self._disk_wait_ms(),
+                scrub=self._scrub(),
             ),
             HeartbeatReply,
             max(REPLY_TIMEOUT_S, self._interval_s),
@@ -193,7 +200,6 @@ class Heartbeats:
         starts = range(0, max(1, len(handles)), self._page_max)
         for page, start in enumerate(starts):
             held = map(self._store.replica, handles[start : start + self._page_max])
-            now_ms = self._clock.wall_ms()
             reply = self._leader.call(
                 ChunkReport(
                     server_id=self._store.server_id,
@@ -201,7 +207,7 @@ class Heartbeats:
                     report_id=self._report_id,
                     page=page,
                     is_last=page == len(starts) - 1,
-                    replicas=tuple(replica.report(now_ms) for replica in held if replica is not None),
+                    replicas=tuple(replica.report() for replica in held if replica is not None),
                 ),
                 ChunkReportReply,
                 REPORT_TIMEOUT_S,

@@ -12,7 +12,7 @@ from types import TracebackType
 from dfs.checksum import Buffer, first_bad_block
 from dfs.chunk.changes import ReplicaChanges
 from dfs.chunk.layout import Tail
-from dfs.chunk.replicas import BlockSequence, Replica, Space
+from dfs.chunk.replicas import BlockSequence, Pace, Replica, Space
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DiskFull
 from dfs.ids import ChunkHandle, ServerId, id_text
@@ -101,11 +101,14 @@ class MemoryStore:
             self.changes.removed(handle)
         return entry is not None
 
-    def verify(self, handle: ChunkHandle) -> bool:
+    def verify(self, handle: ChunkHandle, pace: Pace | None = None) -> bool:
         with self.open(handle) as opened:
+            if pace is not None:
+                pace(opened.tail.length)
             data = os.pread(opened.fd, opened.tail.length, 0)
             is_good = len(data) == opened.tail.length and first_bad_block(data, opened.tail.checksums) is None
         if not is_good:
+            self.changes.found_corrupt(handle)
             self.delete(handle)
         return is_good
 

@@ -29,8 +29,8 @@ class Replica:
     crc: int
     published_ms: int
 
-    def report(self, now_ms: int) -> ReplicaReport:
-        return ReplicaReport(self.handle, self.length, self.crc, max(0, now_ms - self.published_ms) // 1000)
+    def report(self) -> ReplicaReport:
+        return ReplicaReport(self.handle, self.length, self.crc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class Space:
     free: int
 
 
+Pace = Callable[[int], None]  # is told before so many bytes are read; it may wait, or raise to break off
 SpaceProbe = Callable[[Path], Space]  # of a data directory, the reserve still in; raises OSError
 
 
@@ -107,8 +108,10 @@ class ChunkStore(Protocol):
     def delete(self, handle: ChunkHandle) -> bool:
         """Remove a replica; whether it was there. Either way it is reported as removed."""
 
-    def verify(self, handle: ChunkHandle) -> bool:
-        """Read a replica again and compare every block; a bad one is quarantined. Raise `ChunkNotFound`."""
+    def verify(self, handle: ChunkHandle, pace: Pace | None = None) -> bool:
+        """Read a replica again and compare every block; a bad one is quarantined. Raise `ChunkNotFound`, also when its
+        file has gone. With a `pace` it is read from the disk, not from memory, at that pace; nothing is kept in memory.
+        """
 
     def disks(self) -> tuple[DiskReport, ...]: ...
 

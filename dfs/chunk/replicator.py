@@ -223,10 +223,10 @@ class Replicator:
             reply = expect(received.message, ReadChunkReply)
         except InvalidArgument as error:  # the range is right for a chunk of the ordered length: it has another one
             raise StaleReplica(f"{channel.address} holds another chunk than ordered: {error.message}") from None
-        if reply.chunk_length != order.length:
+        if (reply.chunk_length, reply.chunk_crc) != (order.length, order.crc):
             raise StaleReplica(
-                f"the replica of chunk {id_text(order.handle)} at {channel.address} has {reply.chunk_length} bytes, "
-                f"the chunk map says {order.length}"
+                f"the replica of chunk {id_text(order.handle)} at {channel.address} has {reply.chunk_length} bytes and "
+                f"CRC {reply.chunk_crc:08x}, the chunk map says {order.length} and {order.crc:08x}"
             )
         if received.payload_size != len(piece) or len(reply.checksums) != block_count(len(piece)) * CRC_SIZE:
             raise ProtocolError(f"{channel.address} answered a read of {len(piece)} bytes with {received.payload_size}")

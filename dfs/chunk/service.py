@@ -107,7 +107,7 @@ class ChunkService:
     def _reply(self, request: Message) -> Message:
         match request:
             case Ping():
-                return Pong(self._name, "chunk", __version__)
+                return Pong(self._name, "chunk", __version__, self._clock.wall_ms())
             case VerifyReplica():
                 return self._verify(request)
             case _:
@@ -132,7 +132,8 @@ class ChunkService:
         self._check_token(request.token, request.handle, Rights.READ)
         deadline = received.deadline(READ_TIME_MAX_S)
         with self._reads.turn(), self._store.open(request.handle) as opened:
-            reply = ReadChunkReply(opened.tail.length, checksums_of(opened.tail, request.offset, request.length))
+            tail = opened.tail
+            reply = ReadChunkReply(tail.length, checksums_of(tail, request.offset, request.length), tail.crc)
             try:
                 if request.length <= SMALL_READ_SIZE:
                     data = _read_range(opened.fd, request.offset, request.length)

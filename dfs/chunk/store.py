@@ -24,8 +24,8 @@ from dfs.chunk.descriptors import FD_CACHE_MAX, DescriptorCache, OpenReplica
 from dfs.chunk.disk import FOLDER_COUNT, Disk, measure_space, read_open_tail
 from dfs.chunk.identity import claim, sync_directory
 from dfs.chunk.layout import Tail, encode_tail
-from dfs.chunk.replicas import BlockSequence, Replica, Space, SpaceProbe, checksums_of
-from dfs.chunk.writeback import start_writeback
+from dfs.chunk.replicas import BlockSequence, Pace, Replica, Space, SpaceProbe, checksums_of
+from dfs.chunk.writeback import drop_pages, start_writeback
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DfsError, DiskFailed, DiskFull
 from dfs.ids import ChunkHandle, id_text
@@ -105,6 +105,7 @@ class FileStore:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             log.error("replica_vanished", path=path)
+            self.changes.found_corrupt(handle)
             self._forget(handle)
             disk.check_place()
             raise ChunkNotFound(f"the file of replica {id_text(handle)} vanished from {disk.path}") from None
@@ -213,7 +214,8 @@ class FileStore:
             return True
 
     def quarantine(self, handle: ChunkHandle, reason: str) -> None:
-        """Never serve this replica again, keep its file aside, and report it as removed."""
+        """Never serve this replica again, keep its file aside, and report it as corrupt."""
+        self.changes.found_corrupt(handle)
         with self._taken_out(handle) as disk:
             if disk is not None:
                 disk.quarantine(disk.chunk_path(handle), reason)
@@ -253,11 +255,12 @@ class FileStore:
 
     # --- health -----------------------------------------------------------------------------------------
 
-    def verify(self, handle: ChunkHandle) -> bool:
+    def verify(self, handle: ChunkHandle, pace: Pace | None = None) -> bool:
         _, disk = self._entry(handle)
+        self._open.evict(handle)  # a descriptor that is kept would hide that the file has gone
         try:
             with self.open(handle) as opened:
-                reason = _find_damage(opened.fd, opened.tail)
+                reason = _find_damage(opened.fd, opened.tail, pace)
         except ChunkCorrupt:
             return False  # its tail was damaged; `open` has quarantined it
         except OSError as error:
@@ -265,6 +268,11 @@ class FileStore:
         if reason:
             self.quarantine(handle, reason)
         return not reason
+
+    @property
+    def data_disks(self) -> tuple[Disk, ...]:
+        """All data directories, failed ones included."""
+        return self._disks
 
     def disks(self) -> tuple[DiskReport, ...]:
         for disk in self._disks:
@@ -367,15 +375,21 @@ def _write_all(fd: int, data: memoryview, offset: int) -> None:
         offset += written
 
 
-def _find_damage(fd: int, tail: Tail) -> str:
+def _find_damage(fd: int, tail: Tail, pace: Pace | None) -> str:
     """Return what is wrong with the data of an open replica, `""` when nothing is; raise `OSError`."""
     if combine_blocks(tail.checksums, tail.length) != tail.crc:
         return "its block checksums do not add up to the chunk's"
+    if pace is not None:
+        drop_pages(fd, 0, tail.length)  # what memory still holds says nothing about the disk
     buffer = memoryview(bytearray(min(VERIFY_PIECE_SIZE, tail.length)))
     for offset in range(0, tail.length, len(buffer)):
         piece = buffer[: min(len(buffer), tail.length - offset)]
+        if pace is not None:
+            pace(len(piece))
         if os.preadv(fd, [piece], offset) != len(piece):
             return f"its file ends before byte {offset + len(piece)}"
         if (bad := first_bad_block(piece, checksums_of(tail, offset, len(piece)))) is not None:
             return f"the block at {offset + bad * BLOCK_SIZE} does not match its checksum"
+        if pace is not None:
+            drop_pages(fd, offset, len(piece))  # readers need the memory more
     return ""

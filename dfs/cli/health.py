@@ -246,6 +246,8 @@ def _server_json(server: ServerStatus) -> dict[str, Any]:
                 "capacity": disk.capacity,
                 "free": disk.free,
                 "chunk_count": disk.chunk_count,
+                "quarantined_count": disk.quarantined_count,
+                "quarantined_size": disk.quarantined_size,
             }
             for disk in server.disks
         ],

@@ -38,19 +38,21 @@ EXIT_NOT_FOUND: Final = 3
 EXIT_UNREACHABLE: Final = 4
 EXIT_REFUSED: Final = 5
 EXIT_CONFIG: Final = 6
+EXIT_DATA_MISSING: Final = 7
 EXIT_INTERRUPTED: Final = 130
 EXIT_BROKEN_PIPE: Final = 141
 EXIT_TERMINATED: Final = 143
 
 # What scripts may rely on; docs/cli.md and `dfs --help` print this table.
 EXIT_CODES: Final = (
-    (EXIT_OK, "done; for `test`: true; for `status`: healthy"),
-    (EXIT_FAILED, "an operation failed; for `test`: false; for `status`: degraded"),
+    (EXIT_OK, "done; for `test`: true; for `status` and `fsck`: healthy; for `doctor`: nothing failed"),
+    (EXIT_FAILED, "an operation failed; for `test`: false; for `status`: degraded; for `fsck`: NOT healthy"),
     (EXIT_USAGE, "an unknown verb, a bad option or a bad argument"),
     (EXIT_NOT_FOUND, "a file or directory does not exist (remote or local)"),
     (EXIT_UNREACHABLE, "the cluster did not answer in time: no quorum, connection failed, deadline passed"),
     (EXIT_REFUSED, "the cluster refused this client: wrong secret or incompatible version"),
     (EXIT_CONFIG, "cluster.ini or metadata.json is missing or wrong"),
+    (EXIT_DATA_MISSING, "`fsck`: bytes cannot be read: a chunk has no good live replica"),
     (EXIT_INTERRUPTED, "interrupted with Ctrl-C"),
     (EXIT_BROKEN_PIPE, "the reader of our output went away"),
     (EXIT_TERMINATED, "terminated by SIGTERM"),

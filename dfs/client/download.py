@@ -210,6 +210,11 @@ class Download:
             file.close()
         return version.status
 
+    def extents(self, path: str) -> tuple[FileStatus, list[LocatedExtent]]:
+        """Return a file's status and all extents of that version."""
+        version = self._open(path)
+        return version.status, [extent for _, page in version.pages() for extent in page.extents]
+
     def read(self, path: str, *, offset: int, length: int | None) -> Iterator[memoryview]:
         """Locate the file now, and yield its bytes in order."""
         _check_range(offset, length)

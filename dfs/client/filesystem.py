@@ -7,8 +7,9 @@ bytes move, and any front end.
 from __future__ import annotations
 
 import builtins
+import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -20,19 +21,24 @@ from dfs import paths
 from dfs.client.access import ClusterAccess
 from dfs.client.admin import ClusterAdmin
 from dfs.client.calls import Calls
+from dfs.client.compaction import Compaction, is_fragmented
 from dfs.client.discovery import Masters
 from dfs.client.download import Download, FileChecksum
+from dfs.client.inspection import Inspection
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
+from dfs.client.quotas import Quotas
 from dfs.client.servers import ServerAdmin
+from dfs.client.snapshots import Snapshots
 from dfs.client.transfer import Transfer
 from dfs.client.upload import Upload
 from dfs.clock import Deadline
-from dfs.errors import DfsError, InvalidArgument, NotADirectory, NotFound
+from dfs.errors import Conflict, DfsError, InvalidArgument, IsADirectory, NotADirectory, NotFound
 from dfs.net.auth import ClusterKey
 from dfs.net.messages import (
     LIST_LIMIT_MAX,
     REPLICATION_MAX,
+    Concat,
     Copy,
     Delete,
     DeleteReply,
@@ -57,6 +63,7 @@ from dfs.net.messages import (
     Stat,
     StatReply,
     Touch,
+    Truncate,
     Undelete,
 )
 from dfs.net.parts import CallId, FileStatus, Kind, MasterStatus, TrashEntry
@@ -227,8 +234,7 @@ class DfsClient:
         numbers sum to the size. Raises `Conflict` when a source file changed while it was read; then nothing is stored.
         """
         _check_replication(replication or 0)
-        upload = Upload(self._masters, self._calls, self._transfer, self._timeout_s, parallel=min(2, self._parallel))
-        return upload.put(
+        return self._upload().put(
             source,
             paths.normalise(path),
             overwrite=overwrite,
@@ -247,8 +253,7 @@ class DfsClient:
         progress: Callable[[int], None] | None = None,
     ) -> FileStatus:
         """Add a local file or a stream at the end of `path`, as one atomic range; `create` makes a missing file."""
-        upload = Upload(self._masters, self._calls, self._transfer, self._timeout_s, parallel=min(2, self._parallel))
-        return upload.append(
+        return self._upload().append(
             source, paths.normalise(path), create=create, replication=self._replication, progress=progress
         )
 
@@ -278,6 +283,71 @@ class DfsClient:
     def checksum(self, path: str) -> FileChecksum:
         """Return the CRC32C of the content, composed from the chunks' checksums; only parts of chunks are read."""
         return self._download().checksum(paths.normalise(path))
+
+    def write_at(
+        self,
+        path: str,
+        offset: int,
+        data: bytes | memoryview | Path | BinaryIO,
+        *,
+        version: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> FileStatus:
+        """Put bytes over those of an existing file from `offset` on, atomically; past its end it grows.
+
+        `offset` is at most the file's size: there are no holes. With `version` only if the file still has that one
+        (`Conflict`). Each call makes new chunks of its own; when a file has got very many small ones they are merged.
+        """
+        path = paths.normalise(path)
+        source = io.BytesIO(data) if isinstance(data, bytes | memoryview) else data
+        status = self.stat(path)
+        if status.kind is Kind.DIRECTORY:
+            raise IsADirectory(f"{path!r} is a directory; only files can be written to")
+        status = self._upload().write(
+            source,
+            path,
+            offset=offset,
+            replication=status.replication,
+            version=version,
+            is_same_content=False,
+            progress=progress,
+        )
+        if not is_fragmented(status):
+            return status
+        try:
+            return self.compact(path)
+        except Conflict:  # somebody else writes, too: whoever writes last merges
+            return self.stat(path)
+
+    def compact(self, path: str) -> FileStatus:
+        """Merge runs of small extents of a file into whole chunks; its content stays. Raise `Conflict` when it changes
+        meanwhile: what was merged until then stays merged."""
+        path = paths.normalise(path)
+        chunk_size = self.cluster_status().chunk_size
+        return Compaction(self._download(), self._upload()).run(path, chunk_size)
+
+    def truncate(self, path: str, size: int) -> FileStatus:
+        """Cut a file to its first `size` bytes, atomically; a longer size than its own is refused: no holes."""
+        path = paths.normalise(path)
+        return self._change(lambda call: Truncate(call, path, size), StatReply).status
+
+    def concat(self, target: str, sources: Sequence[str], *, keep_sources: bool = False) -> FileStatus:
+        """Add the content of `sources` at the end of the file `target`, atomically, moving no byte; the sources vanish
+        unless `keep_sources`."""
+        target, named = paths.normalise(target), tuple(paths.normalise(source) for source in sources)
+        return self._change(lambda call: Concat(call, target, named, keep_sources), StatReply).status
+
+    # --- snapshots and quotas ---------------------------------------------------------------------------------
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """Snapshots of directories; their content is read below `DIRECTORY/.snapshot/NAME`."""
+        return Snapshots(self._masters, self._calls, self._timeout_s, self.list)
+
+    @property
+    def quotas(self) -> Quotas:
+        """Limits of directories."""
+        return Quotas(self._masters, self._calls, self._timeout_s)
 
     # --- trash --------------------------------------------------------------------------------------------
 
@@ -335,7 +405,15 @@ class DfsClient:
         """What administrators do with the chunk servers."""
         return ServerAdmin(self._masters, self._timeout_s)
 
+    @property
+    def inspection(self) -> Inspection:
+        """What administrators look at to know how well files are kept."""
+        return Inspection(self._masters, self._pool, self._timeout_s)
+
     # --- inside -----------------------------------------------------------------------------------------------
+
+    def _upload(self) -> Upload:
+        return Upload(self._masters, self._calls, self._transfer, self._timeout_s, parallel=min(2, self._parallel))
 
     def _download(self) -> Download:
         return Download(

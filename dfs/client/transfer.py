@@ -337,11 +337,13 @@ def _check_reply(
     name = f"the replica of chunk {id_text(extent.handle)} at {server.address}"
     if reply.chunk_length != extent.chunk_length:
         raise StaleReplica(f"{name} has {reply.chunk_length} bytes, the chunk map says {extent.chunk_length}")
+    if reply.chunk_crc != extent.chunk_crc:
+        raise StaleReplica(f"{name} has CRC {reply.chunk_crc:08x}, the chunk map says {extent.chunk_crc:08x}")
     if payload_size != end - start or len(reply.checksums) != block_count(end - start) * CRC_SIZE:
         raise ProtocolError(f"{server.address} answered a read of {end - start} bytes with {payload_size}")
     whole = start == 0 and end == extent.chunk_length
     if whole and combine_blocks(reply.checksums, end) != extent.chunk_crc:
-        raise StaleReplica(f"{name} has another checksum than the chunk map says")
+        raise StaleReplica(f"{name} has block checksums that do not add up to that of the chunk map")
 
 
 def _unreadable(reading: _Reading, path: str) -> DfsError:

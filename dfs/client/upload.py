@@ -1,7 +1,8 @@
 """From local bytes to a file: store chunks, in parallel and again where a chain failed, then commit them at once.
 
-Owns: the course of one put or append, and the tries of a chunk. Refuses to know: how a chain is talked to, how a leader
-is found, and how a local file is read. An upload that stops before its commit leaves garbage that the masters collect.
+Owns: the course of one put, append or overwrite in place, and the tries of a chunk. Refuses to know: how a chain is
+talked to, how a leader is found, and how a local file is read. An upload that stops before its commit leaves garbage
+that the masters collect.
 """
 
 from __future__ import annotations
@@ -22,9 +23,18 @@ from dfs.client.parallel import Cancellation, Meter, in_order
 from dfs.client.plan import ChunkRange, backoff_s, split_source
 from dfs.client.transfer import ChunkNotWritten, Transfer
 from dfs.clock import Deadline
-from dfs.errors import AlreadyExists, ChainBroken, IsADirectory, LimitExceeded, NotADirectory, NotFound, Retry
+from dfs.errors import (
+    AlreadyExists,
+    ChainBroken,
+    InvalidArgument,
+    IsADirectory,
+    LimitExceeded,
+    NotADirectory,
+    NotFound,
+    Retry,
+)
 from dfs.ids import ServerId
-from dfs.net.messages import COMMIT_CHUNKS_MAX, AppendExtents, CommitFile, Stat, StatReply
+from dfs.net.messages import COMMIT_CHUNKS_MAX, AppendExtents, CommitFile, Stat, StatReply, WriteRange
 from dfs.net.parts import FileStatus, Kind, NewChunk, NewExtent
 
 CHUNK_TRIES_MAX = 6  # chains tried for one chunk
@@ -100,6 +110,29 @@ class Upload:
         chunks = self._store(source, path, replication, check, progress)
         return self._calls.call(
             lambda call: AppendExtents(call, path, chunks, _extents(chunks), create),
+            StatReply,
+            Deadline.after(self._timeout_s),
+        ).status
+
+    def write(
+        self,
+        source: Path | BinaryIO,
+        path: str,
+        *,
+        offset: int,
+        replication: int,
+        version: int,
+        is_same_content: bool,
+        progress: Callable[[int], None] | None,
+    ) -> FileStatus:
+        """Store chunks and commit them over the bytes of a file from `offset` on."""
+
+        def check() -> None:
+            self._check_write(path, offset)
+
+        chunks = self._store(source, path, replication, check, progress)
+        return self._calls.call(
+            lambda call: WriteRange(call, path, offset, chunks, _extents(chunks), version, is_same_content),
             StatReply,
             Deadline.after(self._timeout_s),
         ).status
@@ -186,6 +219,13 @@ class Upload:
             return
         if status.kind is Kind.DIRECTORY:
             raise IsADirectory(f"{path!r} is a directory; only files can be appended to")
+
+    def _check_write(self, path: str, offset: int) -> None:
+        status = self._stat(path)
+        if status.kind is Kind.DIRECTORY:
+            raise IsADirectory(f"{path!r} is a directory; only files can be written to")
+        if offset > status.size:
+            raise InvalidArgument(f"{path!r} has {status.size} bytes; writing at {offset} would leave a gap")
 
     def _stat(self, path: str) -> FileStatus:
         return self._masters.call(Stat(path), StatReply, Deadline.after(self._timeout_s)).status

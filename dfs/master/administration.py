@@ -5,6 +5,9 @@ Owns: the answers to these messages, and the refusals in words. Refuses to know:
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 from dfs.clock import Clock
 from dfs.config import ClusterConfig
 from dfs.errors import Conflict, InvalidArgument, NotEnoughServers, NotFound
@@ -22,7 +25,7 @@ from dfs.master.removal import Removal
 from dfs.master.reports import Reports
 from dfs.master.standing import Roster, Standing
 from dfs.master.state import MasterState
-from dfs.master.views import RegisteredServer, ReplicaTally
+from dfs.master.views import RegisteredServer
 from dfs.net.aio import RequestContext
 from dfs.net.messages import (
     MAINTENANCE_MAX_S,
@@ -61,6 +64,12 @@ class AdministrationDesk:
         self._lookout, self._healing, self._reports = lookout, healing, reports
         self._leadership, self._clock = leadership, clock
         self.removal = Removal(state, leadership)
+        self.handlers: dict[type[Message], Callable[[Any, RequestContext], Awaitable[Message]]] = {
+            DecommissionServer: self.decommission,
+            SetMaintenance: self.maintenance,
+            RemoveServer: self.remove,
+            BalanceServers: self.balance,
+        }
 
     # --- draining -----------------------------------------------------------------------------------------
 
@@ -88,19 +97,16 @@ class AdministrationDesk:
     def _to_copy(self, server_id: ServerId, roster: Roster) -> tuple[int, int]:
         """Count the chunks that would miss a replica without this server, and their bytes."""
         count = size = 0
-        for row in self._rows_of(server_id):
+        for row in self._state.tallies_on(server_id):
             others = [m for m in roster.members_of(row.servers) if m.server_id != server_id]
             if sum(member.standing is Standing.PRESENT for member in others) < row.goal:
                 count, size = count + row.chunk_count, size + row.size
         return count, size
 
-    def _rows_of(self, server_id: ServerId) -> list[ReplicaTally]:
-        return self._state.tallies_of(servers for servers in self._state.replica_sets() if server_id in servers)
-
     def _refuse_too_few(self, server: RegisteredServer, left: int) -> None:
         """Raise unless the others can hold every chunk of this server that all together could hold."""
         present = left + 1
-        goals = [row.goal for row in self._rows_of(server.server_id) if row.goal <= present]
+        goals = [row.goal for row in self._state.tallies_on(server.server_id) if row.goal <= present]
         goal = max([*goals, min(self._config.replication, present)])
         if left < goal:
             raise NotEnoughServers(
@@ -131,7 +137,7 @@ class AdministrationDesk:
         log.info("maintenance_set", server=server.name, until_ms=until_ms, asked_by=context.peer)
         roster = self._lookout.roster()
         single = 0
-        for row in self._rows_of(server.server_id):
+        for row in self._state.tallies_on(server.server_id):
             others = [member for member in roster.members_of(row.servers) if member.server_id != server.server_id]
             single += 0 if any(member.standing.is_live for member in others) else row.chunk_count
         return SetMaintenanceReply(server.name, until_ms, single)

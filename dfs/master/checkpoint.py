@@ -20,9 +20,11 @@ from dfs.errors import DfsError, StorageCorrupt
 from dfs.ids import ID_SIZE, ChunkHandle, ServerId, SessionId
 from dfs.master import extents
 from dfs.master.commands import BALANCE_AUTOMATIC, ORPHAN_GRACE_MS
-from dfs.master.namespace import Directory, File, Node
+from dfs.master.nodes import Directory, File, Node
 from dfs.master.parts import StateParts
+from dfs.master.quotas import Quota
 from dfs.master.sessions import Session
+from dfs.master.sharing import share
 from dfs.master.trash import Trashed
 from dfs.master.views import GarbageChunk, RegisteredServer
 from dfs.paths import check_name
@@ -94,7 +96,11 @@ class GarbageRows(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 
 class NodeRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A node below the last row of one `depth` less; depth 0 is a root. `replication` 0 marks a directory."""
+    """A node below the last row of one `depth` less; depth 0 is a root. `replication` 0 marks a directory.
+
+    `version` of a directory: 0, or the number of the directory row (from 1, all trees together) whose entries it
+    shares; no rows of its own follow then.
+    """
 
     depth: int
     name: str
@@ -107,7 +113,8 @@ class NodeRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Nodes(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """Trees one after another: the live one, those of the trash entries in their order, those being released."""
+    """Trees one after another: the live one, those of the trash entries in their order, those of the snapshots in
+    theirs, those being released."""
 
     rows: list[NodeRow]
 
@@ -155,14 +162,46 @@ class ServerModes(msgspec.Struct, frozen=True, array_like=True, tag=8):
     rows: list[ModeRow]
 
 
+class SnapshotRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A snapshot; its subtree is among the trees of `Nodes`. `shelf_inode` and `shelf_ms` are those of its shelf."""
+
+    directory: str
+    name: str
+    created_ms: int
+    shelf_inode: int
+    shelf_ms: int
+
+
+class SnapshotRows(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """Snapshots by directory and name."""
+
+    rows: list[SnapshotRow]
+
+
+class QuotaRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The quota of a directory."""
+
+    path: str
+    names: int
+    stored_size: int
+
+
+class QuotaRows(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """Quotas by path."""
+
+    rows: list[QuotaRow]
+
+
 class End(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """The last piece: how many rows went before, so that a dump cut short is noticed."""
 
     row_count: int
 
 
-Row: TypeAlias = ServerRow | ChunkRow | GarbageRow | NodeRow | TrashRow | SessionRow | ModeRow
-Table: TypeAlias = Servers | Chunks | GarbageRows | Nodes | TrashRows | Sessions | ServerModes
+Row: TypeAlias = ServerRow | ChunkRow | GarbageRow | NodeRow | TrashRow | SnapshotRow | QuotaRow | SessionRow | ModeRow
+Table: TypeAlias = (
+    Servers | Chunks | GarbageRows | Nodes | TrashRows | SnapshotRows | QuotaRows | Sessions | ServerModes
+)
 Piece: TypeAlias = Start | Table | End
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -189,13 +228,16 @@ def dump(parts: StateParts) -> Iterator[bytes]:
         parts.balance_threshold_ppm,
     )
     yield _ENCODER.encode(start)
-    trees = chain([space.root], (entry.node for _, entry in trash.items()), parts.released.nodes())
+    snapshots = (root for _, _, _, root in parts.snapshots.roots())
+    trees = chain([space.root], (entry.node for _, entry in trash.items()), snapshots, parts.released.nodes())
     tables: list[tuple[type[Table], Iterator[tuple[int, Row]]]] = [
         (Servers, ((128, ServerRow(s.server_id, s.name, s.address, s.rack)) for s in parts.servers.all())),
         (Chunks, _chunk_rows(parts)),
         (GarbageRows, ((80 + 18 * len(item.servers), GarbageRow(*item)) for item in parts.chunks.garbage())),
         (TrashRows, ((32 + len(e.path), TrashRow(i, e.path, e.deleted_ms)) for i, e in trash.items())),
-        (Nodes, (sized for tree in trees for sized in _node_rows(tree))),
+        (SnapshotRows, _snapshot_rows(parts)),
+        (QuotaRows, ((32 + len(path), QuotaRow(path, *quota)) for path, quota in parts.quotas.items())),
+        (Nodes, _node_rows(trees)),
         (Sessions, _session_rows(parts)),
         (ServerModes, _mode_rows(parts)),
     ]
@@ -222,25 +264,37 @@ def _chunk_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
         yield 32 + 18 * len(servers), ChunkRow(handle, chunk.length, chunk.crc, servers)
 
 
-def _node_rows(tree: Node) -> Iterator[tuple[int, Row]]:
-    stack: list[Iterator[tuple[str, Node]]] = [iter([("", tree)])]
-    while stack:
-        found = next(stack[-1], None)
-        if found is None:
-            stack.pop()
-            continue
-        name, node = found
-        depth = len(stack) - 1
-        if isinstance(node, File):
-            yield (
-                48 + len(name) + len(node.extents),
-                NodeRow(
-                    depth, name, node.inode, node.mtime_ms, node.version, node.replication, node.size, node.extents
-                ),
-            )
-        else:
-            yield 32 + len(name), NodeRow(depth, name, node.inode, node.mtime_ms)
-            stack.append(node.entries.items())
+def _snapshot_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
+    for path, shelf in parts.snapshots.shelves():
+        for name, created_ms in sorted(shelf.created_ms.items()):
+            row = SnapshotRow(path, name, created_ms, shelf.content.inode, shelf.content.mtime_ms)
+            yield 48 + len(path) + len(name), row
+
+
+def _node_rows(trees: Iterable[Node]) -> Iterator[tuple[int, Row]]:
+    shared: dict[int, int] = {}  # id of a table that several directories have -> number of the first one's row
+    count = 0
+    for tree in trees:
+        stack: list[Iterator[tuple[str, Node]]] = [iter([("", tree)])]
+        while stack:
+            found = next(stack[-1], None)
+            if found is None:
+                stack.pop()
+                continue
+            name, node = found
+            depth = len(stack) - 1
+            if isinstance(node, File):
+                yield 48 + len(name) + len(node.extents), _file_row(depth, name, node)
+                continue
+            count += 1
+            first = shared.setdefault(id(node.entries), count) if node.entries.sharers > 1 else count
+            yield 32 + len(name), NodeRow(depth, name, node.inode, node.mtime_ms, 0 if first == count else first)
+            if first == count:
+                stack.append(node.entries.items())
+
+
+def _file_row(depth: int, name: str, file: File) -> NodeRow:
+    return NodeRow(depth, name, file.inode, file.mtime_ms, file.version, file.replication, file.size, file.extents)
 
 
 def _session_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
@@ -288,6 +342,9 @@ class _Loader:
         self.keys: dict[ChunkHandle, ChunkHandle] = {}  # the chunk map's own key objects, to share them with files
         self.servers: dict[tuple[ServerId, ...], tuple[ServerId, ...]] = {}  # those of garbage, to share them
         self.trash_nodes: list[Node] = []
+        self.snapshot_rows: list[SnapshotRow] = []
+        self.snapshot_nodes: list[Directory] = []
+        self.directories: list[Directory] = []
         self.stack: list[Directory] = []
         self.last_names: list[str] = []
 
@@ -335,6 +392,12 @@ class _Loader:
             self.parts.chunks.add_garbage(GarbageChunk(row.handle, row.length, servers, row.since_ms))
         elif isinstance(row, TrashRow):
             self.trash_rows.append(row)
+        elif isinstance(row, SnapshotRow):
+            check_name(row.name)
+            self.snapshot_rows.append(row)
+        elif isinstance(row, QuotaRow):
+            _require(row.names >= 0 and row.stored_size >= 0, "a quota is negative")
+            self.parts.quotas.set(row.path, Quota(row.names, row.stored_size))
         elif isinstance(row, ServerRow):
             self.parts.servers.put(RegisteredServer(row.server_id, row.name, row.address, row.rack))
         elif isinstance(row, ModeRow):
@@ -346,21 +409,23 @@ class _Loader:
             self._take_session(row)
 
     def _take_node(self, row: NodeRow) -> None:
-        node = self._node(row)
         _require(0 <= row.depth <= len(self.stack), "a node has no parent")
         self._close(row.depth)
+        node = self._node(row)
         if row.depth:
             check_name(row.name)
             _require(self.last_names[-1] < row.name, "names of a directory are out of order")
             self.last_names[-1] = row.name
             self.stack[-1].entries.add(row.name, node)
-            if isinstance(node, File):
+            if isinstance(node, File) or row.version:
                 self.stack[-1].account(node, 1)
         else:
             self._place_tree(node)
         if isinstance(node, Directory):
-            self.stack.append(node)
-            self.last_names.append("")
+            self.directories.append(node)
+            if not row.version:
+                self.stack.append(node)
+                self.last_names.append("")
 
     def _close(self, depth: int) -> None:
         """Directories deeper than `depth` are complete: their totals go up, and into the trash's."""
@@ -379,13 +444,17 @@ class _Loader:
             self.parts.namespace.root = node
         elif number <= len(self.trash_rows):
             self.trash_nodes.append(node)
+        elif number <= len(self.trash_rows) + len(self.snapshot_rows):
+            _require(isinstance(node, Directory), "a snapshot is not of a directory")
+            assert isinstance(node, Directory), "checked above"
+            self.snapshot_nodes.append(node)
         else:
             self.parts.released.push(node)
 
     def _node(self, row: NodeRow) -> Node:
         _require(0 < row.inode < self.parts.namespace.next_id, "an inode is not below the counter")
         if not row.replication:
-            return Directory(row.inode, row.mtime_ms)
+            return self._directory(row)
         _require(extents.is_valid(row.extents), "an extent list is cut short")
         packed, size = row.extents, row.size
         if len(packed) == ID_SIZE:
@@ -395,6 +464,16 @@ class _Loader:
             self.parts.chunks.reference(handle, row.replication)
         version = row.inode if row.version == row.inode else row.version
         return File(row.inode, version, row.mtime_ms, row.replication, size, packed)
+
+    def _directory(self, row: NodeRow) -> Directory:
+        if not row.version:
+            return Directory(row.inode, row.mtime_ms)
+        _require(0 < row.version <= len(self.directories), "a directory shares the entries of one that comes later")
+        known = self.directories[row.version - 1]
+        _require(known not in self.stack, "a directory shares the entries of one that it is in")
+        made = share(known)
+        made.inode, made.mtime_ms = row.inode, row.mtime_ms
+        return made
 
     def _take_session(self, row: SessionRow) -> None:
         results = dict(row.results)
@@ -411,12 +490,36 @@ class _Loader:
             _require(row.trash_id < start.next_trash_id, "a trash id is not below the counter")
             self.parts.trash.restore(row.trash_id, Trashed(row.path, node, row.deleted_ms))
         self.parts.trash.next_id = start.next_trash_id
+        self._finish_snapshots()
         unused = sum(not chunk.reference_count for _, chunk in self.parts.chunks.chunks())
         _require(not unused, f"{unused} chunks are used by no file")
         return self.parts
 
+    def _finish_snapshots(self) -> None:
+        parts = self.parts
+        _require(len(self.snapshot_nodes) == len(self.snapshot_rows), "the tree of a snapshot is missing")
+        for row, root in zip(self.snapshot_rows, self.snapshot_nodes, strict=True):
+            if (shelf := parts.snapshots.shelf(row.directory)) is None:
+                _require(isinstance(parts.namespace.find(row.directory), Directory), "a file has snapshots")
+                shelf = parts.snapshots.open_shelf(row.directory, row.shelf_inode, row.shelf_ms)
+            _require(row.name not in shelf.created_ms, "a snapshot is there twice")
+            parts.snapshots.add(row.directory, row.name, root, row.created_ms)
+            shelf.content.mtime_ms = row.shelf_ms
+        for path in parts.quotas.paths():
+            _require(isinstance(parts.namespace.find(path), Directory), "a file has a quota")
 
-_ORDER: list[type[Table]] = [Servers, Chunks, GarbageRows, TrashRows, Nodes, Sessions, ServerModes]
+
+_ORDER: list[type[Table]] = [
+    Servers,
+    Chunks,
+    GarbageRows,
+    TrashRows,
+    SnapshotRows,
+    QuotaRows,
+    Nodes,
+    Sessions,
+    ServerModes,
+]
 
 
 def _require(condition: bool, what: str) -> None:

@@ -3,6 +3,9 @@
 Owns: chunks, interned replica sets with their tallies, reference counts, goals, and garbage (released chunks until
 every server has confirmed that they are gone). Refuses to know: files, placement and liveness.
 
+Made for millions of chunks: no record here is one that the garbage collector looks at, a chunk is 150 bytes with its
+key and its place, and no table is so large that its growth, or a walk through one piece of it, is felt.
+
 GFS (SOSP 2003) section 2.6.1; differs: replica locations are part of the replicated state.
 """
 
@@ -10,26 +13,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TypeVar
 
 import msgspec
 
 from dfs.ids import ChunkHandle, ServerId, id_text
-from dfs.master.views import ChunkView, GarbageChunk, ReplicaTally
+from dfs.master import extents
+from dfs.master.views import ChunkView, GarbageChunk
 from dfs.net.frames import PAYLOAD_SIZE_MAX
 
 CHUNK_LENGTH_MAX = PAYLOAD_SIZE_MAX  # bytes
 KeyT = TypeVar("KeyT")
+_SHARDS = 256  # by the first byte of a handle, which is random: a walk and the growth of a table go in small pieces
 
 
-class ReplicaSet:
-    """A combination of servers that some chunks share; `tally` counts these chunks by goal as [count, bytes]."""
+class ReplicaSet(msgspec.Struct, gc=False):
+    """A goal and a combination of servers that some chunks share: `count` of them, with `size` bytes together."""
 
-    __slots__ = ("servers", "tally")
-
-    def __init__(self, servers: tuple[ServerId, ...]) -> None:
-        self.servers = servers
-        self.tally: dict[int, list[int]] = {}
+    servers: tuple[ServerId, ...]
+    goal: int
+    count: int = 0
+    size: int = 0
 
 
 class Chunk(msgspec.Struct, gc=False):
@@ -38,8 +43,11 @@ class Chunk(msgspec.Struct, gc=False):
     length: int
     crc: int
     reference_count: int
-    goal: int
     replicas: ReplicaSet
+
+    @property
+    def goal(self) -> int:
+        return self.replicas.goal
 
 
 class Garbage(msgspec.Struct, gc=False):
@@ -51,15 +59,17 @@ class Garbage(msgspec.Struct, gc=False):
 
 
 class ChunkMap:
-    """Known chunks and garbage; both are iterated in the order they came in, which is the same on every replica.
+    """Known chunks and garbage, both iterated in an order that is the same on every replica.
 
+    Chunks are by the first byte of their handles, then as they came; garbage is oldest first.
     The goal of a chunk is the highest replication of the files (live, in the trash, or being released) that use it.
     Nearly all chunks are used with one replication only; the counts of the others are in `_levels`.
     """
 
     def __init__(self) -> None:
-        self._chunks: dict[ChunkHandle, Chunk] = {}
-        self._sets: dict[tuple[ServerId, ...], ReplicaSet] = {}
+        self._shards: tuple[dict[ChunkHandle, Chunk], ...] = tuple({} for _ in range(_SHARDS))
+        self._count = 0
+        self._sets: dict[int, dict[tuple[ServerId, ...], ReplicaSet]] = {}  # goal -> servers -> set
         self._levels: dict[ChunkHandle, dict[int, int]] = {}  # replication -> extents, of chunks with several
         self._garbage: dict[ChunkHandle, Garbage] = {}
         self._garbage_counts: Counter[ServerId] = Counter()
@@ -68,10 +78,10 @@ class ChunkMap:
     # --- reads
 
     def __len__(self) -> int:
-        return len(self._chunks)
+        return self._count
 
     def __contains__(self, handle: ChunkHandle) -> bool:
-        return handle in self._chunks
+        return self._find(handle) is not None
 
     def is_garbage(self, handle: ChunkHandle) -> bool:
         return handle in self._garbage
@@ -80,21 +90,36 @@ class ChunkMap:
     def garbage_count(self) -> int:
         return len(self._garbage)
 
+    def _find(self, handle: ChunkHandle) -> Chunk | None:
+        return self._shards[handle[0]].get(handle) if handle else None
+
     def view(self, handle: ChunkHandle) -> ChunkView | None:
-        chunk = self._chunks.get(handle)
+        chunk = self._find(handle)
         if chunk is None:
             return None
-        return ChunkView(chunk.length, chunk.crc, chunk.goal, chunk.replicas.servers, chunk.reference_count)
+        replicas = chunk.replicas
+        return ChunkView(chunk.length, chunk.crc, replicas.goal, replicas.servers, chunk.reference_count)
 
-    def handles(self) -> list[ChunkHandle]:
-        return list(self._chunks)
+    def handles(self) -> Iterator[list[ChunkHandle]]:
+        """Yield all handles in pieces, each as it is when its turn comes. Changes in between are allowed.
+
+        A chunk that is known from the first piece to the last is in one of them.
+        """
+        for shard in self._shards:
+            yield list(shard)
+
+    def handles_on(self, server_id: ServerId) -> Iterator[list[ChunkHandle]]:
+        """Yield the handles of the chunks that are registered on a server, in pieces as `handles` does."""
+        for shard in self._shards:
+            yield [handle for handle, chunk in shard.items() if server_id in chunk.replicas.servers]
 
     def chunks(self) -> Iterator[tuple[ChunkHandle, Chunk]]:
-        yield from self._chunks.items()
+        for shard in self._shards:
+            yield from shard.items()
 
-    def garbage(self) -> Iterator[GarbageChunk]:
-        """Yield garbage, oldest first."""
-        for handle, item in self._garbage.items():
+    def garbage(self, start_at: int = 0) -> Iterator[GarbageChunk]:
+        """Yield garbage, oldest first, from number `start_at` on."""
+        for handle, item in islice(self._garbage.items(), start_at, None):
             yield GarbageChunk(handle, item.length, item.servers, item.since_ms)
 
     def garbage_handles(self) -> list[ChunkHandle]:
@@ -107,22 +132,14 @@ class ChunkMap:
     def tallies(self, live: Collection[ServerId] | None) -> Iterator[tuple[int, int, int, int, int]]:
         """Yield (registered replicas, live replicas, goal, chunk count, bytes) of each replica set and goal."""
         alive = None if live is None else frozenset(live)
-        for servers, replicas in self._sets.items():
-            live_count = len(servers) if alive is None else sum(server in alive for server in servers)
-            for goal, (count, size) in replicas.tally.items():
-                yield len(servers), live_count, goal, count, size
+        for goal, sets in self._sets.items():
+            for servers, replicas in sets.items():
+                live_count = len(servers) if alive is None else len(alive.intersection(servers))
+                yield len(servers), live_count, goal, replicas.count, replicas.size
 
-    def replica_sets(self) -> list[tuple[ServerId, ...]]:
-        """Return every combination of servers that some chunks have, a snapshot for walks in slices."""
-        return list(self._sets)
-
-    def tallies_of(self, sets: Iterable[tuple[ServerId, ...]]) -> Iterator[ReplicaTally]:
-        """Yield a row for each goal of these combinations; nothing may change meanwhile."""
-        for servers in sets:
-            replicas = self._sets.get(servers)
-            if replicas is not None:
-                for goal, (count, size) in replicas.tally.items():
-                    yield ReplicaTally(servers, goal, count, size)
+    def replica_sets(self) -> list[ReplicaSet]:
+        """Return every combination of servers and goal that some chunks have, a snapshot for walks in slices."""
+        return [replicas for sets in self._sets.values() for replicas in sets.values()]
 
     def select(
         self, handles: Iterable[ChunkHandle], wanted: Mapping[tuple[tuple[ServerId, ...], int], KeyT]
@@ -130,17 +147,16 @@ class ChunkMap:
         """Return those of `handles` whose (registered servers, goal) is wanted, and what stands there for it."""
         found = []
         for handle in handles:
-            chunk = self._chunks.get(handle)
+            chunk = self._find(handle)
             if chunk is not None:
-                key = wanted.get((chunk.replicas.servers, chunk.goal))
+                key = wanted.get((chunk.replicas.servers, chunk.replicas.goal))
                 if key is not None:
                     found.append((handle, key))
         return found
 
     def replica_count_of(self, server_id: ServerId) -> int:
         """Count the chunks that name a server, O(replica sets)."""
-        named = (servers for servers in self._sets if server_id in servers)
-        return sum(row.chunk_count for row in self.tallies_of(named))
+        return sum(replicas.count for replicas in self.replica_sets() if server_id in replicas.servers)
 
     def garbage_count_of(self, server_id: ServerId) -> int:
         return self._garbage_counts.get(server_id, 0)
@@ -149,21 +165,34 @@ class ChunkMap:
 
     def add(self, handle: ChunkHandle, length: int, crc: int, servers: Sequence[ServerId]) -> None:
         """Make a chunk known; it must be referenced in the same command."""
-        replicas = self._intern(tuple(sorted(servers)))
-        self._chunks[handle] = Chunk(length, crc, 0, 0, replicas)
-        _count(replicas, 0, length, 1)
+        replicas = self._intern(tuple(sorted(servers)), 0)
+        self._shards[handle[0]][handle] = Chunk(length, crc, 0, replicas)
+        self._count += 1
+        replicas.count += 1
+        replicas.size += length
 
     def reference(self, handle: ChunkHandle, replication: int) -> None:
         """Count one more extent, of a file with this replication."""
-        self._recount(handle, self._chunks[handle], replication, 1)
+        self._recount(handle, self._shards[handle[0]][handle], replication, 1)
+
+    def reference_file(self, packed: bytes, replication: int) -> None:
+        """Count the extents of one more file; quick for a file that is one whole chunk, as nearly all are."""
+        chunk = self._shards[packed[0]].get(ChunkHandle(packed)) if packed else None
+        if chunk is not None and chunk.replicas.goal == replication and not self._levels and chunk.reference_count:
+            chunk.reference_count += 1
+            return
+        for handle in extents.handles(packed):
+            self.reference(handle, replication)
 
     def dereference(self, handle: ChunkHandle, replication: int, now_ms: int) -> None:
         """Count one extent less; the last one makes the chunk garbage."""
-        chunk = self._chunks[handle]
+        shard = self._shards[handle[0]]
+        chunk = shard[handle]
         self._recount(handle, chunk, replication, -1)
         if chunk.reference_count == 0:
-            self._move(chunk, None, 0)
-            del self._chunks[handle]
+            self._leave(chunk.replicas, chunk.length)
+            del shard[handle]
+            self._count -= 1
             if servers := chunk.replicas.servers:
                 self.add_garbage(GarbageChunk(handle, chunk.length, servers, now_ms))
 
@@ -174,19 +203,19 @@ class ChunkMap:
 
     def add_replica(self, handle: ChunkHandle, server_id: ServerId, length: int, crc: int) -> None:
         """Register a replica, unless the chunk is unknown or this is another content than the sealed one."""
-        chunk = self._chunks.get(handle)
+        chunk = self._find(handle)
         if chunk is None or chunk.length != length or chunk.crc != crc or server_id in chunk.replicas.servers:
             return
-        self._move(chunk, self._intern(tuple(sorted((*chunk.replicas.servers, server_id)))), chunk.goal)
+        self._move(chunk, tuple(sorted((*chunk.replicas.servers, server_id))), chunk.goal)
 
     def drop_replica(self, handle: ChunkHandle, server_id: ServerId) -> None:
         """Forget a replica of a chunk or of garbage, if it was known; garbage without replicas is forgotten."""
-        chunk = self._chunks.get(handle)
+        chunk = self._find(handle)
         if chunk is None:
             self.forget_garbage(handle, server_id)
         elif server_id in chunk.replicas.servers:
             rest = tuple(known for known in chunk.replicas.servers if known != server_id)
-            self._move(chunk, self._intern(rest), chunk.goal)
+            self._move(chunk, rest, chunk.goal)
 
     def forget_garbage(self, handle: ChunkHandle, server_id: ServerId) -> None:
         item = self._garbage.get(handle)
@@ -215,47 +244,63 @@ class ChunkMap:
                 del self._levels[handle]
         chunk.reference_count += change
         if goal != chunk.goal:
-            self._move(chunk, chunk.replicas, goal)
+            self._move(chunk, chunk.replicas.servers, goal)
 
-    def _intern(self, servers: tuple[ServerId, ...]) -> ReplicaSet:
-        replicas = self._sets.get(servers)
+    def _intern(self, servers: tuple[ServerId, ...], goal: int) -> ReplicaSet:
+        sets = self._sets.get(goal)
+        if sets is None:
+            sets = self._sets[goal] = {}
+        replicas = sets.get(servers)
         if replicas is None:
-            replicas = self._sets[servers] = ReplicaSet(servers)
+            replicas = sets[servers] = ReplicaSet(servers, goal)
         return replicas
 
-    def _move(self, chunk: Chunk, replicas: ReplicaSet | None, goal: int) -> None:
-        """Let a chunk count in another tally (None: in none any more); a set that counts nothing is forgotten."""
+    def _move(self, chunk: Chunk, servers: tuple[ServerId, ...], goal: int) -> None:
+        """Let a chunk count in another set."""
         before = chunk.replicas
-        _count(before, chunk.goal, chunk.length, -1)
-        if replicas is not None:
-            _count(replicas, goal, chunk.length, 1)
-            chunk.replicas, chunk.goal = replicas, goal
-        if not before.tally:
-            del self._sets[before.servers]
+        chunk.replicas = replicas = self._intern(servers, goal)
+        replicas.count += 1
+        replicas.size += chunk.length
+        self._leave(before, chunk.length)
+
+    def _leave(self, replicas: ReplicaSet, length: int) -> None:
+        """Count a chunk less; a set that counts none is forgotten."""
+        replicas.count -= 1
+        replicas.size -= length
+        if not replicas.count:
+            sets = self._sets[replicas.goal]
+            del sets[replicas.servers]
+            if not sets:
+                del self._sets[replicas.goal]
 
     def check_invariants(self, expected: dict[ChunkHandle, dict[int, int]]) -> None:
         """Raise AssertionError unless the map agrees with itself and with `expected` (handle: replication: extents)."""
-        assert expected.keys() == self._chunks.keys(), (
-            f"chunks used but unknown: {[id_text(h) for h in expected.keys() - self._chunks.keys()]}, "
-            f"known but unused: {[id_text(h) for h in self._chunks.keys() - expected.keys()]}"
+        chunks = dict(self.chunks())
+        assert len(chunks) == self._count, f"{len(chunks)} chunks are kept, {self._count} counted"
+        assert expected.keys() == chunks.keys(), (
+            f"chunks used but unknown: {[id_text(h) for h in expected.keys() - chunks.keys()]}, "
+            f"known but unused: {[id_text(h) for h in chunks.keys() - expected.keys()]}"
         )
-        tallies: dict[tuple[ServerId, ...], dict[int, list[int]]] = {}
-        for handle, chunk in self._chunks.items():
+        tallies: dict[tuple[int, tuple[ServerId, ...]], tuple[int, int]] = {}
+        for handle, chunk in chunks.items():
             levels, text = expected[handle], id_text(handle)
-            count = chunk.reference_count
+            count, goal = chunk.reference_count, chunk.goal
             assert count == sum(levels.values()), f"{text}: {count} references, used with {levels}"
-            assert chunk.goal == max(levels), f"{text}: goal {chunk.goal}, used with {levels}"
+            assert goal == max(levels), f"{text}: goal {goal}, used with {levels}"
             assert self._levels.get(handle) == (levels if len(levels) > 1 else None), f"{text}: levels {levels}"
             servers = chunk.replicas.servers
-            assert self._sets.get(servers) is chunk.replicas, f"{text}: its replica set is not the interned one"
+            assert self._sets[goal].get(servers) is chunk.replicas, f"{text}: its replica set is not the interned one"
             assert list(servers) == sorted(set(servers)), f"{text}: servers out of order or twice"
-            tally = tallies.setdefault(servers, {}).setdefault(chunk.goal, [0, 0])
-            tally[0] += 1
-            tally[1] += chunk.length
-        kept = {servers: replicas.tally for servers, replicas in self._sets.items()}
+            number, size = tallies.get((goal, servers), (0, 0))
+            tallies[goal, servers] = number + 1, size + chunk.length
+        kept = {
+            (goal, servers): (replicas.count, replicas.size)
+            for goal, sets in self._sets.items()
+            for servers, replicas in sets.items()
+        }
         assert kept == tallies, f"tallies are {kept}, the chunks add up to {tallies}"
-        assert self._levels.keys() <= self._chunks.keys(), "levels are kept of unknown chunks"
-        assert not self._garbage.keys() & self._chunks.keys(), "a chunk is known and garbage"
+        assert self._levels.keys() <= chunks.keys(), "levels are kept of unknown chunks"
+        assert not self._garbage.keys() & chunks.keys(), "a chunk is known and garbage"
         assert all(item.servers for item in self._garbage.values()), "garbage without servers is kept"
         stored = sum(item.length * len(item.servers) for item in self._garbage.values())
         assert stored == self.garbage_stored_size, f"garbage counted {self.garbage_stored_size} B, adds up to {stored}"
@@ -263,13 +308,3 @@ class ChunkMap:
         assert counts == self._garbage_counts, f"garbage by server is {self._garbage_counts}, adds up to {counts}"
         since = [item.since_ms for item in self._garbage.values()]
         assert since == sorted(since), "garbage is not kept oldest first"
-
-
-def _count(replicas: ReplicaSet, goal: int, length: int, change: int) -> None:
-    tally = replicas.tally.get(goal)
-    if tally is None:
-        tally = replicas.tally[goal] = [0, 0]
-    tally[0] += change
-    tally[1] += change * length
-    if not tally[0]:
-        del replicas.tally[goal]

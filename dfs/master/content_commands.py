@@ -12,8 +12,10 @@ from dfs.errors import AlreadyExists, ChunkExists, Conflict, InvalidArgument, Is
 from dfs.ids import ID_SIZE, allocated_ms, id_text
 from dfs.master import extents as packing
 from dfs.master.chunkmap import CHUNK_LENGTH_MAX
-from dfs.master.namespace import Directory, File, files_below, shown, status_of
+from dfs.master.namespace import files_below, shown, status_of
+from dfs.master.nodes import Directory, File, stored_size_of
 from dfs.master.parts import StateParts
+from dfs.master.sharing import own_below
 from dfs.master.tree_commands import check_subtree, modification_time
 from dfs.master.views import Extent
 from dfs.net.messages import (
@@ -41,14 +43,14 @@ def commit_file(parts: StateParts, command: CommitFile) -> StatReply:
         raise IsADirectory(f"{shown(command.path)} is a directory")
     if old is not None and not command.overwrite:
         raise AlreadyExists(f"{shown(command.path)} exists already; replacing it must be asked for (overwrite)")
-    found = _check_content(parts, command.chunks, command.extents)
+    found = check_content(parts, command.chunks, command.extents)
     size = sum(extent.length for extent in found)
     growth = size * replication - (old.size * old.replication if old is not None else 0)
-    parts.require_room(len(place.missing) + (old is None), growth)
+    parts.require_room(len(place.missing) + (old is None), growth, place)
     content = File(0, 0, mtime_ms, replication, size, _pack(found, command.chunks))
     if len(content.extents) == ID_SIZE:
         content.size = command.chunks[0].length  # the int object that the chunk map keeps, too: 32 bytes less per file
-    _add_chunks(parts, command.chunks, found, replication)
+    add_chunks(parts, command.chunks, found, replication)
     if old is None:
         parts.namespace.create_file(place, content, parts.clock_ms)
         return StatReply(status_of(command.path, content))
@@ -64,7 +66,7 @@ def append_extents(parts: StateParts, command: AppendExtents) -> StatReply:
         raise IsADirectory(f"{shown(command.path)} is a directory")
     if file is None and not command.create:
         raise NotFound(f"{shown(command.path)} does not exist; creating it must be asked for (create)")
-    found = _check_content(parts, command.chunks, command.extents)
+    found = check_content(parts, command.chunks, command.extents)
     replication = parts.replication if file is None else file.replication
     size = sum(extent.length for extent in found)
     held = 0 if file is None else packing.count(file.extents)
@@ -73,15 +75,15 @@ def append_extents(parts: StateParts, command: AppendExtents) -> StatReply:
             f"{shown(command.path)} has {held} extents and would get over {packing.EXTENTS_MAX}; "
             "put it anew (get, then put) to merge its extents, or append larger pieces"
         )
-    parts.require_room(int(file is None), size * replication)
+    parts.require_room(int(file is None), size * replication, place)
     if file is None:
         file = File(0, 0, parts.clock_ms, replication, size, _pack(found, command.chunks))
-        _add_chunks(parts, command.chunks, found, replication)
+        add_chunks(parts, command.chunks, found, replication)
         parts.namespace.create_file(place, file, parts.clock_ms)
     elif found:
         joined = packing.expand(file.extents, file.size) + packing.pack(found, file.size)
         packed = joined if file.size else _pack(found, command.chunks)
-        _add_chunks(parts, command.chunks, found, replication)
+        add_chunks(parts, command.chunks, found, replication)
         # The old list's references stay: they are the new list's, so the detached old content is not released.
         parts.namespace.set_content(place, File(0, 0, parts.clock_ms, replication, file.size + size, packed))
     return StatReply(status_of(command.path, file))
@@ -97,8 +99,12 @@ def set_replication(parts: StateParts, command: SetReplication) -> SetReplicatio
     if isinstance(node, Directory) and not command.recursive:
         raise IsADirectory(f"{shown(command.path)} is a directory; setrep -R changes all files below it")
     check_subtree(node, command.path)
-    stored_size = node.stored_size if isinstance(node, Directory) else node.size * node.replication
-    parts.require_room(0, node.size * command.replication - stored_size)
+    parts.require_room(0, node.size * command.replication - stored_size_of(node), place, is_inside=True)
+    for path in parts.quotas.paths_below(command.path):
+        inner = parts.namespace.find(path)
+        if isinstance(inner, Directory):
+            parts.quotas.check_directory(path, inner, 0, inner.size * command.replication - inner.stored_size)
+    own_below(node, parts.reference)
     for file in files_below(node):
         for handle in packing.handles(file.extents):
             parts.chunks.reference(handle, command.replication)
@@ -112,7 +118,7 @@ def check_replication(replication: int) -> None:
         raise InvalidArgument(f"replication {replication} is not between 1 and {REPLICATION_MAX}")
 
 
-def _check_content(parts: StateParts, chunks: Sequence[NewChunk], extents: Sequence[NewExtent]) -> list[Extent]:
+def check_content(parts: StateParts, chunks: Sequence[NewChunk], extents: Sequence[NewExtent]) -> list[Extent]:
     """Return the extents by handle; raise unless every chunk is new, sound and used, and every extent lies in one."""
     for what, count in (("chunks", len(chunks)), ("extents", len(extents))):
         if count > COMMIT_CHUNKS_MAX:
@@ -162,7 +168,7 @@ def _pack(found: Sequence[Extent], chunks: Sequence[NewChunk]) -> bytes:
     return packing.pack(found)
 
 
-def _add_chunks(parts: StateParts, chunks: Sequence[NewChunk], found: Sequence[Extent], replication: int) -> None:
+def add_chunks(parts: StateParts, chunks: Sequence[NewChunk], found: Sequence[Extent], replication: int) -> None:
     for chunk in chunks:
         parts.chunks.add(chunk.handle, chunk.length, chunk.crc, chunk.servers)
     for extent in found:

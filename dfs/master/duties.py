@@ -126,13 +126,13 @@ class TrashDuty:
         self._state, self._leadership, self._clock = state, leadership, clock
 
     async def run_once(self) -> None:
-        before = self._state.space(None).trash_count
+        before = self._state.trash_count
         for _ in range(TRASH_ROUNDS_MAX):
             due_ms = self._state.next_trash_expiry_ms()
             if due_ms is None or due_ms > max(self._clock.wall_ms(), self._state.clock_ms):
                 break
             await self._leadership.decree(ExpireTrash(TRASH_BATCH))
-        expired = before - self._state.space(None).trash_count
+        expired = before - self._state.trash_count
         if expired > 0:
             log.info("trash_expired", entries=expired)
 
@@ -169,7 +169,7 @@ class GarbageDuty:
         now_s = self._clock.monotonic()
         books = self._reports.books()
         plan = plan_garbage(
-            self._state.garbage(),
+            self._state.garbage(self._resume_at),
             books,
             self._view.offered(books, now_s),
             collect_until_ms=max(self._clock.wall_ms(), self._state.clock_ms) - self._grace_ms,
@@ -178,7 +178,7 @@ class GarbageDuty:
         self._resume_at = plan.resume_at
         for server_id, handles in plan.orders.items():
             for handle in handles:
-                books[server_id].add(ReplicaReport(handle, 0, 0, 0), now_s)
+                books[server_id].add(ReplicaReport(handle, 0, 0), now_s)
 
 
 class ReportsDuty:

@@ -31,17 +31,22 @@ from dfs.master.checkpoint import (
     NodeRow,
     Nodes,
     Piece,
+    QuotaRow,
+    QuotaRows,
     Row,
     ServerModes,
     ServerRow,
     Servers,
     SessionRow,
     Sessions,
+    SnapshotRow,
+    SnapshotRows,
     Start,
     TrashRow,
     TrashRows,
 )
 from dfs.master.views import Extent
+from dfs.paths import SNAPSHOTS, join
 
 FORMAT = "dfs-export"
 FORMAT_VERSION = 1
@@ -86,9 +91,15 @@ def _records(start: Start, stream: Iterator[Piece], cluster: str, log_index: int
     for piece in stream:
         if isinstance(piece, TrashRows):
             trees.trash_ids += [row.trash_id for row in piece.rows]
+        if isinstance(piece, SnapshotRows):
+            trees.snapshots += [_snapshot_path(row) for row in piece.rows]
         if not isinstance(piece, Start | End):
             for row in piece.rows:
                 yield _record(row, trees)
+
+
+def _snapshot_path(row: SnapshotRow) -> str:
+    return join(join(row.directory, SNAPSHOTS), row.name)
 
 
 class _Trees:
@@ -96,6 +107,7 @@ class _Trees:
 
     def __init__(self) -> None:
         self.trash_ids: list[int] = []
+        self.snapshots: list[str] = []
         self._count = 0
         self._names: list[str] = []
 
@@ -111,8 +123,10 @@ class _Trees:
             tree = "live"
         elif number < len(self.trash_ids):
             tree = f"trash:{self.trash_ids[number]}"
+        elif number < len(self.trash_ids) + len(self.snapshots):
+            tree = f"snapshot:{self.snapshots[number - len(self.trash_ids)]}"
         else:
-            tree = f"released:{number - len(self.trash_ids)}"
+            tree = f"released:{number - len(self.trash_ids) - len(self.snapshots)}"
         return tree, "/" + "/".join(self._names)
 
 
@@ -151,6 +165,17 @@ def _record(row: Row, trees: _Trees) -> dict[str, Any]:
                 "is_leaving": row.is_leaving,
                 "maintenance_until_ms": row.maintenance_until_ms,
             }
+        case SnapshotRow():
+            return {
+                "type": "snapshot",
+                "directory": row.directory,
+                "name": row.name,
+                "created_ms": row.created_ms,
+                "shelf_inode": row.shelf_inode,
+                "shelf_ms": row.shelf_ms,
+            }
+        case QuotaRow():
+            return {"type": "quota", "path": row.path, "names": row.names, "stored_size": row.stored_size}
         case SessionRow():
             return {
                 "type": "session",
@@ -166,7 +191,8 @@ def _node_record(row: NodeRow, trees: _Trees) -> dict[str, Any]:
     tree, path = trees.place(row.depth, row.name)
     common = {"tree": tree, "path": path, "inode": row.inode, "mtime_ms": row.mtime_ms}
     if not row.replication:
-        return {"type": "directory", **common}
+        shares = {"shares": row.version} if row.version else {}  # the directory line, from 1, whose entries it has
+        return {"type": "directory", **common, **shares}
     _, found = extents.window(row.extents, row.size, 0, extents.count(row.extents))
     return {
         "type": "file",
@@ -263,6 +289,18 @@ class _Importer:
             case "trash":
                 self._trees.trash_ids.append(record["trash_id"])
                 return TrashRows, TrashRow(record["trash_id"], record["path"], record["deleted_ms"])
+            case "snapshot":
+                snapshot = SnapshotRow(
+                    record["directory"],
+                    record["name"],
+                    record["created_ms"],
+                    record["shelf_inode"],
+                    record["shelf_ms"],
+                )
+                self._trees.snapshots.append(_snapshot_path(snapshot))
+                return SnapshotRows, snapshot
+            case "quota":
+                return QuotaRows, QuotaRow(record["path"], record["names"], record["stored_size"])
             case "session":
                 session = SessionId(bytes.fromhex(record["session"]))
                 results = tuple((sequence, bytes.fromhex(result)) for sequence, result in record["results"])
@@ -283,7 +321,7 @@ class _Importer:
         if (record["tree"], path) != expected:
             raise ValueError(f"{path!r} of tree {record['tree']!r} does not follow the line before")
         if record["type"] == "directory":
-            return NodeRow(depth, name, record["inode"], record["mtime_ms"])
+            return NodeRow(depth, name, record["inode"], record["mtime_ms"], record.get("shares", 0))
         return NodeRow(
             depth,
             name,

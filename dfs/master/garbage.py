@@ -92,12 +92,12 @@ def plan_garbage(
 ) -> GarbagePlan:
     """Plan deletes for live servers, of garbage (oldest first) from before `collect_until_ms` (now minus grace).
 
-    A turn looks at `SCAN_MAX` entries from `start_at` on, so that the garbage of servers that are gone for good
-    never keeps younger garbage of the others waiting.
+    `garbage` begins at entry number `start_at`. A turn looks at `SCAN_MAX` entries, so that the garbage of servers that
+    are gone for good never keeps younger garbage of the others waiting.
     """
     orders: dict[ServerId, list[ChunkHandle]] = {}
     seen = 0
-    for entry in islice(garbage, start_at, start_at + SCAN_MAX):
+    for entry in islice(garbage, SCAN_MAX):
         if entry.since_ms > collect_until_ms:
             return GarbagePlan(orders, 0)
         seen += 1

@@ -226,7 +226,7 @@ class SurplusDuty:
                 trims.drop(server_id, handle)
             elif self._healing.is_spare(server_id, handle, confirmed):
                 if due_s <= now_s and server_id in books:
-                    books[server_id].add(ReplicaReport(handle, chunk.length, chunk.crc, 0), now_s)
+                    books[server_id].add(ReplicaReport(handle, chunk.length, chunk.crc), now_s)
             elif server_id in confirmed:
                 needed[server_id].append(ReplicaChange(handle, True, chunk.length, chunk.crc))
         for server_id, changes in needed.items():

@@ -13,13 +13,14 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from dfs.ids import ServerId
+from dfs.ids import ChunkHandle, ServerId
 from dfs.master.pace import Pace, slow_ones
 from dfs.net.messages import Heartbeat
-from dfs.net.parts import DiskReport
+from dfs.net.parts import DiskReport, ScrubStatus
 
 LATE_INTERVALS = 3  # heartbeats missed in a row before a server gets no new chunks
 RESTART_INTERVALS = 2  # heartbeats missed before another process may take over a server's identity
+NOT_SCRUBBED = ScrubStatus()
 NEVER_HEARD_S = -1.0  # the age of a heartbeat that never came
 
 
@@ -49,6 +50,9 @@ class ServerView:
     promised_size: int = 0
     promised_count: int = 0
     pace: Pace = field(default_factory=Pace)
+    copying: tuple[ChunkHandle, ...] = ()
+    disk_wait_ms: int = 0
+    scrub: ScrubStatus = NOT_SCRUBBED
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,7 @@ class ClusterView:
         server.capacity, server.free = heartbeat.capacity, heartbeat.free
         server.chunk_count, server.active_streams = heartbeat.chunk_count, heartbeat.active_streams
         server.disks = heartbeat.disks
+        server.copying, server.disk_wait_ms, server.scrub = heartbeat.copying, heartbeat.disk_wait_ms, heartbeat.scrub
         server.has_heartbeat = True
         server.promised_size //= 2  # a chunk takes a few heartbeats until `free` shows it
         server.promised_count //= 2

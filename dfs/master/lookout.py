@@ -24,8 +24,6 @@ from dfs.master.standing import Roster, make_roster
 from dfs.master.state import MasterState
 from dfs.master.survey import Bucket, Survey, Work
 
-SETS_PER_SLICE = 300  # replica sets judged between two breaths: about 3 ms
-CHUNKS_PER_SLICE = 5_000  # chunks looked up between two breaths: about 3 ms
 BUCKET_MAX = 20_000  # chunks of one bucket that are kept in mind; the next walk finds the rest
 MOVES_MAX = 500  # likewise of chunks that may take one flow of balance
 LOW_WATER = 200  # chunks of a bucket below which a walk is worth while, if the tallies tell of more
@@ -69,11 +67,10 @@ class Lookout:
         if self.survey is not None and self._clock.monotonic() < self._not_before_s:
             return self.survey
         survey = Survey(self.roster(), self.flows)
-        sets = self._state.replica_sets()
         busy_s = 0.0
-        for start in range(0, len(sets), SETS_PER_SLICE):
+        for rows in self._state.replica_tallies():
             begun_s = self._clock.monotonic()
-            for row in self._state.tallies_of(sets[start : start + SETS_PER_SLICE]):
+            for row in rows:
                 survey.take(row)
             busy_s += self._clock.monotonic() - begun_s
             await asyncio.sleep(0)
@@ -98,11 +95,10 @@ class Lookout:
     async def _walk(self, survey: Survey) -> None:
         """Look every chunk up, and remember those that wait."""
         backlog: dict[Bucket, dict[ChunkHandle, None]] = {bucket: {} for bucket in survey.counts}
-        handles = self._state.chunk_handles()
         busy_s = 0.0
-        for start in range(0, len(handles), CHUNKS_PER_SLICE):
+        for handles in self._state.chunk_handle_pieces():
             begun_s = self._clock.monotonic()
-            for handle, bucket in self._state.select_chunks(handles[start : start + CHUNKS_PER_SLICE], survey.wanted):
+            for handle, bucket in self._state.select_chunks(handles, survey.wanted):
                 found = backlog[bucket]
                 if len(found) < (MOVES_MAX if bucket.work is Work.MOVE else BUCKET_MAX):
                     found[handle] = None
@@ -110,9 +106,7 @@ class Lookout:
             await asyncio.sleep(0)
         self._backlog = backlog
         self._walk_not_before_s = self._clock.monotonic() + PAUSE_FACTOR * busy_s
-        if len(handles) > CHUNKS_PER_SLICE:
-            waiting = sum(map(len, backlog.values()))
-            log.info("chunk_map_walked", chunks=len(handles), waiting=waiting, busy_s=round(busy_s, 3))
+        log.debug("chunk_map_walked", waiting=sum(map(len, backlog.values())), busy_s=round(busy_s, 3))
 
     # --- the backlog ------------------------------------------------------------------------------------
 

@@ -5,16 +5,20 @@ Owns: which parts there are, and the rules that need several of them. Refuses to
 
 from __future__ import annotations
 
-from dfs.errors import LimitExceeded
+from dfs.errors import HasSnapshots, LimitExceeded, NotADirectory
 from dfs.master.chunkmap import ChunkMap
 from dfs.master.commands import BALANCE_AUTOMATIC, ORPHAN_GRACE_MS
 from dfs.master.extents import EXTENTS_MAX
-from dfs.master.namespace import Namespace, Node
+from dfs.master.namespace import Namespace, Place, shown
+from dfs.master.nodes import Directory, File, Node
+from dfs.master.quotas import Growth, QuotaTable
 from dfs.master.registry import ServerRegistry
 from dfs.master.sessions import SessionTable
+from dfs.master.snapshots import SnapshotTable
 from dfs.master.trash import ReleaseQueue, Trash
+from dfs.paths import SNAPSHOTS_MARK, split_snapshot
 
-NODES_MAX = 20_000_000  # files and directories in tree and trash (about 9 GB of memory on each master)
+NODES_MAX = 20_000_000  # files and directories in tree and trash (about 8 GB of memory on each master)
 SIZE_TOTAL_MAX = 1 << 59  # bytes, stored and in the trash together; keeps every sum within 64 bits
 SUBTREE_MAX = 25_000  # files and directories that one copy -r or setrep -R touches: a quarter of a second at most
 SUBTREE_EXTENTS_MAX = EXTENTS_MAX  # extents, likewise; the largest single file can still be copied
@@ -33,10 +37,12 @@ class StateParts:
         "horizon_ms",
         "namespace",
         "orphan_grace_ms",
+        "quotas",
         "released",
         "replication",
         "servers",
         "sessions",
+        "snapshots",
         "trash",
         "trash_keep_ms",
     )
@@ -50,8 +56,10 @@ class StateParts:
         self.replication = replication
         self.balance_mode = BALANCE_AUTOMATIC
         self.balance_threshold_ppm = 0
-        self.namespace = Namespace()
         self.chunks = ChunkMap()
+        self.namespace = Namespace(self.reference)
+        self.snapshots = SnapshotTable()
+        self.quotas = QuotaTable()
         self.servers = ServerRegistry()
         self.sessions = SessionTable()
         self.trash = Trash()
@@ -67,8 +75,28 @@ class StateParts:
         self.born_ms = self.born_ms or self.clock_ms
         self.horizon_ms = max(self.horizon_ms, self.clock_ms - self.orphan_grace_ms)
 
-    def require_room(self, nodes: int, stored_size: int) -> None:
-        """Raise `LimitExceeded` unless the tree may grow by this much."""
+    def find(self, path: str) -> Node:
+        """Return the node at a path, to look at it, also in a snapshot; raise `NotFound` and its like."""
+        cut = split_snapshot(path) if SNAPSHOTS_MARK in path else None
+        if cut is None:
+            return self.namespace.find(path)
+        directory, inner = cut
+        if isinstance(self.namespace.find(directory), File):
+            raise NotADirectory(f"{shown(path)}: {shown(directory)} is a file; only directories have snapshots")
+        return self.snapshots.find(directory, inner, path)
+
+    def reference(self, file: File) -> None:
+        """Count the extents of a file that has come into being."""
+        self.chunks.reference_file(file.extents, file.replication)
+
+    def require_room(self, nodes: int, stored_size: int, place: Place, *, is_inside: bool = False) -> None:
+        """Raise `QuotaExceeded` or `LimitExceeded` unless so much more may be at a place (`is_inside`: in it)."""
+        if len(self.quotas):
+            self.quotas.check((Growth(place, nodes, stored_size, is_inside),))
+        self.require_total(nodes, stored_size)
+
+    def require_total(self, nodes: int, stored_size: int) -> None:
+        """Raise `LimitExceeded` unless the whole tree may grow by this much."""
         root = self.namespace.root
         if nodes and root.file_count + root.directory_count + self.trash.node_count + nodes > NODES_MAX:
             raise LimitExceeded(
@@ -79,6 +107,20 @@ class StateParts:
             raise LimitExceeded(
                 f"the file system would hold more than {SIZE_TOTAL_MAX} bytes with its copies and trash; "
                 "delete some files and empty the trash"
+            )
+
+    def forget_directory(self, path: str, node: Node) -> None:
+        """Forget the quotas of a directory that leaves the tree, and of those in it."""
+        if len(self.quotas) and isinstance(node, Directory):
+            self.quotas.drop(path)
+
+    def require_no_snapshots(self, path: str, verb: str) -> None:
+        """Raise `HasSnapshots` when a directory with snapshots is at a path or below it."""
+        first = self.snapshots.first_below(path)
+        if first is not None:
+            raise HasSnapshots(
+                f"{shown(path)} cannot be {verb}: {shown(first)} has snapshots, which would go with it; remove them "
+                "first: `dfs snapshot ls`, `dfs snapshot rm`"
             )
 
     def release(self, node: Node) -> None:

@@ -488,6 +488,8 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         if journal.term_at(index) != head.last[2]:
             if journal.first_index > index and journal.first_index != 1:
                 raise StorageCorrupt(f"checkpoint {path} ends at {index}, the journal starts at {journal.first_index}")
+            if head.last[2] > journal.term:  # the power failed after the checkpoint was there, before its term was
+                journal.set_vote(head.last[2], None)
             journal.reset()
             journal.append(*head.previous)
             journal.append(*head.last)

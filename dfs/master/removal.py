@@ -34,7 +34,7 @@ class Removal:
 
     def only_there(self, server_id: ServerId) -> int:
         """Count the chunks that have their only registered replica on this server."""
-        return sum(row.chunk_count for row in self._state.tallies_of([(server_id,)]))
+        return sum(row.chunk_count for row in self._state.tallies_on(server_id) if len(row.servers) == 1)
 
     async def forget(self, server_id: ServerId, *, is_forced: bool) -> tuple[int, int]:
         """Forget a server; return how many replicas the map forgot with it, and how many chunks have none now.
@@ -58,16 +58,14 @@ class Removal:
         return count, lost
 
     async def _drop_replicas(self, server_id: ServerId) -> int:
-        sets = [servers for servers in self._state.replica_sets() if server_id in servers]
-        wanted = {(row.servers, row.goal): True for row in self._state.tallies_of(sets)}
-        if not wanted:
+        if not self._state.tallies_on(server_id):
             return 0
         found: list[ChunkHandle] = []
-        for handles in _slices(self._state.chunk_handles(), CHUNKS_PER_SLICE):
-            found += [handle for handle, _ in self._state.select_chunks(handles, wanted)]
+        for handles in self._state.handles_on(server_id):
+            found += handles
             await asyncio.sleep(0)
-        for handles in _slices(found, CHANGES_PER_COMMAND):
-            changes = tuple(ReplicaChange(handle, False) for handle in handles)
+        for batch in _slices(found, CHANGES_PER_COMMAND):
+            changes = tuple(ReplicaChange(handle, False) for handle in batch)
             await self._leadership.decree(ChangeReplicas(server_id, changes))
         return len(found)
 

@@ -49,7 +49,7 @@ from dfs.net.messages import (
 from dfs.net.parts import DeleteReplica, ReplicaReport
 
 SLICE_S = 0.005  # work on the loop between two breaths: below what a waiting call notices
-SLICE_STEPS = 64  # steps between two looks at the clock
+SLICE_STEPS = 512  # handles looked up between two looks at the clock: about half a millisecond
 JUDGED_PER_SLICE = 500  # reported replicas between two breaths: about 2 ms
 CHANGES_PER_COMMAND = 1000  # corrections in one log entry: its apply stays short
 REPORT_EVERY_S = 3600.0  # between full reports: what was young has become an orphan, what was missed is found
@@ -328,13 +328,13 @@ class Reports:
         server_id, desk, intake = ready[0]
         missing: deque[ChunkHandle] = deque()
         pause_at = self._clock.monotonic() + SLICE_S
-        for step, handle in enumerate(self._state.chunk_handles()):
-            chunk = self._state.chunk(handle)
-            if chunk is not None and server_id in chunk.servers and handle not in intake.handles:
-                missing.append(handle)
-            if step % SLICE_STEPS == 0 and self._clock.monotonic() >= pause_at:
-                await asyncio.sleep(0)
-                pause_at = self._clock.monotonic() + SLICE_S
+        for handles in self._state.handles_on(server_id):  # of a million chunks, a piece takes half a millisecond
+            for start in range(0, len(handles) or 1, SLICE_STEPS):
+                part = handles[start : start + SLICE_STEPS]
+                missing.extend(handle for handle in part if handle not in intake.handles)
+                if self._clock.monotonic() >= pause_at:
+                    await asyncio.sleep(0)
+                    pause_at = self._clock.monotonic() + SLICE_S
         if desk.intake is intake:  # no newer report began meanwhile
             desk.intake = None
             desk.missing = missing

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -24,6 +24,7 @@ from dfs.log import get_logger
 from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
 from dfs.master.administration import AdministrationDesk
+from dfs.master.diagnosis import DiagnosisDesk
 from dfs.master.healing import Healing
 from dfs.master.healing_duties import BalanceDuty, Ordering, RepairDuty, ReplacedDuty, SurplusDuty
 from dfs.master.healing_status import healing_status, server_mode
@@ -40,11 +41,11 @@ from dfs.net.messages import (
     LIST_LIMIT_MAX,
     Allocate,
     AppendExtents,
-    BalanceServers,
     ChunkReport,
     CommitFile,
+    Concat,
     Copy,
-    DecommissionServer,
+    CreateSnapshot,
     Delete,
     EmptyTrash,
     ErrorReply,
@@ -52,9 +53,14 @@ from dfs.net.messages import (
     GetClusterStatusReply,
     GetMasterStatus,
     GetMasterStatusReply,
+    GetReport,
     Heartbeat,
     ListDirectory,
     ListDirectoryReply,
+    ListQuotas,
+    ListQuotasReply,
+    ListSnapshots,
+    ListSnapshotsReply,
     ListTrash,
     ListTrashReply,
     Locate,
@@ -66,16 +72,20 @@ from dfs.net.messages import (
     ReadCheckpoint,
     RegisterServer,
     RemoveDirectory,
-    RemoveServer,
+    RemoveSnapshot,
     Rename,
-    SetMaintenance,
+    RestoreSnapshot,
+    SetQuota,
     SetReplication,
     Stat,
     StatReply,
+    SurveyFiles,
     Touch,
     TransferLeadership,
+    Truncate,
     Undelete,
     WriteCheckpoint,
+    WriteRange,
 )
 from dfs.net.parts import MasterStatus, ServerStatus
 from dfs.paths import split
@@ -93,8 +103,16 @@ MUTATIONS: frozenset[type[Mutation]] = frozenset(
         SetReplication,
         Undelete,
         EmptyTrash,
+        Truncate,
+        Concat,
+        WriteRange,
+        CreateSnapshot,
+        RemoveSnapshot,
+        RestoreSnapshot,
+        SetQuota,
     }
 )
+Handler: TypeAlias = Callable[[Any, RequestContext], Awaitable[Message]]
 FAULT_SHOWN_MAX = 900  # last characters of a traceback in the log
 _PATH_FIELDS = ("path", "source", "target")
 
@@ -122,7 +140,6 @@ class MasterService:
         self._began_s = clock.monotonic()
         self._log = replicated
         self.leadership = Leadership(replicated, config, name, clock)
-        admin = AdminDesk(replicated, self.leadership)
         self.view = ClusterView(heartbeat_interval_s=config.heartbeat_interval_s, dead_after_s=config.dead_after_s)
         self._rng = rng or random.SystemRandom()
         self.healing = Healing(config=config, state=state, view=self.view, key=key, clock=clock)
@@ -146,13 +163,28 @@ class MasterService:
             leadership=self.leadership,
             clock=clock,
         )
-        self._handlers: dict[type[Message], Callable[[Any, RequestContext], Awaitable[Message]]] = {
+        self._diagnosis = DiagnosisDesk(
+            config=config,
+            state=state,
+            view=self.view,
+            reports=self.reports,
+            leadership=self.leadership,
+            key=key,
+            clock=clock,
+        )
+        self._handlers = self._make_handlers(AdminDesk(replicated, self.leadership))
+
+    def _make_handlers(self, admin: AdminDesk) -> dict[type[Message], Handler]:
+        """Return the table from message type to handler."""
+        return {
             Ping: self._ping,
             GetMasterStatus: self._master_status,
             GetClusterStatus: self._cluster_status,
             Stat: self._stat,
             ListDirectory: self._list_directory,
             ListTrash: self._list_trash,
+            ListSnapshots: self._list_snapshots,
+            ListQuotas: self._list_quotas,
             Locate: self._locate,
             Allocate: self._allocate,
             RegisterServer: self._register,
@@ -161,10 +193,9 @@ class MasterService:
             TransferLeadership: admin.transfer,
             WriteCheckpoint: admin.write,
             ReadCheckpoint: admin.read,
-            DecommissionServer: self.administration.decommission,
-            SetMaintenance: self.administration.maintenance,
-            RemoveServer: self.administration.remove,
-            BalanceServers: self.administration.balance,
+            **self.administration.handlers,
+            SurveyFiles: self._diagnosis.survey,
+            GetReport: self._diagnosis.report,
             **dict.fromkeys(MUTATIONS, self._mutate),
         }
 
@@ -218,7 +249,7 @@ class MasterService:
     # --- any master -----------------------------------------------------------------------------------
 
     async def _ping(self, _message: Ping, _context: RequestContext) -> Message:
-        return Pong(self.name, "master", dfs.__version__)
+        return Pong(self.name, "master", dfs.__version__, self._clock.wall_ms())
 
     async def _master_status(self, _message: GetMasterStatus, _context: RequestContext) -> Message:
         status = self.leadership.status()
@@ -264,6 +295,15 @@ class MasterService:
     async def _list_trash(self, message: ListTrash, context: RequestContext) -> Message:
         await self.leadership.barrier(context.deadline)
         return ListTrashReply(*self.state.list_trash(message.after, LIST_LIMIT_MAX))
+
+    async def _list_snapshots(self, message: ListSnapshots, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)
+        after = message.after_directory, message.after_name
+        return ListSnapshotsReply(*self.state.list_snapshots(message.path, after))
+
+    async def _list_quotas(self, message: ListQuotas, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)
+        return ListQuotasReply(*self.state.list_quotas(message.path, message.after, is_effective=message.is_effective))
 
     async def _locate(self, message: Locate, context: RequestContext) -> Message:
         if message.first_extent < 0 or message.version < 0:

@@ -11,13 +11,25 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, TypeVar
 
 import msgspec
 
 from dfs.errors import Conflict, DfsError, InternalError, InvalidArgument, IsADirectory, NotADirectory
 from dfs.ids import ChunkHandle, ServerId
-from dfs.master import checkpoint, content_commands, duty_commands, extents, server_commands, tree_commands
+from dfs.master import (
+    checkpoint,
+    content_commands,
+    duty_commands,
+    extents,
+    quota_commands,
+    quotas,
+    range_commands,
+    server_commands,
+    snapshot_commands,
+    tree_commands,
+)
 from dfs.master.commands import (
     ChangeReplicas,
     ExpireSessions,
@@ -31,16 +43,22 @@ from dfs.master.commands import (
     TrimReplicas,
     decode_command,
 )
+from dfs.master.file_walk import WalkPage, walk_page
 from dfs.master.invariants import check_invariants
-from dfs.master.namespace import Directory, File, shown, status_of
+from dfs.master.namespace import shown, status_of
+from dfs.master.nodes import Directory, File
 from dfs.master.parts import TIME_MAX_MS, StateParts
 from dfs.master.views import ChunkView, Extent, ExtentsView, GarbageChunk, RegisteredServer, ReplicaTally
 from dfs.net.messages import (
     LIST_LIMIT_MAX,
     LOCATE_EXTENTS_MAX,
+    QUOTAS_PAGE_MAX,
+    SNAPSHOTS_PAGE_MAX,
     AppendExtents,
     CommitFile,
+    Concat,
     Copy,
+    CreateSnapshot,
     Delete,
     EmptyTrash,
     ErrorReply,
@@ -48,16 +66,22 @@ from dfs.net.messages import (
     Message,
     Mutation,
     RemoveDirectory,
+    RemoveSnapshot,
     Rename,
+    RestoreSnapshot,
+    SetQuota,
     SetReplication,
     Touch,
+    Truncate,
     Undelete,
+    WriteRange,
 )
-from dfs.net.parts import FileStatus, SpaceStatus, TrashEntry
+from dfs.net.parts import FileStatus, QuotaStatus, SnapshotStatus, SpaceStatus, TrashEntry
 
 __all__ = ["ChunkView", "Extent", "ExtentsView", "GarbageChunk", "MasterState", "RegisteredServer"]
 
 KeyT = TypeVar("KeyT")
+TALLIES_PER_PIECE = 300  # judged between two breaths of the loop: about 3 ms
 TRASH_KEEP_MS = 3 * 24 * 60 * 60 * 1000
 REPLICATION = 3
 
@@ -73,6 +97,13 @@ _HANDLERS: dict[type[Message], Callable[[StateParts, Any], Message]] = {
     CommitFile: content_commands.commit_file,
     AppendExtents: content_commands.append_extents,
     SetReplication: content_commands.set_replication,
+    Truncate: range_commands.truncate,
+    Concat: range_commands.concat,
+    WriteRange: range_commands.write_range,
+    CreateSnapshot: snapshot_commands.create_snapshot,
+    RemoveSnapshot: snapshot_commands.remove_snapshot,
+    RestoreSnapshot: snapshot_commands.restore_snapshot,
+    SetQuota: quota_commands.set_quota,
     PutServer: duty_commands.put_server,
     ChangeReplicas: duty_commands.change_replicas,
     ExpireTrash: duty_commands.expire_trash,
@@ -206,12 +237,12 @@ class MasterState:
         return self._parts.born_ms
 
     def stat(self, path: str) -> FileStatus:
-        return status_of(path, self._parts.namespace.find(path))
+        return status_of(path, self._parts.find(path))
 
     def list_directory(self, path: str, after: str, limit: int) -> tuple[tuple[FileStatus, ...], bool]:
         """Return at most `limit` entries named after `after`, by name, and whether there are more."""
         _check_limit(limit, LIST_LIMIT_MAX)
-        node = self._parts.namespace.find(path)
+        node = self._parts.find(path)
         if isinstance(node, File):
             raise NotADirectory(f"{shown(path)} is a file")
         entries, has_more = node.entries.page(after, limit)
@@ -222,7 +253,7 @@ class MasterState:
         _check_limit(count, LOCATE_EXTENTS_MAX)
         if first_extent < 0:
             raise InvalidArgument(f"there is no extent number {first_extent}")
-        node = self._parts.namespace.find(path)
+        node = self._parts.find(path)
         if isinstance(node, Directory):
             raise IsADirectory(f"{shown(path)} is a directory")
         if version not in (0, node.version):
@@ -230,6 +261,10 @@ class MasterState:
         first_offset, found = extents.window(node.extents, node.size, first_extent, count)
         has_more = first_extent + count < extents.count(node.extents)
         return ExtentsView(status_of(path, node), first_offset, found, has_more)
+
+    def walk_page(self, path: str, after: str, extents_told: int, limit: int) -> WalkPage:
+        """Return a page of the files at and below `path`, see dfs.master.file_walk."""
+        return walk_page(self._parts.find(path), after, extents_told, limit)
 
     def chunk(self, handle: ChunkHandle) -> ChunkView | None:
         return self._parts.chunks.view(handle)
@@ -246,12 +281,22 @@ class MasterState:
         """Return the handles of all garbage, a snapshot for walks in slices."""
         return self._parts.chunks.garbage_handles()
 
-    def garbage(self) -> Iterator[GarbageChunk]:
-        """Yield released chunks, oldest first; take a bounded number, and apply nothing in between."""
-        return self._parts.chunks.garbage()
+    def garbage(self, start_at: int = 0) -> Iterator[GarbageChunk]:
+        """Yield released chunks, oldest first, from number `start_at` on (skipping a million takes 10 ms).
+
+        Take a bounded number, and apply nothing in between.
+        """
+        return self._parts.chunks.garbage(start_at)
 
     def chunk_handles(self) -> list[ChunkHandle]:
-        """Return all known handles, a snapshot for walks in slices."""
+        """Return all known handles; of a million, 30 ms: walks on the loop take `chunk_handle_pieces`."""
+        return list(chain.from_iterable(self._parts.chunks.handles()))
+
+    def chunk_handle_pieces(self) -> Iterator[list[ChunkHandle]]:
+        """Yield all known handles in pieces, each as of its moment; commands may be applied in between.
+
+        A chunk that is known from the first piece to the last is in one of them. Of a million, 4,000 are in a piece.
+        """
         return self._parts.chunks.handles()
 
     def select_chunks(
@@ -260,13 +305,17 @@ class MasterState:
         """Return those of `handles` whose (registered servers, goal) is a key of `wanted`, each with its value."""
         return self._parts.chunks.select(handles, wanted)
 
-    def replica_sets(self) -> list[tuple[ServerId, ...]]:
-        """Return every combination of servers that some chunks have, a snapshot for walks in slices."""
-        return self._parts.chunks.replica_sets()
+    def replica_tallies(self) -> Iterator[list[ReplicaTally]]:
+        """Yield a row for each combination of servers and goal that chunks have, in pieces as of their moments."""
+        sets = self._parts.chunks.replica_sets()
+        for start in range(0, len(sets), TALLIES_PER_PIECE):
+            piece = sets[start : start + TALLIES_PER_PIECE]
+            yield [ReplicaTally(found.servers, found.goal, found.count, found.size) for found in piece if found.count]
 
-    def tallies_of(self, sets: Iterable[tuple[ServerId, ...]]) -> list[ReplicaTally]:
-        """Return a row for each goal that chunks with just these combinations of servers have."""
-        return list(self._parts.chunks.tallies_of(sets))
+    def tallies_on(self, server_id: ServerId) -> list[ReplicaTally]:
+        """Return the rows of `replica_tallies` that name a server, O(replica sets)."""
+        named = (found for found in self._parts.chunks.replica_sets() if server_id in found.servers)
+        return [ReplicaTally(found.servers, found.goal, found.count, found.size) for found in named]
 
     def garbage_count_of(self, server_id: ServerId) -> int:
         """Return how many chunks of garbage this server has not confirmed to be gone."""
@@ -276,6 +325,10 @@ class MasterState:
     def balance(self) -> tuple[int, int]:
         """What an administrator wants of balance: the mode and the threshold of `SetBalance`."""
         return self._parts.balance_mode, self._parts.balance_threshold_ppm
+
+    def handles_on(self, server_id: ServerId) -> Iterator[list[ChunkHandle]]:
+        """Yield the handles of the chunks registered on a server, in pieces as `chunk_handle_pieces` does."""
+        return self._parts.chunks.handles_on(server_id)
 
     def servers(self) -> tuple[RegisteredServer, ...]:
         """Return all registered servers, in the order they joined."""
@@ -306,12 +359,38 @@ class MasterState:
             under_replicated=under,
             under_replicated_live=under_live,
             missing=missing,
+            snapshot_count=parts.snapshots.count,
+            snapshot_size=parts.snapshots.size,
         )
 
     def list_trash(self, after: int, limit: int) -> tuple[tuple[TrashEntry, ...], bool]:
         """Return at most `limit` entries with ids above `after`, oldest first, and whether there are more."""
         _check_limit(limit, LIST_LIMIT_MAX)
         return self._parts.trash.page(after, limit, self._parts.trash_keep_ms)
+
+    def list_snapshots(self, path: str, after: tuple[str, str]) -> tuple[tuple[SnapshotStatus, ...], bool]:
+        """Return a page of the snapshots of `path` and of directories in it, and whether there are more."""
+        self._parts.find(path)
+        return self._parts.snapshots.page(path, after, SNAPSHOTS_PAGE_MAX)
+
+    def list_quotas(self, path: str, after: str, *, is_effective: bool) -> tuple[tuple[QuotaStatus, ...], bool]:
+        """Return a page of the quotas of `path` and of what is in it (or what it is in), and whether there are more."""
+        parts = self._parts
+        parts.find(path)
+        known = parts.quotas.paths_above(path) if is_effective else parts.quotas.paths_below(path)
+        found: list[QuotaStatus] = []
+        for directory in known:
+            quota, node = parts.quotas.get(directory), parts.namespace.find(directory)
+            if directory > after and quota is not None and isinstance(node, Directory):
+                found.append(quotas.status(directory, quota, node))
+            if len(found) > QUOTAS_PAGE_MAX:
+                return tuple(found[:-1]), True
+        return tuple(found), False
+
+    @property
+    def trash_count(self) -> int:
+        """Return the number of trash entries, at once: `space` is O(replica sets)."""
+        return len(self._parts.trash)
 
     def next_trash_expiry_ms(self) -> int | None:
         """Return when the state clock makes `ExpireTrash` worth proposing; that is now while a release is going on."""

@@ -11,15 +11,10 @@ from collections.abc import Iterator
 
 from dfs.master import extents
 from dfs.master.chunkmap import ChunkMap
-from dfs.master.namespace import File, Node
+from dfs.master.nodes import File, Node, count_nodes
 from dfs.net.parts import Kind, TrashEntry
 
 RELEASE_STEP_MAX = 2_000  # extents and nodes released after each command: a few milliseconds
-
-
-def count_nodes(node: Node) -> int:
-    """Return how many files and directories a subtree has, its top included."""
-    return 1 if isinstance(node, File) else node.file_count + node.directory_count + 1
 
 
 class Trashed:
@@ -141,7 +136,10 @@ class ReleaseQueue:
         while self._stack and budget > 0:
             node = self._stack.pop()
             if not isinstance(node, File):
-                self._stack.extend(node.entries.nodes())
+                if node.entries.sharers > 1:
+                    node.entries.sharers -= 1  # what is in it lives on in another tree
+                else:
+                    self._stack.extend(node.entries.nodes())
                 budget -= 1
                 continue
             rest, cut = extents.cut_last(node.extents, budget)

@@ -104,17 +104,38 @@ class TrashEntry(Part, frozen=True, array_like=True):
     expires_ms: int
 
 
+class SnapshotStatus(Part, frozen=True, array_like=True):
+    """A snapshot of a directory. The sizes are of its files; what it shares with live files costs no space."""
+
+    directory: str
+    name: str
+    created_ms: int
+    file_count: int
+    directory_count: int
+    size: int
+    stored_size: int
+
+
+class QuotaStatus(Part, frozen=True, array_like=True):
+    """The limits of a directory, 0 = none, and what is used of them: all that is live below it, itself not counted."""
+
+    path: str
+    names: int  # files and directories
+    stored_size: int  # bytes, size times replication
+    names_used: int
+    stored_size_used: int
+
+
 class ReplicaReport(Part, frozen=True, array_like=True):
-    """A chunk that a server holds. `age_s`: seconds since it was published there; nothing is decided by it."""
+    """A chunk that a server holds."""
 
     handle: ChunkHandle
     length: int
     crc: int
-    age_s: int
 
 
 class DiskReport(Part, frozen=True, array_like=True):
-    """One data directory. `state`: ok, full, failed."""
+    """One data directory. `state`: ok, full, failed. `quarantined_*`: damaged files in its quarantine."""
 
     path: str
     capacity: int
@@ -122,6 +143,8 @@ class DiskReport(Part, frozen=True, array_like=True):
     chunk_count: int
     state: str
     reason: str = ""
+    quarantined_count: int = 0
+    quarantined_size: int = 0  # bytes
 
 
 class DeleteReplica(Part, frozen=True, array_like=True):
@@ -155,7 +178,7 @@ class ScrubStatus(Part, frozen=True, array_like=True):
 
     verified_count: int = 0  # replicas verified since the daemon started
     verified_size: int = 0  # bytes
-    corrupt_count: int = 0  # replicas found bad since then, by the scrubber or by a reader
+    corrupt_count: int = 0  # replicas found damaged or gone since then, by the scrubber or by a reader
     lap_progress: float = 0.0  # of the present walk over all replicas, 0.0 to 1.0
     last_lap_ms: int = 0  # when the last whole walk ended; 0 = never yet
 
@@ -264,3 +287,57 @@ class SpaceStatus(Part, frozen=True, array_like=True):
     under_replicated: int  # chunks with fewer registered replicas than their goal
     under_replicated_live: int  # the same, counting live servers only
     missing: int  # chunks without any live replica
+    snapshot_count: int = 0
+    snapshot_size: int = 0  # bytes of the files in all snapshots; what they share with live files costs no space
+
+
+class SurveyedExtent(Part, frozen=True, array_like=True):
+    """Bytes [`chunk_offset`, +`length`) of `chunks[chunk]` of the reply."""
+
+    chunk: int
+    chunk_offset: int
+    length: int
+
+
+class SurveyedFile(Part, frozen=True, array_like=True):
+    """A file, or the part of it that begins with extent number `first_extent`, as one page of a survey tells it."""
+
+    path: str  # below the surveyed path; "" when that one is the file itself
+    size: int
+    replication: int
+    version: int
+    extent_count: int  # of the whole file
+    first_extent: int
+    extents: tuple[SurveyedExtent, ...]
+
+
+class SurveyedChunk(Part, frozen=True, array_like=True):
+    """A chunk with its registered replicas. `goal`: the highest replication of all files that use it."""
+
+    handle: ChunkHandle
+    length: int
+    crc: int
+    goal: int
+    replicas: tuple[int, ...]  # indexes into `servers` of the reply
+    token: bytes = b""
+
+
+class ServerLoad(Part, frozen=True, array_like=True):
+    """What a chunk server was busy with at its last heartbeat."""
+
+    server_id: ServerId
+    active_streams: int
+    disk_wait_ms: int  # how long a small synced write took lately on its slowest working disk
+    copying: int  # orders to copy that wait or are under way there
+    deleting: int  # orders to delete that the leader holds for it
+    scrub: ScrubStatus
+
+
+class HealingRules(Part, frozen=True, array_like=True):
+    """The cluster's times that decide when something is done about a lost replica or a deleted file."""
+
+    heartbeat_interval_s: float
+    dead_after_s: float
+    repair_after_s: float
+    garbage_grace_s: float
+    trash_keep_s: float

@@ -61,7 +61,7 @@ class ClusterUnderTest:
     ) -> None:
         self._owned = Path(tempfile.mkdtemp(prefix="dfs-test-")) if folder is None else None
         self.folder = (folder or self._owned or Path()) / "cluster"
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)  # disks may be mounted in it
         self.config_path = self.folder / "cluster.ini"
         settings = {"chunk_size": f"{chunk_size} B", **(settings or {})}
         text = cluster_ini(masters, chunk_servers, disks, settings, hosts or {})

@@ -171,9 +171,9 @@ class PretendServer:
         self._removed: list[ChunkHandle] = []
         self._report_id = 0
 
-    def put(self, handle: ChunkHandle, length: int, crc: int, age_s: int = 0) -> ReplicaReport:
+    def put(self, handle: ChunkHandle, length: int, crc: int) -> ReplicaReport:
         """Hold a replica."""
-        self.replicas[handle] = ReplicaReport(handle, length, crc, age_s)
+        self.replicas[handle] = ReplicaReport(handle, length, crc)
         return self.replicas[handle]
 
     async def register(self) -> None:

@@ -27,7 +27,8 @@ from dfs.errors import (
     NotFound,
 )
 from dfs.net.messages import DeleteReply, EmptyTrashReply, GetClusterStatusReply
-from dfs.net.parts import FileStatus, Kind, MasterStatus, ServerInfo, ServerStatus, SpaceStatus, TrashEntry
+from dfs.net.parts import FileStatus, Kind, MasterStatus, QuotaStatus, ServerInfo, ServerStatus, SpaceStatus, TrashEntry
+from dfs.testing.memory_inspection import MemoryInspection
 
 START_MS = 1_700_000_000_000  # the first moment of a memory client's time; each change is a second later
 TRASH_KEEP_MS = 3 * 86_400_000
@@ -68,6 +69,14 @@ def healthy_status(space: SpaceStatus) -> GetClusterStatusReply:
     return GetClusterStatusReply(servers, space, 3, 64 << 20)
 
 
+class MemoryQuotas:
+    """The quotas of a memory client: there are none."""
+
+    def effective(self, path: str) -> Iterator[QuotaStatus]:
+        paths.normalise(path)
+        yield from ()
+
+
 class MemoryClient:
     """`faults` maps a path to the error that any call about it ends in; `down` is the error of every call."""
 
@@ -80,7 +89,9 @@ class MemoryClient:
             for number in (1, 2, 3)
         ]
         self.status_reply: GetClusterStatusReply | None = None
+        self.quotas = MemoryQuotas()
         self.calls: list[str] = []
+        self.inspection = MemoryInspection(self._files, self._servers, self._check)
         self._trash: list[_Trashed] = []
         self._now_ms = START_MS
         self._last_inode = 1
@@ -329,6 +340,14 @@ class MemoryClient:
 
     def master_statuses(self) -> builtins.list[MasterStatus | tuple[str, DfsError]]:
         return self.masters
+
+    def _files(self) -> Iterator[tuple[str, bytes, int]]:
+        for path, node in self.nodes.items():
+            if node.content is not None:
+                yield path, node.content, node.replication
+
+    def _servers(self) -> tuple[ServerInfo, ...]:
+        return tuple(server.info for server in self.cluster_status().servers)
 
     # --- inside -----------------------------------------------------------------------------------------------
 

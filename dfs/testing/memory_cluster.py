@@ -200,7 +200,7 @@ class MemoryCluster:
         incarnation = os.urandom(16)
         disks = (DiskReport("memory", CAPACITY, CAPACITY, 0, "ok"),)
         replicas = (store.replica(handle) for handle in sorted(store.handles()))
-        held = tuple(ReplicaReport(item.handle, item.length, item.crc, 0) for item in replicas if item is not None)
+        held = tuple(ReplicaReport(item.handle, item.length, item.crc) for item in replicas if item is not None)
         deadline = Deadline.after(10)
         with Channel.connect(master, self.key, deadline) as channel:
             channel.call(

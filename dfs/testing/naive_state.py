@@ -84,11 +84,13 @@ class NaiveState:
     def references(self) -> dict[ChunkHandle, list[int]]:
         """Return for each used chunk the replication of each extent that uses it."""
         found: dict[ChunkHandle, list[int]] = {}
-        trees = [self.tree, *(entry.tree for entry in self.trash.values())]
-        for file in (file for tree in trees for file in tree.values() if isinstance(file, NaiveFile)):
+        for file in (file for tree in self.trees() for file in tree.values() if isinstance(file, NaiveFile)):
             for handle, _, _ in file.extents:
                 found.setdefault(handle, []).append(file.replication)
         return found
+
+    def trees(self) -> list[Tree]:
+        return [self.tree, *(entry.tree for entry in self.trash.values())]
 
     def _collect(self) -> None:
         used = self.references()
@@ -197,8 +199,12 @@ class NaiveState:
             self.tree[command.target + path] = node
         self.tree[parent(command.target)] = self.now_ms
 
+    def _read(self, path: str) -> tuple[NaiveFile | int, Tree]:
+        """Return what is at a path, and all below it by relative path."""
+        return self._need(path), self._below(path)
+
     def _copy(self, command: m.Copy) -> None:
-        found = self._need(command.source)
+        found, tree = self._read(command.source)
         if isinstance(found, NaiveFile):
             if command.source == command.target:
                 raise errors.InvalidArgument(command.target)
@@ -208,7 +214,7 @@ class NaiveState:
             raise errors.InvalidArgument(command.target)
         self._replaceable(command.target, found, command.overwrite)
         is_new = command.target not in self.tree
-        for path, node in self._below(command.source).items():
+        for path, node in tree.items():
             copied = replace(node, mtime_ms=self.now_ms) if isinstance(node, NaiveFile) else self.now_ms
             self.tree[command.target + path] = copied
         if is_new:

@@ -6,7 +6,7 @@ Owns: the invariants of Raft (Ongaro, thesis, figure 3.2) as checks. Refuses to 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from dfs.master.raft_engine import LEADER
 from dfs.testing.raft_world import Life, RaftWorld
@@ -27,13 +27,29 @@ class Referee:
         self.committed: dict[int, tuple[bytes, int]] = {}  # log index: command, term
         self.told_in: dict[int, int] = {}  # log index: the term of the master that first told that it is committed
         self.states: dict[int, tuple[bytes, str]] = {}  # log index: digest of the state after it, who said so
+        self.votes: dict[tuple[int, str], str] = {}  # (term, voter): for whom, once it is on the voter's disk
+        self.entries: dict[tuple[int, int], tuple[bytes, int | None]] = {}  # (log index, term): command, term before
+        self.on_vote: Callable[[Life], None] = lambda _life: None
+        self.on_commit: Callable[[Life], None] = lambda _life: None
 
     def look(self, life: Life) -> None:
-        if not life.is_started:
+        if not life.log._is_running:
             return
         engine = life.engine
-        if engine.role == LEADER and engine.journal.term != life.led_term:
+        journal = engine.journal
+        if journal.sequence != life.seen_sequence:
+            life.seen_sequence = journal.sequence
+            self._take_entries(life)
+        if journal.vote is not None and (journal.term, journal.vote) != life.seen_vote:
+            life.seen_vote = (journal.term, journal.vote)
+            life.new_votes.append((journal.vote_sequence, journal.term, journal.vote))
+        while life.new_votes and life.new_votes[0][0] <= journal.durable:
+            _, term, candidate = life.new_votes.popleft()
+            self._take_vote(life, term, candidate)
+        if engine.role == LEADER and journal.term != life.led_term:
             self._take_leader(life)
+        elif life.log._proposals and engine.role != LEADER:
+            raise RuleBroken(f"{life.host.name} lost the leadership, and callers still wait for it")
         if engine.commit_index != life.seen_commit:
             self._take_commits(life)
         applied = engine.applied_index
@@ -44,6 +60,35 @@ class Referee:
             if applied % DIGEST_EVERY == 0:
                 self._compare_state(life, applied)
 
+    def _take_entries(self, life: Life) -> None:
+        """Log matching: entries with the same index and term are the same, and so are those before them."""
+        journal, seen, known = life.engine.journal, life.seen_terms, self.entries
+        entries = journal.entries
+        for position in range(len(entries) - 1, -1, -1):
+            command, index, term = entries[position]
+            if seen.get(index) == term:
+                break
+            seen[index] = term
+            before = entries[position - 1][2] if position else None
+            first = known.setdefault((index, term), (command, before))
+            if first[1] is None:
+                known[index, term] = (first[0], before)
+            elif before is not None and first[1] != before:
+                raise RuleBroken(
+                    f"{life.host.name}: entry {index} of term {term} follows one of term {before}, elsewhere {first[1]}"
+                )
+            if first[0] != command:
+                raise RuleBroken(f"{life.host.name}: entry {index} of term {term} is another one elsewhere")
+
+    def _take_vote(self, life: Life, term: int, candidate: str) -> None:
+        """One vote per term, through all lives."""
+        name = life.host.name
+        first = self.votes.setdefault((term, name), candidate)
+        if first != candidate:
+            raise RuleBroken(f"{name} votes for {candidate} in term {term}, in which it voted for {first}")
+        if candidate != name:
+            self.on_vote(life)
+
     def _take_leader(self, life: Life) -> None:
         """Election safety and leader completeness."""
         name, journal = life.host.name, life.engine.journal
@@ -51,6 +96,9 @@ class Referee:
         first = self.leaders.setdefault(term, name)
         if first != name:
             raise RuleBroken(f"two leaders in term {term}: {first} and {name}")
+        voters = [voter for voter in self._world.hosts if self.votes.get((term, voter)) == name]
+        if 2 * len(voters) <= len(self._world.hosts):
+            raise RuleBroken(f"{name} leads term {term} by the votes on the disks of {', '.join(voters)} only")
         for index, (command, entry_term) in self.committed.items():
             if index < journal.first_index or self.told_in[index] >= term:  # a late leader may lack what came after it
                 continue
@@ -75,6 +123,8 @@ class Referee:
             if known != (command, term):
                 raise RuleBroken(f"{name} commits {index} of term {term}, of term {known[1]} was committed before")
         life.seen_commit = commit
+        if life.engine.role == LEADER:
+            self.on_commit(life)
 
     def _compare_state(self, life: Life, applied: int) -> None:
         digest = state_digest(life)

@@ -1,7 +1,8 @@
 """A run of simulated masters under faults, all of it drawn from one seed, judged after every step.
 
-Owns: what a seed means (size, limits, delays, which faults and when), the schedule of faults, and the verdict.
-Refuses to know: how machines, disks and networks fail (virtual_*), and what the rules are (raft_referee).
+Owns: the course of a run, the schedule of faults, and the verdict.
+Refuses to know: what a seed means (raft_plan), how machines, disks and networks fail (virtual_*), and what the rules
+are (raft_referee, raft_examination).
 
 `run(seed)` returns an `Outcome`; the same seed gives the same digest. To look into one: python -m dfs.testing.simulate.
 """
@@ -21,57 +22,14 @@ from dataclasses import dataclass, field
 from dfs.errors import DfsError, DiskFailed, DiskFull
 from dfs.testing.linearizability import check, split
 from dfs.testing.raft_clients import MODEL, Client, History
+from dfs.testing.raft_examination import examine
+from dfs.testing.raft_plan import Plan
 from dfs.testing.raft_referee import Referee, RuleBroken
-from dfs.testing.raft_world import Life, MasterHost, RaftLimits, RaftWorld
+from dfs.testing.raft_world import Life, MasterHost, RaftWorld
 from dfs.testing.virtual_loop import Machine
 
 _NOWHERE = Context()  # of what is not asked for by a machine
 SETTLE_S = 30.0  # virtual; after all is healed the masters must work again within it
-_FAULTS = (
-    "kill", "power", "power_in_write", "power_all", "wipe", "isolate", "isolate_leader", "one_way", "split", "pause",
-    "pause_leader", "clock", "wall_clock", "disk_full", "disk_error", "checkpoint", "transfer", "cut",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a seed means."""
-
-    seed: int
-    size: int
-    duration_s: float
-    fault_gap_s: float
-    faults: tuple[str, ...]
-    clients: int
-    keys: int
-    think_s: float
-    net_delay_s: float
-    limits: RaftLimits
-
-    @classmethod
-    def of(cls, seed: int) -> Plan:
-        rng = random.Random(f"{seed} plan")  # noqa: S311 - a seed must replay
-        chosen = tuple(fault for fault in _FAULTS if rng.random() < 0.5)  # some at a time find more than all at once
-        return cls(
-            seed=seed,
-            size=5 if rng.random() < 0.2 else 3,
-            duration_s=rng.uniform(2.0, 5.0),
-            fault_gap_s=rng.choice((0.15, 0.4, 0.8)),
-            faults=(*chosen, "kill"),
-            clients=rng.randint(2, 5),
-            keys=rng.randint(1, 4),
-            think_s=rng.choice((0.002, 0.01, 0.05)),
-            net_delay_s=rng.choice((0.0005, 0.003, 0.01)),
-            limits=RaftLimits(
-                segment_size=rng.choice((8, 16, 64)) * 1024,
-                slice_entries=rng.choice((2, 5, 512)),
-                keep_entries=rng.choice((2, 2, 10, 1000)),
-                checkpoint_entries=rng.choice((8, 15, 60, 100_000)),
-                piece_size=rng.choice((64, 1000, 256 * 1024)),
-                disk_delay_s=rng.choice((0.0002, 0.002, 0.02)),
-                election_timeout_s=(0.15, 0.3),
-            ),
-        )
 
 
 @dataclass(slots=True)
@@ -119,7 +77,9 @@ class RaftSimulation:
 
     def __init__(self, plan: Plan, tell: Callable[[str], None]) -> None:
         self.plan = plan
-        self.world = RaftWorld(plan.seed, plan.size, plan.limits, net_delay_s=plan.net_delay_s)
+        self.world = RaftWorld(
+            plan.seed, plan.size, plan.limits, net_delay_s=plan.net_delay_s, echo_rate=plan.echo_rate
+        )
         self.referee = Referee(self.world)
         self.history = History()
         self._tell = tell
@@ -129,6 +89,10 @@ class RaftSimulation:
         self._broken: RuleBroken | None = None
         self._is_healing = False
         self._is_over = False
+        self._traps: dict[str, int] = {"vote": 0, "commit": 0}  # power cuts that wait for such an event
+        self._is_trapped = False
+        self.referee.on_vote = lambda life: self._spring("vote", life)
+        self.referee.on_commit = lambda life: self._spring("commit", life)
         self.world.on_failure = self._master_failed
         self.world.on_death = self._master_died
         self.world.loop.on_step = self._after_step
@@ -195,6 +159,9 @@ class RaftSimulation:
         for worker in workers:
             await worker
         await self._settle()
+        if plan.is_examined:
+            await examine(self.world, self.plan.limits.election_timeout_s, self._lives)
+            await self._settle()
         self._check()
 
     async def _start(self, host: MasterHost) -> None:
@@ -217,7 +184,10 @@ class RaftSimulation:
     def _master_died(self, host: MasterHost, with_power: bool) -> None:
         self._say(f"{host.name} is dead ({'power' if with_power else 'killed'})")
         host.disk.capacity, host.disk.fails_next_sync = 1 << 60, False
-        delay_s = 0.1 if self._is_healing else self._rng.uniform(0.02, 1.0)
+        longest_s = (
+            0.1 if self._is_trapped else 1.0
+        )  # trapped: back while the messages of before are still on their way
+        delay_s = 0.1 if self._is_healing else self._rng.uniform(0.02, longest_s)
         self.world.loop.call_later(delay_s, self._restart, host, context=_NOWHERE)
 
     def _restart(self, host: MasterHost) -> None:
@@ -225,6 +195,8 @@ class RaftSimulation:
 
     async def _heal_all(self) -> None:
         self._is_healing = True
+        self._traps.clear()
+        self.world.echo_rate = 0.0
         self._say("all is healed")
         for host in self.world.hosts.values():
             host.disk.operations_left, host.disk.capacity = 1 << 60, 1 << 60
@@ -285,13 +257,59 @@ class RaftSimulation:
         for host in hosts:
             host.die(with_power=True)
 
+    def _do_power_at_vote(self, _host: MasterHost, _hosts: list[MasterHost]) -> None:
+        """The next master that has voted loses its power about when its vote leaves."""
+        self._traps["vote"] = 1
+
+    def _do_power_at_commit(self, _host: MasterHost, _hosts: list[MasterHost]) -> None:
+        """The next leader that commits, or several, lose their power about when they tell it."""
+        self._traps["commit"] = self._rng.randint(1, 3)
+
+    def _spring(self, event: str, life: Life) -> None:
+        if self._traps.get(event, 0) > 0:
+            self._traps[event] -= 1
+            delay_s = self._rng.choice((0.0, 0.001, 0.01))
+            self.world.loop.call_later(delay_s, self._die_trapped, life, context=_NOWHERE)
+
+    def _die_trapped(self, life: Life) -> None:
+        if life.host.life is life and not self._is_healing:
+            self._is_trapped = True
+            life.host.die(with_power=True)
+            self._is_trapped = False
+
     def _do_isolate(self, host: MasterHost, hosts: list[MasterHost]) -> None:
         self._say(f"{host.name} is isolated")
-        for other in hosts:
-            if other is not host:
-                self.world.net.block(host.name, other.name)
-                self.world.net.block(other.name, host.name)
+        self._part([host], hosts)
         self._heal_later()
+
+    def _part(self, some: list[MasterHost], hosts: list[MasterHost]) -> None:
+        """Close all ways between some masters and the others."""
+        for one in some:
+            for other in hosts:
+                if other not in some:
+                    self.world.net.block(one.name, other.name)
+                    self.world.net.block(other.name, one.name)
+
+    def _do_depose(self, _host: MasterHost, hosts: list[MasterHost]) -> None:
+        """Cut the leader off, of five with a follower, until the others have gone on a good way without it."""
+        for life in self._lives():
+            if life.log.is_leader:
+                followers = [host for host in hosts if host is not life.host]
+                lonely = [life.host, *self._rng.sample(followers, (len(hosts) - 3) // 2)]
+                self._say(f"{', '.join(host.name for host in lonely)} (leader first) are cut off")
+                self._part(lonely, hosts)
+                goal = life.engine.commit_index + self._rng.choice((3, 12, 20))
+                self._heal_once_at(goal, self.world.loop.time() + 2.0, lonely)
+                return
+
+    def _heal_once_at(self, goal: int, deadline_s: float, lonely: list[MasterHost]) -> None:
+        if self._is_healing:
+            return
+        others = [life.engine.commit_index for life in self._lives() if life.host not in lonely]
+        if max(others, default=0) >= goal or self.world.loop.time() >= deadline_s:
+            self._heal()
+        else:
+            self.world.loop.call_later(0.05, self._heal_once_at, goal, deadline_s, lonely)
 
     def _do_isolate_leader(self, _host: MasterHost, hosts: list[MasterHost]) -> None:
         for life in self._lives():
@@ -332,8 +350,9 @@ class RaftSimulation:
         self.world.loop.call_later(self._rng.choice((0.05, 0.5, 1.5)) * self._rng.random() * 2, self._heal)
 
     def _heal(self) -> None:
-        self._say("the network is whole")
-        self.world.net.heal()
+        if not self._is_healing:
+            self._say("the network is whole")
+            self.world.net.heal()
 
     def _do_pause(self, host: MasterHost, _hosts: list[MasterHost]) -> None:
         self._pause(host, self._rng.choice((0.05, 0.3, 1.0, 2.0)) * self._rng.random())

@@ -84,6 +84,7 @@ class SingleNode:
     ) -> None:
         self.folder = folder
         self.failures: list[DfsError] = []
+        self._is_closed = False
         self.prevotes: list[tuple[str, int]] = []
         self.confirmed: list[tuple[str, int]] = []
         self.machine = Machine()
@@ -157,11 +158,16 @@ class SingleNode:
         self.engine.replicate()
         return outcome
 
+    def close(self) -> None:
+        """Stop cleanly: what is buffered reaches the file."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.engine.stop()
+            self.journal.attach(lambda *_: None, lambda: None, self.failures.append)
+            self.journal.close()
+
     def restart(self) -> SingleNode:
-        """Stop cleanly (what is buffered reaches the file) and open again."""
-        self.engine.stop()
-        self.journal.attach(lambda *_: None, lambda: None, self.failures.append)
-        self.journal.close()
+        self.close()
         return SingleNode(self.folder)
 
 

@@ -17,6 +17,7 @@ import random
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextvars import Context
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,7 @@ from dfs.master import (
 from dfs.master.raft_checkpoint import CheckpointHead, CheckpointWriter, write_checkpoint
 from dfs.master.raft_engine import EngineJournal
 from dfs.master.raft_node import HardenedRaftLog
+from dfs.master.raft_wire import AgeQuery, AgeReply, Ping, RaftMessage
 from dfs.master.state import MasterState
 from dfs.net.auth import ClusterKey
 from dfs.testing.virtual_disk import VirtualDisk, VirtualOs
@@ -43,6 +45,12 @@ from dfs.testing.virtual_loop import Machine, MachineDied, VirtualLoop, current_
 from dfs.testing.virtual_net import VirtualNet, VirtualTransport
 
 RAFT_PORT = 7100
+_NOWHERE = Context()  # of messages on their way
+_NEVER_ECHOED = (
+    Ping,
+    AgeQuery,
+    AgeReply,
+)  # questions of age are numbered within a life of a master: links tell them apart
 _LIBRARY: Any = vars(raft_engine)["library"]  # only the Raft wall imports it
 _LIBRARY_NODE: Any = vars(raft_engine)["Node"]
 WALL_START_MS = 1_700_000_000_000
@@ -128,7 +136,10 @@ class Life:
         self.host, self.machine = host, machine
         self.is_started = False
         self.writer: VirtualWriter | None = None
-        self.seen_commit = self.seen_applied = self.led_term = 0
+        self.seen_commit = self.seen_applied = self.led_term = self.seen_sequence = 0
+        self.seen_vote: tuple[int, str | None] = (0, None)
+        self.new_votes: deque[tuple[int, int, str]] = deque()  # not on disk yet: journal record, term, for whom
+        self.seen_terms: dict[int, int] = {}  # by log index
         self.state = MasterState()
         self._world = world
         self.log = HardenedRaftLog(
@@ -147,6 +158,11 @@ class Life:
     def engine(self) -> raft_engine.Engine:
         return self.log._engine
 
+    def hear_echo(self, peer: str, message: RaftMessage) -> None:
+        """What the transport does with a message that comes over a link."""
+        raft_gate.Gate.received(self.log._gate, peer, message)
+        self.log._messages_handled()
+
     def _fail(self, error: DfsError) -> None:
         """What `os._exit` is in a real process."""
         self._world.on_failure(self.host, error)
@@ -157,8 +173,8 @@ class Life:
 class RaftWorld:
     """Hosts, net and time of one run. Use `installed()` around everything that touches the Raft code."""
 
-    def __init__(self, seed: int, size: int, limits: RaftLimits, *, net_delay_s: float) -> None:
-        self.seed, self.limits = seed, limits
+    def __init__(self, seed: int, size: int, limits: RaftLimits, *, net_delay_s: float, echo_rate: float = 0.0) -> None:
+        self.seed, self.limits, self.echo_rate = seed, limits, echo_rate
         self.loop = _NetLoop()  # type: ignore[abstract]  # what is not there is not used
         self.net = VirtualNet(self.loop, random.Random(f"{seed} net"), delay_s=net_delay_s)  # noqa: S311
         self.loop.net = self.net
@@ -170,6 +186,7 @@ class RaftWorld:
         self.on_failure: Callable[[MasterHost, DfsError], None] = lambda _host, _error: None
         self.on_death: Callable[[MasterHost, bool], None] = lambda _host, _with_power: None
         self._rng = random.Random(f"{seed} outside")  # noqa: S311
+        self._echo_rng = random.Random(f"{seed} echo")  # noqa: S311
 
     def life_of(self, machine: Machine) -> Life | None:
         host = self.hosts.get(machine.name)
@@ -205,6 +222,7 @@ class RaftWorld:
             (raft_node, "os", system),
             (raft_node, "fcntl", SimpleNamespace(flock=lambda *_: None, LOCK_EX=0, LOCK_NB=0)),
             (raft_node, "EngineJournal", self._make_journal),
+            (raft_node, "Gate", self._make_gate),
             (raft_node, "CHECKPOINT_ENTRIES", limits.checkpoint_entries),
             (raft_engine, "time", time),
             (raft_engine, "CheckpointWriter", self._make_checkpoint_writer),
@@ -230,7 +248,7 @@ class RaftWorld:
 
     def _monotonic(self) -> float:
         machine = current_machine()
-        return self.loop.time() if machine is None else machine.monotonic()
+        return self.loop.now_s if machine is None else machine.monotonic()
 
     def _make_journal(self, folder: Any, *, name: str, fsync: bool) -> EngineJournal:
         machine = current_machine()
@@ -241,8 +259,40 @@ class RaftWorld:
         journal.virtual_writer = life.writer = VirtualWriter(self, machine, journal)
         return journal
 
+    def _make_gate(self, *arguments: Any) -> raft_gate.Gate:
+        machine = current_machine()
+        assert machine is not None
+        gate = _EchoingGate(*arguments)
+        gate.world, gate.host = self, self.hosts[machine.name]
+        return gate
+
+    def echo_later(self, peer: str, host: MasterHost, message: RaftMessage) -> None:
+        """Let a message come a second time now and then: to whichever life the host has by then."""
+        if self._echo_rng.random() < self.echo_rate and not isinstance(message, _NEVER_ECHOED):
+            delay_s = self._echo_rng.choice((0.01, 0.1, 0.5, 1.5)) * self._echo_rng.random()
+            self.loop.call_later(delay_s, self._echo, peer, host, message, context=_NOWHERE)
+
+    def _echo(self, peer: str, host: MasterHost, message: RaftMessage) -> None:
+        life = host.life
+        if life is not None and life.is_started and self.net.is_open(peer, host.name):
+            self.loop.call_soon(life.hear_echo, peer, message, context=life.machine.context.copy())
+
     def _make_checkpoint_writer(self, folder: raft_checkpoint.CheckpointFolder) -> CheckpointWriter:
         return _VirtualCheckpointWriter(self, folder)
+
+
+class _EchoingGate(raft_gate.Gate):
+    """The gate of a network that delivers some messages twice, the second time late and out of order.
+
+    Our links cannot do that, as each frame's counter is under its MAC; Raft must not depend on it.
+    """
+
+    world: RaftWorld
+    host: MasterHost
+
+    def received(self, peer: str, message: RaftMessage) -> None:
+        self.world.echo_later(peer, self.host, message)
+        super().received(peer, message)
 
 
 class _NetLoop(VirtualLoop):
@@ -264,8 +314,12 @@ class _NetLoop(VirtualLoop):
 class _Node(_LIBRARY_NODE):  # type: ignore[misc]  # the library has no types
     """The library keeps nodes in sets: their order must not depend on the process."""
 
+    def __init__(self, id: Any, **rest: Any) -> None:  # noqa: A002 - the library's name
+        super().__init__(id, **rest)
+        self._hash = zlib.crc32(str(id).encode())
+
     def __hash__(self) -> int:
-        return zlib.crc32(str(self.id).encode())
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
         return bool(super().__eq__(other))
@@ -383,7 +437,7 @@ class _VirtualCheckpointWriter(CheckpointWriter):
             return
         draft = self._draft(head.index)
         try:
-            write_checkpoint(draft, head, pieces, fsync=True)
+            write_checkpoint(draft, head, pieces, fsync=self._folder.fsync)
             self._folder.publish(draft, head.index)
             self._status = 0
         except OSError as error:

@@ -47,7 +47,7 @@ class Machine:
 
     def monotonic(self) -> float:
         """Return the time of this machine's own clock, which may be too fast or too slow; it never goes back."""
-        return self._loop.time() * self._rate + self._ahead_s
+        return self._loop.now_s * self._rate + self._ahead_s
 
     def jump_clock(self, seconds: float) -> None:
         """Let the clock leap forward, as after the sleep of a virtual machine."""
@@ -110,7 +110,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     """The loop. `on_step(machine)` runs after each callback of a machine; `errors` collects what callbacks raised."""
 
     def __init__(self) -> None:
-        self._now_s = 0.0
+        self.now_s = 0.0
         self._ready: deque[VirtualHandle] = deque()
         self._timers: list[tuple[float, int, VirtualHandle]] = []
         self._timer_count = 0
@@ -129,41 +129,44 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         try:
             task = self.create_task(main)
             while not task.done():
-                self._step()
+                self._advance()
+                self._run_ready(task)
             return task.result()
         finally:
             asyncio._set_running_loop(previous)
 
-    def _step(self) -> None:
-        if not self._ready:
-            if not self._timers:
+    def _advance(self) -> None:
+        """Move the clock to the next timer when nothing is ready, and make ready what is due."""
+        timers, ready = self._timers, self._ready
+        if not ready:
+            if not timers:
                 raise AssertionError("everything waits and nothing will ever happen")
-            self._now_s = max(self._now_s, self._timers[0][0])
-        while self._timers and self._timers[0][0] <= self._now_s:
-            self._ready.append(heapq.heappop(self._timers)[2])
-        self.steps += 1
-        if self.steps > STEPS_MAX:
-            raise AssertionError(f"{STEPS_MAX} steps and no end: something works without waiting")
-        self._run_handle(self._ready.popleft())
+            self.now_s = max(self.now_s, timers[0][0])
+        while timers and timers[0][0] <= self.now_s:
+            ready.append(heapq.heappop(timers)[2])
 
-    def _run_handle(self, handle: VirtualHandle) -> None:
-        machine = handle.machine
-        if handle.is_cancelled:
-            return
-        if machine is not None:
-            if not machine.is_alive:
-                return
-            if machine.is_paused:
+    def _run_ready(self, main: asyncio.Task[Any]) -> None:
+        """Run what is ready now, and what becomes ready by it, until nothing is or `main` has ended."""
+        ready = self._ready
+        while ready and not main.done():
+            self.steps += 1
+            if self.steps > STEPS_MAX:
+                raise AssertionError(f"{STEPS_MAX} steps and no end: something works without waiting")
+            handle = ready.popleft()
+            machine = handle.machine
+            if handle.is_cancelled or (machine is not None and not machine.is_alive):
+                continue
+            if machine is not None and machine.is_paused:
                 machine.defer(handle)
-                return
-        try:
-            handle.context.run(handle.callback, *handle.arguments)
-        except MachineDied:
-            return
-        except Exception as error:  # noqa: BLE001 - the judge of the run must see it
-            self.errors.append(error)
-        if machine is not None and machine.is_alive:
-            self.on_step(machine)
+                continue
+            try:
+                handle.context.run(handle.callback, *handle.arguments)
+            except MachineDied:
+                continue
+            except Exception as error:  # noqa: BLE001 - the judge of the run must see it
+                self.errors.append(error)
+            if machine is not None and machine.is_alive:
+                self.on_step(machine)
 
     def make_ready(self, handle: VirtualHandle) -> None:
         self._ready.append(handle)
@@ -171,12 +174,12 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     # --- what asyncio asks of a loop
 
     def time(self) -> float:
-        return self._now_s
+        return self.now_s
 
     def call_soon(  # type: ignore[override]  # a duck of the right shape
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> VirtualHandle:
-        handle = VirtualHandle(self._now_s, callback, args, context)
+        handle = VirtualHandle(self.now_s, callback, args, context)
         self._ready.append(handle)
         return handle
 
@@ -185,7 +188,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def call_later(  # type: ignore[override]  # likewise
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> VirtualHandle:
-        return self.call_at(self._now_s + delay, callback, *args, context=context)
+        return self.call_at(self.now_s + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]  # likewise
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None

@@ -7,21 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from dfs.testing.chaos import small_disks
 from dfs.testing.chaos.namespaces import is_permitted
 from dfs.testing.chaos.run import run_chaos
-from dfs.testing.chaos.schedule import DEPOSES_THE_LEADER, Fault, FaultKind, Plan
+from dfs.testing.chaos.schedule import DEPOSES_THE_LEADER, FaultKind, Plan, one_after_another
 
 pytestmark = pytest.mark.timeout(300)
 
 needs_network = pytest.mark.skipif(
     not is_permitted(), reason="cutting links needs root and network namespaces; run as root on Linux with iproute2"
 )
-
-
-def one_after_another(*kinds: FaultKind, lasts_s: float = 1.5, calm_s: float = 1.0) -> tuple[Fault, ...]:
-    """Return faults of one side, evenly spread."""
-    step_s = lasts_s + calm_s
-    return tuple(Fault(calm_s + n * step_s, (n + 1) * step_s, kind, 0.3 * n % 1) for n, kind in enumerate(kinds))
 
 
 def test_masters_killed_paused_wiped_and_all_at_once_break_no_promise(tmp_path: Path) -> None:
@@ -51,3 +46,12 @@ def test_a_leader_cut_off_from_its_followers_serves_no_stale_read_and_loses_no_w
     assert sum(count for kind, count in verdict.faults.items() if FaultKind(kind) in DEPOSES_THE_LEADER) >= 2
     links = [link.name for link in Path("/sys/class/net").iterdir()]
     assert f"dfs{os.getpid() % 0xFFFFF:x}" not in links, "the bridge was left behind"
+
+
+@pytest.mark.skipif(not small_disks.is_permitted(), reason="small disks need root and mounts")
+def test_full_disks_break_no_promise(tmp_path: Path) -> None:
+    masters = one_after_another(FaultKind.FILL_LEADERS_DISK, FaultKind.KILL_LEADER, FaultKind.FILL_LEADERS_DISK)
+    servers = one_after_another(FaultKind.FILL_CHUNK_SERVERS_DISK, FaultKind.FILL_CHUNK_SERVERS_DISK, lasts_s=3)
+    verdict = run_chaos(3, 10, folder=tmp_path, plan=Plan(masters, servers), disks=True)
+    assert verdict.is_clean, verdict.text()
+    assert verdict.faults.get("fill_chunk_servers_disk", 0) >= 1, verdict.text()

@@ -11,10 +11,11 @@ import pytest
 
 from dfs.checksum import BLOCK_SIZE, block_checksums, crc32c
 from dfs.chunk.memstore import MemoryStore
-from dfs.chunk.replicas import ChunkStore, Replica, Space, checksums_of
+from dfs.chunk.replicas import ChunkStore, Space, checksums_of
 from dfs.chunk.store import FileStore
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DiskFull, InvalidArgument
-from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
+from dfs.ids import ServerId, new_chunk_handle
+from dfs.testing.replicas import content, put
 
 CAPACITY = 16 * 1024 * 1024
 SIZES = [1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 3 * BLOCK_SIZE + 17, 5 * 1024 * 1024]
@@ -37,29 +38,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ChunkStore
     opened.close()
 
 
-def put(store: ChunkStore, data: bytes, handle: ChunkHandle | None = None, piece: int = 1024 * 1024) -> Replica:
-    writer = store.create(handle or new_chunk_handle())
-    try:
-        for start in range(0, len(data), piece):
-            part = memoryview(data)[start : start + piece]
-            writer.write(part, block_checksums(part))
-        writer.check(len(data), crc32c(data))
-        return writer.publish()
-    finally:
-        writer.discard()
-
-
-def read(store: ChunkStore, handle: ChunkHandle) -> bytes:
-    with store.open(handle) as opened:
-        return os.pread(opened.fd, opened.tail.length, 0)
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_what_was_published_is_read_back_with_its_checksums(store: ChunkStore, size: int) -> None:
     data = os.urandom(size)
     replica = put(store, data)
     assert (replica.length, replica.crc) == (size, crc32c(data))
-    assert read(store, replica.handle) == data
+    assert content(store, replica.handle) == data
     with store.open(replica.handle) as opened:
         assert opened.tail.checksums == block_checksums(data)
         assert (opened.tail.length, opened.tail.crc) == (size, crc32c(data))
@@ -93,7 +77,7 @@ def test_discarded_chunk_leaves_nothing_and_its_handle_is_free_again(store: Chun
 
 def test_discard_after_publish_keeps_the_replica(store: ChunkStore) -> None:
     replica = put(store, b"data")  # `put` discards at its end
-    assert read(store, replica.handle) == b"data"
+    assert content(store, replica.handle) == b"data"
 
 
 def test_handle_is_never_written_twice(store: ChunkStore) -> None:
@@ -105,7 +89,7 @@ def test_handle_is_never_written_twice(store: ChunkStore) -> None:
     with pytest.raises(ChunkExists):
         store.create(handle)
     writer.discard()
-    assert read(store, replica.handle) == b"first"
+    assert content(store, replica.handle) == b"first"
 
 
 def test_corrupt_piece_is_refused_on_arrival(store: ChunkStore) -> None:
@@ -226,7 +210,7 @@ def test_many_threads_write_read_and_delete_at_once(store: ChunkStore) -> None:
             for number in range(10):
                 data = os.urandom(1000 + number)
                 replica = put(store, data)
-                assert read(store, replica.handle) == data
+                assert content(store, replica.handle) == data
                 assert store.verify(replica.handle)
                 if number % 2:
                     assert store.delete(replica.handle)

@@ -125,7 +125,7 @@ def test_file_and_memory_make_one_payload_and_offsets_are_kept(pair: Pair, tmp_p
 
     def send() -> None:
         with (tmp_path / "chunk").open("rb") as file:
-            near.send(ReadChunkReply(0, b""), patience(), payload_size=10 + 2_000_000 + 3)
+            near.send(ReadChunkReply(0, b"", 0), patience(), payload_size=10 + 2_000_000 + 3)
             near.send_bytes(b"0123456789", patience())
             near.send_file(file.fileno(), 500_000, 2_000_000, patience())
             near.send_bytes(memoryview(b"end"), patience())
@@ -156,7 +156,7 @@ def test_skipped_payload_leaves_the_stream_in_step(pair: Pair) -> None:
 def test_file_shorter_than_promised_breaks_the_connection_instead_of_padding(pair: Pair, tmp_path: Path) -> None:
     near, _ = pair
     (tmp_path / "chunk").write_bytes(bytes(1000))
-    near.send(ReadChunkReply(0, b""), patience(), payload_size=1001)
+    near.send(ReadChunkReply(0, b"", 0), patience(), payload_size=1001)
     with (tmp_path / "chunk").open("rb") as file, pytest.raises(DiskFailed, match="1 bytes too early"):
         near.send_file(file.fileno(), 0, 1001, patience())
     assert near.is_broken

@@ -28,6 +28,7 @@ from dfs.net.blocking import Channel
 from dfs.net.messages import Locate, LocateReply
 from dfs.net.parts import FileStatus
 from dfs.testing.memory_cluster import MemoryChunkServer, MemoryCluster
+from dfs.testing.replicas import put
 
 CHUNK = 256 * 1024
 SIZES = [0, 1, BLOCK_SIZE, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 12_345]
@@ -343,6 +344,19 @@ def test_a_damaged_replica_is_never_returned_and_is_told_to_check_itself(
         server.store.replica(handle) is None for handle, servers in located(cluster, "/file") for server in servers[:2]
     ]
     assert any(quarantined)
+
+
+def test_a_part_of_another_chunk_of_the_same_length_is_never_returned(
+    cluster: MemoryCluster, client: DfsClient
+) -> None:
+    data = content(CHUNK)
+    client.put(io.BytesIO(data), "/file")
+    ((handle, servers),) = located(cluster, "/file")
+    for server in servers[:2]:
+        server.store.delete(handle)
+        put(server.store, content(CHUNK - 1) + b"!", handle)
+    for start in range(0, CHUNK, BLOCK_SIZE):  # whichever replica is first: no part of one tells its CRC
+        assert b"".join(client.read("/file", offset=start, length=100)) == data[start : start + 100]
 
 
 def test_damage_in_all_replicas_is_an_error_and_never_data(cluster: MemoryCluster, tmp_path: Path) -> None:

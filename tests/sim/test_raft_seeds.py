@@ -19,7 +19,8 @@ from dfs.master.raft_gate import Gate
 from dfs.master.raft_journal import Journal
 from dfs.master.raft_node import HardenedRaftLog
 from dfs.testing import simulate
-from dfs.testing.raft_simulation import Outcome, Plan, run
+from dfs.testing.raft_plan import Plan
+from dfs.testing.raft_simulation import Outcome, run
 from dfs.testing.virtual_disk import VirtualOs
 
 Mutation: TypeAlias = Callable[[pytest.MonkeyPatch], None]

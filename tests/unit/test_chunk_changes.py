@@ -57,3 +57,24 @@ def test_overflow_asks_for_a_full_report_instead() -> None:
     assert not changes.must_report()
     changes.report_failed()
     assert changes.must_report()
+
+
+def test_replica_found_bad_is_told_as_corrupt_until_it_is_acknowledged_or_comes_back() -> None:
+    changes = ReplicaChanges()
+    for number in range(3):
+        changes.found_corrupt(replica(number).handle)
+        changes.removed(replica(number).handle)
+    changes.removed(replica(3).handle)
+    assert changes.batch(10).corrupt == tuple(replica(number).handle for number in range(3))
+    changes.acknowledge(changes.batch(1))
+    changes.published(replica(1))
+    assert changes.batch(10).corrupt == (replica(2).handle,)
+    assert changes.corrupt_count == 3
+
+
+def test_suspicion_that_ended_with_a_new_copy_says_nothing_about_its_deletion() -> None:
+    changes = ReplicaChanges()
+    changes.found_corrupt(replica(1).handle)
+    changes.published(replica(1))
+    changes.removed(replica(1).handle)
+    assert (changes.batch(10).corrupt, changes.corrupt_count) == ((), 0)

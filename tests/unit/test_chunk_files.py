@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from dfs.checksum import BLOCK_SIZE, block_checksums, crc32c
-from dfs.chunk import disk as disk_module
+from dfs.checksum import BLOCK_SIZE, block_checksums
+from dfs.chunk import quarantine as quarantine_module
 from dfs.chunk.identity import NEW_DISK_FILE
 from dfs.chunk.layout import file_size
-from dfs.chunk.replicas import Replica, Space
+from dfs.chunk.replicas import Space
 from dfs.chunk.store import FileStore
 from dfs.errors import ChunkCorrupt, ChunkNotFound, ConfigError, DiskFailed, DiskFull, Overloaded
-from dfs.ids import ChunkHandle, id_text, new_chunk_handle
+from dfs.ids import id_text, new_chunk_handle
+from dfs.testing.replicas import DATA, content, flip, path_of, put, quarantined
 
 SHORT_ID = b'{"format":1,"cluster":"test","server_id":"ab","data_dirs":[]}'
-DATA = bytes(range(256)) * 700  # two blocks and a rest
 
 
 @pytest.fixture(autouse=True)
@@ -43,37 +43,6 @@ def opened(
         yield store
     finally:
         store.close()
-
-
-def put(store: FileStore, data: bytes = DATA, handle: ChunkHandle | None = None) -> Replica:
-    writer = store.create(handle or new_chunk_handle())
-    try:
-        writer.write(memoryview(data), block_checksums(data))
-        writer.check(len(data), crc32c(data))
-        return writer.publish()
-    finally:
-        writer.discard()
-
-
-def read(store: FileStore, handle: ChunkHandle) -> bytes:
-    with store.open(handle) as replica:
-        return os.pread(replica.fd, replica.tail.length, 0)
-
-
-def path_of(disk: Path, handle: ChunkHandle) -> Path:
-    return disk / "chunks" / id_text(handle)[:2] / id_text(handle)
-
-
-def flip(path: Path, offset: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 1]))
-
-
-def quarantined(disk: Path) -> list[str]:
-    return sorted(path.name for path in (disk / "quarantine").iterdir())
 
 
 # --- restarts and crashes ---------------------------------------------------------------------------
@@ -190,7 +159,7 @@ def test_replica_under_anothers_name_and_foreign_files_are_quarantined(tmp_path:
 
 
 def test_quarantine_is_bounded_and_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_module, "QUARANTINE_FILES_MAX", 3)
+    monkeypatch.setattr(quarantine_module, "QUARANTINE_FILES_MAX", 3)
     with opened(tmp_path / "a") as store:
         handles = [put(store).handle for _ in range(5)]
         for handle in handles:
@@ -207,7 +176,7 @@ def test_same_chunk_on_two_disks_is_kept_once(tmp_path: Path) -> None:
     path_of(other, handle).write_bytes(path_of(home, handle).read_bytes())
     with opened(*disks) as store:
         assert store.handles() == [handle]
-        assert read(store, handle) == DATA
+        assert content(store, handle) == DATA
         assert len(quarantined(home)) + len(quarantined(other)) == 1
         assert sum(report.chunk_count for report in store.disks()) == 1
 
@@ -227,7 +196,7 @@ def test_few_descriptors_serve_many_replicas(tmp_path: Path) -> None:
         replicas = [(put(store, data), data) for data in (os.urandom(50) for _ in range(10))]
         with store.open(replicas[0][0].handle) as first:
             for replica, data in replicas * 2:
-                assert read(store, replica.handle) == data
+                assert content(store, replica.handle) == data
             assert os.pread(first.fd, 50, 0) == replicas[0][1]  # evicted, and still open for its reader
         kept = [link for link in Path("/proc/self/fd").iterdir() if str(tmp_path / "a" / "chunks") in target(link)]
         assert len(kept) <= 2

@@ -5,13 +5,14 @@ The masters are scripted ones behind real listeners; each beat is one call, so n
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from dfs.checksum import block_checksums, crc32c
+from dfs.checksum import crc32c
 from dfs.chunk import leader as leader_module
 from dfs.chunk.heartbeat import REFUSED_PAUSE_MAX_S, Heartbeats, ServerCard
 from dfs.chunk.leader import LeaderConnection
@@ -34,12 +35,14 @@ from dfs.net.messages import (
     RegisterServer,
     RegisterServerReply,
 )
-from dfs.net.parts import CopyReplica, DeleteReplica
+from dfs.net.parts import CopyReplica, DeleteReplica, ScrubStatus
+from dfs.testing.replicas import DATA, put
 
 KEY = ClusterKey.from_secret(b"0" * 64, "test")
 SERVER = ServerId(bytes(range(16)))
 CARD = ServerCard("c1", "127.0.0.1:7421", "r1", b"incarnation 1")
 INTERVAL_S = 1.0
+SCRUB = ScrubStatus(verified_count=1, verified_size=2, corrupt_count=3, lap_progress=0.5, last_lap_ms=4)
 ALIVE = HeartbeatReply(must_register=False, must_report=False)
 
 
@@ -153,6 +156,8 @@ def talking(
         card=CARD,
         interval_s=INTERVAL_S,
         active_streams=lambda: 5,
+        disk_wait_ms=lambda: 17,
+        scrub=lambda: SCRUB,
         page_max=page_max,
         changes_max=changes_max,
     )
@@ -160,15 +165,6 @@ def talking(
         yield heartbeats, orders
     finally:
         leader.close()
-
-
-def put(store: MemoryStore, data: bytes = b"data") -> ChunkHandle:
-    handle = new_chunk_handle()
-    writer = store.create(handle)
-    writer.write(memoryview(data), block_checksums(data))
-    writer.check(len(data), crc32c(data))
-    writer.publish()
-    return handle
 
 
 def kinds(heard: list[Message]) -> list[str]:
@@ -180,7 +176,7 @@ def heartbeats_of(heard: list[Message]) -> list[Heartbeat]:
 
 
 def test_first_beat_registers_reports_and_says_so_in_that_order(store: MemoryStore) -> None:
-    handle = put(store)
+    handle = put(store).handle
     with masters(1) as (master,), talking(store, master.address) as (heartbeats, _):
         assert heartbeats.beat() == INTERVAL_S
         heard = master.take()
@@ -191,11 +187,12 @@ def test_first_beat_registers_reports_and_says_so_in_that_order(store: MemorySto
         assert (register.address, register.rack) == ("127.0.0.1:7421", "r1")
         assert isinstance(beat, Heartbeat)
         assert (beat.capacity, beat.chunk_count, beat.active_streams) == (10**9, 1, 5)
+        assert (beat.disk_wait_ms, beat.scrub) == (17, SCRUB)
         assert [replica.handle for replica in beat.added] == [handle]
         assert isinstance(report, ChunkReport)
         assert (report.page, report.is_last) == (0, True)
         assert [(replica.handle, replica.length, replica.crc) for replica in report.replicas] == [
-            (handle, 4, crc32c(b"data"))
+            (handle, len(DATA), crc32c(DATA))
         ]
         heartbeats.beat()
         assert kinds(master.take()) == ["Heartbeat"]
@@ -203,7 +200,7 @@ def test_first_beat_registers_reports_and_says_so_in_that_order(store: MemorySto
 
 
 def test_full_report_goes_in_ascending_pages(store: MemoryStore) -> None:
-    handles = sorted(put(store) for _ in range(25))
+    handles = sorted(put(store).handle for _ in range(25))
     with masters(1) as (master,), talking(store, master.address, page_max=10) as (heartbeats, _):
         heartbeats.beat()
         pages = [message for message in master.take() if isinstance(message, ChunkReport)]
@@ -224,7 +221,7 @@ def test_changes_are_told_until_they_are_acknowledged(store: MemoryStore) -> Non
     with masters(1) as (master,), talking(store, master.address) as (heartbeats, _):
         heartbeats.beat()
         master.take()
-        kept, gone = put(store), put(store)
+        kept, gone = put(store).handle, put(store).handle
         store.delete(gone)
         master.refuse = lambda _message: OutcomeUnknown("the log is slow")
         assert heartbeats.beat() == INTERVAL_S
@@ -243,7 +240,7 @@ def test_many_changes_go_in_bounded_heartbeats_at_once(store: MemoryStore) -> No
     with masters(1) as (master,), talking(store, master.address, changes_max=10) as (heartbeats, _):
         heartbeats.beat()
         master.take()
-        handles = [put(store) for _ in range(25)]
+        handles = [put(store).handle for _ in range(25)]
         heartbeats.beat()
         beats = heartbeats_of(master.take())
         assert [len(beat.added) for beat in beats] == [10, 10, 5]
@@ -257,7 +254,7 @@ def test_too_many_unacknowledged_changes_become_a_full_report(
     with masters(1) as (master,), talking(store, master.address) as (heartbeats, _):
         heartbeats.beat()
         master.take()
-        handles = sorted(put(store) for _ in range(8))
+        handles = sorted(put(store).handle for _ in range(8))
         heartbeats.beat()
         heard = master.take()
         assert kinds(heard) == ["Heartbeat", "ChunkReport", "Heartbeat"]
@@ -280,7 +277,7 @@ def test_report_that_failed_is_sent_again_from_its_start(store: MemoryStore) -> 
 
 
 def test_orders_are_carried_out_and_confirmed(store: MemoryStore) -> None:
-    handle, unknown = put(store), new_chunk_handle()
+    handle, unknown = put(store).handle, new_chunk_handle()
     with masters(1) as (master,), talking(store, master.address) as (heartbeats, orders):
         heartbeats.beat()
         master.take()
@@ -318,7 +315,7 @@ def test_leader_that_dies_is_left_within_the_same_beat(store: MemoryStore) -> No
     with masters(3) as group, talking(store, *(master.address for master in group)) as (heartbeats, _):
         group[1].is_leader = group[2].is_leader = False
         heartbeats.beat()
-        handle = put(store)
+        handle = put(store).handle
         group[0].stop()
         group[2].is_leader = True
         assert heartbeats.beat() == INTERVAL_S
@@ -392,6 +389,23 @@ def test_chunk_that_is_to_be_deleted_is_not_copied_any_more(store: MemoryStore) 
         master.orders = [DeleteReplica(order.handle)]
         heartbeats.beat()
         assert replicator.queue.take() is None
+
+
+def test_replica_found_bad_is_told_as_corrupt_and_a_deleted_one_is_not(store: MemoryStore) -> None:
+    bad, deleted = put(store).handle, put(store).handle
+    with masters(1) as (master,), talking(store, master.address) as (heartbeats, _):
+        heartbeats.beat()
+        master.take()
+        with store.open(bad) as opened:
+            os.pwrite(opened.fd, b"\xff", 0)
+        assert not store.verify(bad)
+        store.delete(deleted)
+        heartbeats.beat()
+        (beat,) = heartbeats_of(master.take())
+        assert (set(beat.removed), beat.corrupt) == ({bad, deleted}, (bad,))
+        heartbeats.beat()
+        (beat,) = heartbeats_of(master.take())
+        assert (beat.removed, beat.corrupt) == ((), ())
 
 
 def test_copied_data_directory_is_refused_loudly_and_retried_ever_more_slowly(

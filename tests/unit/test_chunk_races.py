@@ -11,18 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from dfs.checksum import block_checksums, crc32c
 from dfs.chunk import identity as identity_module
 from dfs.chunk.descriptors import DescriptorCache
 from dfs.chunk.replicas import Replica
 from dfs.chunk.store import FileStore
 from dfs.chunk.streams import Streams
-from dfs.clock import SteadyClock
 from dfs.errors import ChunkExists
-from dfs.ids import ChunkHandle, id_text, new_chunk_handle
-from dfs.testing.clock import FakeClock
+from dfs.ids import id_text, new_chunk_handle
+from dfs.testing.replicas import DATA, flip, path_of, put, quarantined
 
-DATA = bytes(range(256)) * 300
 WAIT_S = 10.0
 
 
@@ -34,24 +31,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileStore
     opened.close()
 
 
-def put(store: FileStore, data: bytes = DATA, handle: ChunkHandle | None = None) -> Replica:
-    writer = store.create(handle or new_chunk_handle())
-    try:
-        writer.write(memoryview(data), block_checksums(data))
-        writer.check(len(data), crc32c(data))
-        return writer.publish()
-    finally:
-        writer.discard()
-
-
 def in_thread(work: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=work)
     thread.start()
     return thread
-
-
-def path_of(disk: Path, handle: ChunkHandle) -> Path:
-    return disk / "chunks" / id_text(handle)[:2] / id_text(handle)
 
 
 # --- what the masters are told ------------------------------------------------------------------------
@@ -133,25 +116,20 @@ def test_descriptor_of_a_replica_that_was_exchanged_while_it_was_opened_is_not_k
 # --- the quarantine -------------------------------------------------------------------------------------
 
 
-def damage(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.write(b"\xff\xff\xff")
-
-
 def test_damaged_replica_goes_to_a_quarantine_that_somebody_removed(store: FileStore, tmp_path: Path) -> None:
     handle = put(store).handle
     (tmp_path / "disk" / "quarantine").rmdir()
-    damage(path_of(tmp_path / "disk", handle))
+    flip(path_of(tmp_path / "disk", handle), 0)
     assert not store.verify(handle)
     assert not path_of(tmp_path / "disk", handle).exists(), "the next start would serve it again"
-    assert [path.name for path in (tmp_path / "disk" / "quarantine").iterdir()] == [f"{id_text(handle)}.0"]
+    assert quarantined(tmp_path / "disk") == [f"{id_text(handle)}.0"]
 
 
 def test_quarantine_does_not_mind_files_that_vanish_from_it(
     store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = put(store).handle
-    damage(path_of(tmp_path / "disk", handle))
+    flip(path_of(tmp_path / "disk", handle), 0)
     (tmp_path / "disk" / "quarantine" / "old").touch()
     lstat = Path.lstat
 
@@ -160,7 +138,7 @@ def test_quarantine_does_not_mind_files_that_vanish_from_it(
             raise FileNotFoundError(errno.ENOENT, "another thread was faster")
         return lstat(path)
 
-    monkeypatch.setattr("dfs.chunk.disk.QUARANTINE_FILES_MAX", 1)
+    monkeypatch.setattr("dfs.chunk.quarantine.QUARANTINE_FILES_MAX", 1)
     monkeypatch.setattr(Path, "lstat", looked)
     assert not store.verify(handle)
     assert not path_of(tmp_path / "disk", handle).exists()
@@ -179,7 +157,7 @@ def test_folder_among_the_temporaries_does_not_cost_the_disk(store: FileStore, t
         again.close()
 
 
-# --- power, rights, time, memory ------------------------------------------------------------------------------
+# --- power, rights, memory ------------------------------------------------------------------------------
 
 
 def test_names_of_a_new_data_directory_and_its_parents_are_synced(
@@ -208,20 +186,6 @@ def test_chunks_are_private_whatever_the_umask(tmp_path: Path) -> None:
     file = path_of(tmp_path / "disk", handle)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (file, file.parent, tmp_path / "disk")}
     assert modes == {file: 0o600, file.parent: 0o700, tmp_path / "disk": 0o700}
-
-
-def test_setting_the_time_of_day_makes_no_replica_old(tmp_path: Path) -> None:
-    machine = FakeClock()
-    clock = SteadyClock(machine)
-    store = FileStore([tmp_path / "disk"], "test", disk_reserve=0, fsync=False, clock=clock)
-    try:
-        replica = put(store)
-        for step_s in (10 * 86400, -20 * 86400):
-            machine.step_wall(step_s)
-            machine.advance(3)
-        assert replica.report(clock.wall_ms()).age_s == 6
-    finally:
-        store.close()
 
 
 def test_turn_is_given_back_when_there_is_no_memory_for_its_buffer() -> None:

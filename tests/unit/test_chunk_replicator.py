@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from dfs.checksum import BLOCK_SIZE, block_checksums, crc32c
+from dfs.checksum import BLOCK_SIZE, crc32c
 from dfs.chunk.copy_queue import CopyJob
 from dfs.chunk.memstore import MemoryReplicaWriter, MemoryStore
 from dfs.chunk.replicator import IN_FLIGHT_MAX, PIECE_SIZE, Replicator
@@ -25,6 +25,7 @@ from dfs.net.blocking import Channel
 from dfs.net.messages import ErrorReply
 from dfs.net.parts import CopyReplica
 from dfs.testing.memory_cluster import MemoryChunkServer
+from dfs.testing.replicas import content, put
 
 KEY = ClusterKey.from_secret(b"0" * 64, "test")
 SIZES = [1, BLOCK_SIZE, BLOCK_SIZE + 1, PIECE_SIZE, (IN_FLIGHT_MAX + 2) * PIECE_SIZE + 12_345]
@@ -38,20 +39,6 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         deadline.check(f"waiting until {what}")
         time.sleep(0.005)
-
-
-def put(store: MemoryStore, handle: ChunkHandle, data: bytes = DATA) -> None:
-    writer = store.create(handle)
-    for start in range(0, len(data), PIECE_SIZE):
-        part = memoryview(data)[start : start + PIECE_SIZE]
-        writer.write(part, block_checksums(part))
-    writer.check(len(data), crc32c(data))
-    writer.publish()
-
-
-def content(store: MemoryStore, handle: ChunkHandle) -> bytes:
-    with store.open(handle) as opened:
-        return os.pread(opened.fd, opened.tail.length, 0)
 
 
 def order(
@@ -115,7 +102,7 @@ def test_chunk_arrives_whole_and_is_reported(
     store: MemoryStore, replicator: Replicator, sources: list[MemoryChunkServer], size: int
 ) -> None:
     handle, data = new_chunk_handle(), os.urandom(size)
-    put(sources[0].store, handle, data)
+    put(sources[0].store, data, handle)
     replicator.queue.add([order(handle, sources[0], data=data)])
     assert replicator.queue.status().copying == (handle,)
     assert replicator.run_once() == 1
@@ -129,7 +116,7 @@ def test_damaged_source_is_left_for_the_next_and_looks_at_its_replica(
 ) -> None:
     handle = new_chunk_handle()
     for source in sources:
-        put(source.store, handle)
+        put(source.store, DATA, handle)
     sources[0].damage(handle, offset=2 * BLOCK_SIZE)
     replicator.queue.add([order(handle, *sources)])
     assert replicator.run_once() == 1
@@ -143,11 +130,11 @@ def test_sound_replica_of_other_bytes_than_ordered_is_not_taken(
     store: MemoryStore, replicator: Replicator, sources: list[MemoryChunkServer], stale: bytes
 ) -> None:
     handle = new_chunk_handle()
-    put(sources[0].store, handle, stale)
+    put(sources[0].store, stale, handle)
     replicator.queue.add([order(handle, sources[0])])
     assert replicator.run_once() == 0
-    assert only_failure(replicator)[0] == ("chunk_corrupt" if len(stale) == len(DATA) else "stale_replica")
-    put(sources[1].store, handle)
+    assert only_failure(replicator)[0] == "stale_replica"
+    put(sources[1].store, DATA, handle)
     replicator.queue.add([order(handle, *sources)])
     assert replicator.run_once() == 1
     assert content(store, handle) == DATA
@@ -180,7 +167,7 @@ def test_expired_token_is_not_carried_from_source_to_source(
     handle = new_chunk_handle()
     asked: list[str] = []
     for source in sources:
-        put(source.store, handle)
+        put(source.store, DATA, handle)
         source.intercept = noted(asked)
     replicator.queue.add([order(handle, *sources, lifetime_s=-1.0)])
     assert replicator.run_once() == 0
@@ -189,7 +176,7 @@ def test_expired_token_is_not_carried_from_source_to_source(
 
 
 def test_chunk_that_is_held_already_is_confirmed_without_a_source(store: MemoryStore, replicator: Replicator) -> None:
-    put(store, handle := new_chunk_handle())
+    handle = put(store, DATA).handle
     store.changes.acknowledge(store.changes.batch(100))
     replicator.queue.add([order(handle)])
     assert replicator.run_once() == 0
@@ -198,7 +185,7 @@ def test_chunk_that_is_held_already_is_confirmed_without_a_source(store: MemoryS
 
 
 def test_other_bytes_under_the_same_name_are_kept_and_told(store: MemoryStore, replicator: Replicator) -> None:
-    put(store, handle := new_chunk_handle(), b"other bytes")
+    put(store, b"other bytes", handle := new_chunk_handle())
     replicator.queue.add([order(handle)])
     assert replicator.run_once() == 0
     assert only_failure(replicator)[0] == "chunk_exists"
@@ -214,7 +201,7 @@ def test_own_disk_is_blamed_for_its_failure_and_no_other_source_is_asked(
     moment: str,
 ) -> None:
     handle = new_chunk_handle()
-    put(sources[0].store, handle)
+    put(sources[0].store, DATA, handle)
     asked: list[str] = []
     sources[1].intercept = noted(asked)
     if moment == "create":
@@ -239,7 +226,7 @@ def test_full_disk_of_a_source_is_not_taken_for_our_own(
     store: MemoryStore, replicator: Replicator, sources: list[MemoryChunkServer]
 ) -> None:
     handle = new_chunk_handle()
-    put(sources[1].store, handle)
+    put(sources[1].store, DATA, handle)
 
     def refuse(channel: Channel) -> bool:
         received = channel.receive(Deadline.after(30))
@@ -260,7 +247,7 @@ def test_bug_of_the_copier_is_reported_and_does_not_end_its_thread(
 ) -> None:
     handles = [new_chunk_handle() for _ in range(2)]
     for handle in handles:
-        put(sources[0].store, handle)
+        put(sources[0].store, DATA, handle)
     check = Replicator._check_wanted
 
     def stumble(self: Replicator, job: CopyJob) -> None:
@@ -287,7 +274,7 @@ def in_thread(replicator: Replicator, stop: threading.Event) -> threading.Thread
 def test_chunk_that_is_deleted_meanwhile_is_not_published(
     store: MemoryStore, replicator: Replicator, sources: list[MemoryChunkServer]
 ) -> None:
-    put(sources[0].store, handle := new_chunk_handle())
+    handle = put(sources[0].store, DATA).handle
 
     def delete(_channel: Channel) -> bool:
         replicator.queue.cancel([handle])
@@ -305,7 +292,7 @@ def test_stop_in_the_middle_ends_soon_and_leaves_nothing(
     store: MemoryStore, replicator: Replicator, sources: list[MemoryChunkServer], how: str
 ) -> None:
     handle, data = new_chunk_handle(), os.urandom(2 * PIECE_SIZE)
-    put(sources[0].store, handle, data)
+    put(sources[0].store, data, handle)
     reached = threading.Event()
 
     def watch(channel: Channel) -> bool:
@@ -333,7 +320,7 @@ def test_rate_limit_holds_ordinary_copies_and_lets_urgent_ones_pass(
 ) -> None:
     handles = [new_chunk_handle() for _ in range(3)]
     for handle in handles:
-        put(sources[0].store, handle)
+        put(sources[0].store, DATA, handle)
     stop = threading.Event()
     replicator.limit_rate(1)
     replicator.queue.add([order(handles[0], sources[0])])
@@ -355,7 +342,7 @@ def test_lifted_rate_limit_frees_a_copy_that_waits(
     store: MemoryStore, replicator: Replicator, sources: list[MemoryChunkServer]
 ) -> None:
     handle, data = new_chunk_handle(), os.urandom(3 * PIECE_SIZE)
-    put(sources[0].store, handle, data)
+    put(sources[0].store, data, handle)
     stop = threading.Event()
     replicator.limit_rate(1)
     replicator.queue.add([order(handle, sources[0], data=data)])

@@ -23,11 +23,11 @@ def handle(number: int) -> ChunkHandle:
 
 
 def replica(number: int, length: int = 10, crc: int = 7) -> ReplicaReport:
-    return ReplicaReport(handle(number), length, crc, 0)
+    return ReplicaReport(handle(number), length, crc)
 
 
-def allocated(time_ms: int, age_s: int) -> ReplicaReport:
-    return ReplicaReport(new_chunk_handle(time_ms), 10, 7, age_s)
+def allocated(time_ms: int) -> ReplicaReport:
+    return ReplicaReport(new_chunk_handle(time_ms), 10, 7)
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,10 @@ def allocated(time_ms: int, age_s: int) -> ReplicaReport:
         (replica(1, length=9), ChunkView(10, 7, 3, (A, B), 1), False, Verdict.STALE),
         (replica(1, crc=8), ChunkView(10, 7, 3, (B,), 1), False, Verdict.STALE),
         (replica(1), None, True, Verdict.GARBAGE),
-        (allocated(HORIZON_MS - 1, age_s=0), None, False, Verdict.ORPHAN),
-        (allocated(HORIZON_MS, age_s=10**9), None, False, Verdict.YOUNG),
-        (allocated(BORN_MS, age_s=10**9), None, False, Verdict.ORPHAN),
-        (allocated(BORN_MS - 1, age_s=10**9), None, False, Verdict.FOREIGN),
+        (allocated(HORIZON_MS - 1), None, False, Verdict.ORPHAN),
+        (allocated(HORIZON_MS), None, False, Verdict.YOUNG),
+        (allocated(BORN_MS), None, False, Verdict.ORPHAN),
+        (allocated(BORN_MS - 1), None, False, Verdict.FOREIGN),
         (replica(1, length=0, crc=0), ChunkView(10, 7, 3, (A, B), 1), False, Verdict.KEEP),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_page_sent_again_changes_nothing() -> None:
         (page(1, range(9, 10), report_id=6), "does not follow"),
         (page(1, range(2, 4)), "ascending"),
         (ChunkReport(A, b"1", 5, 1, False, (replica(9), replica(8))), "ascending"),
-        (ChunkReport(A, b"1", 5, 1, False, (ReplicaReport(ChunkHandle(b"short"), 1, 1, 0),)), "16 bytes"),
+        (ChunkReport(A, b"1", 5, 1, False, (ReplicaReport(ChunkHandle(b"short"), 1, 1),)), "16 bytes"),
     ],
 )
 def test_a_page_that_does_not_fit_is_refused(wrong: ChunkReport, words: str) -> None:

@@ -332,7 +332,7 @@ def test_a_report_orders_stale_and_orphaned_replicas_away_and_spares_young_ones(
         await OptionsDuty(trio.config, trio.leader.state, trio.leader.leadership, trio.clock).run_once()
         server.put(handle, 1000, 8)
         server.put(orphan, 1, 1)
-        server.put(young, 1, 1, age_s=10**6)  # its server's clock is wrong
+        server.put(young, 1, 1)
         await server.register()
         (reply,) = await server.report()
         assert {order.handle for order in reply.orders} == {handle, orphan}

@@ -44,7 +44,7 @@ def test_names_that_arrive_in_order_fill_their_blocks() -> None:
     for number in range(4 * BLOCK_MAX):
         table.add(f"{number:06d}", number)
     table.check_invariants()
-    assert [len(names) for names in table._names] == [BLOCK_MAX] * 4
+    assert [len(nodes) for nodes in table._nodes] == [BLOCK_MAX] * 4
 
 
 @pytest.mark.parametrize("count", [0, 1, BLOCK_MAX - 1, BLOCK_MAX, BLOCK_MAX + 1, 2 * BLOCK_MAX, 2 * BLOCK_MAX + 1])

@@ -55,10 +55,13 @@ class ReadChunk(Message, frozen=True, array_like=True):
 
 @message(0x0405)
 class ReadChunkReply(Message, frozen=True, array_like=True):
-    """The bytes are the frame's payload, unverified: the reader verifies them against `checksums`."""
+    """The bytes are the frame's payload, unverified: the reader verifies them against `checksums`.
+
+    `chunk_length` and `chunk_crc` are of the whole replica: the reader compares them with the chunk map's."""
 
     chunk_length: int
     checksums: bytes
+    chunk_crc: int
 
 
 @message(0x0406)

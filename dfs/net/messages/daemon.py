@@ -39,6 +39,7 @@ class Pong(Message, frozen=True, array_like=True):
     node: str
     role: str  # master, chunk
     version: str
+    now_ms: int = 0  # the time of day there; 0 = not told
 
 
 @message(0x0004)

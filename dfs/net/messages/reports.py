@@ -53,7 +53,7 @@ class Heartbeat(Message, frozen=True, array_like=True):
     removed: tuple[ChunkHandle, ...] = ()
     copying: tuple[ChunkHandle, ...] = ()  # orders to copy that wait or are under way, at most COPIES_WAITING_MAX
     copy_failures: tuple[CopyFailure, ...] = ()  # at most COPIES_WAITING_MAX, told again until acknowledged
-    corrupt: tuple[ChunkHandle, ...] = ()  # those of `removed` that were quarantined, not deleted
+    corrupt: tuple[ChunkHandle, ...] = ()  # those of `removed` that were found damaged or gone, not deleted
     disk_wait_ms: int = (
         0  # how long a small synced write took lately on the slowest working disk: slow servers stand out
     )

@@ -8,21 +8,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dfs.client import DfsClient
+from dfs.testing.chaos import namespaces, small_disks
 from dfs.testing.chaos.history import History
-from dfs.testing.chaos.namespaces import Namespaces, is_permitted
-from dfs.testing.chaos.schedule import OF_MASTERS, OF_THE_MASTERS_NETWORK, Fault, Plan, plan_faults
+from dfs.testing.chaos.namespaces import Namespaces
+from dfs.testing.chaos.sabotage import SABOTEUR, launcher
+from dfs.testing.chaos.schedule import TOUCHES_CHUNK_SERVERS, Fault, Plan, plan_faults
+from dfs.testing.chaos.small_disks import SmallDisks
 from dfs.testing.chaos.surgeon import Surgeon
 from dfs.testing.chaos.verdict import Verdict, judge
 from dfs.testing.chaos.workloads import BookWorker, YardWorker, last_look, prepare
 from dfs.testing.cluster import ClusterUnderTest
 
-YARD_CLIENTS, BOOK_CLIENTS = 4, 3
+YARD_CLIENTS, YARD_READERS, BOOK_CLIENTS = 4, 2, 3
 YARDS, BOOKS = 3, 3  # few: clients that never meet prove nothing
 CHUNK_SIZE = 128 * 1024  # bytes: the larger editions have three chunks
 CALL_TIMEOUT_S = 8.0  # a client's patience with one call
@@ -33,24 +37,42 @@ Step = Callable[[DfsClient], None]
 
 
 def run_chaos(
-    seed: int, duration_s: float, *, folder: Path | None = None, plan: Plan | None = None, network: bool = False
+    seed: int,
+    duration_s: float,
+    *,
+    folder: Path | None = None,
+    plan: Plan | None = None,
+    network: bool = False,
+    disks: bool = False,
+    without: str = "",
 ) -> Verdict:
-    """Run one seed against a throw-away cluster; raise a `DfsError` when the cluster does not heal in time."""
-    faults = plan_faults(seed, duration_s, has_network=network) if plan is None else plan
+    """Run one seed against a throw-away cluster; raise a `DfsError` when the cluster does not heal in time.
+
+    `without` takes a safety out of all daemons or clients (dfs.testing.chaos.sabotage), to see that it is missed.
+    """
+    faults = plan_faults(seed, duration_s, has_network=network, has_disks=disks) if plan is None else plan
     with contextlib.ExitStack() as stack:
         spaces = stack.enter_context(Namespaces(NODES)) if network else None
+        folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dfs-chaos-")))
+        if disks:
+            stack.enter_context(SmallDisks([folder / "cluster" / name for name in NODES]))
         cluster = stack.enter_context(
             ClusterUnderTest(
                 folder,
                 chunk_size=CHUNK_SIZE,
                 hosts={name: spaces.address(name) for name in NODES} if spaces else None,
-                launchers={name: spaces.launcher(name) for name in NODES} if spaces else None,
+                launchers={name: _launcher(name, spaces, without) for name in NODES} if spaces or without else None,
             )
         )
+        if without in SABOTEUR.of_clients:
+            stack.enter_context(SABOTEUR.without(without))
         history, surgeon = History(), Surgeon(cluster, spaces)
         with cluster.client() as client:
-            prepare(client, YARDS)
-        steps: list[Step] = [YardWorker(number, seed, history, YARDS).step for number in range(YARD_CLIENTS)]
+            prepare(history, client, YARDS, BOOKS)
+        steps: list[Step] = [
+            YardWorker(number, seed, history, YARDS, is_reader=number >= YARD_CLIENTS).step
+            for number in range(YARD_CLIENTS + YARD_READERS)
+        ]
         steps += [BookWorker(number, seed, history, BOOKS).step for number in range(BOOK_CLIENTS)]
         stop = threading.Event()
         workers = [_Worker(cluster, step, stop) for step in steps]
@@ -67,6 +89,11 @@ def run_chaos(
         if crashed:
             raise crashed[0]
         return judge(seed, duration_s, history, surgeon.moments_s, dict(surgeon.counts))
+
+
+def _launcher(name: str, spaces: Namespaces | None, without: str) -> tuple[str, ...]:
+    words = spaces.launcher(name) if spaces else ()
+    return (*words, *launcher(without)) if without and without not in SABOTEUR.of_clients else words
 
 
 class _Worker:
@@ -118,8 +145,7 @@ class _Sides:
             for fault in faults:
                 if not self._wait_for(fault.begin_s) or self.crash is not None:
                     break
-                touches_servers = fault.kind not in OF_MASTERS + OF_THE_MASTERS_NETWORK
-                with self._servers if touches_servers else contextlib.nullcontext():
+                with self._servers if fault.kind in TOUCHES_CHUNK_SERVERS else contextlib.nullcontext():
                     self._perform(fault)
             self._wait_for(self._duration_s)
         except Exception as error:  # noqa: BLE001 - a thread root; the run raises it
@@ -144,15 +170,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="the first seed; the others follow it")
     parser.add_argument("--seconds", type=float, default=30.0, help="of one run")
     parser.add_argument("--minutes", type=float, default=0.0, help="go on with further seeds for so long")
-    parser.add_argument("--no-network", action="store_true", help="break processes and disks only")
+    parser.add_argument("--processes-only", action="store_true", help="cut no links and fill no disks")
     parser.add_argument("--json", type=Path, help="write all verdicts into this file, a line each")
     given = parser.parse_args(arguments)
-    has_network = not given.no_network and is_permitted()
-    if not has_network:
-        print("links are not cut in this run: that needs root and network namespaces")  # noqa: T201
+    has_network = not given.processes_only and namespaces.is_permitted()
+    has_disks = not given.processes_only and small_disks.is_permitted()
+    if not (has_network and has_disks):
+        print("links are not cut, or disks not filled, in this run: that needs root, namespaces and mounts")  # noqa: T201
     end_s, seed, is_clean = time.monotonic() + 60 * given.minutes, given.seed, True
     while True:
-        verdict = run_chaos(seed, given.seconds, network=has_network)
+        verdict = run_chaos(seed, given.seconds, network=has_network, disks=has_disks)
         print(verdict.text(), flush=True)  # noqa: T201 - this is the program's output
         if given.json is not None:
             with given.json.open("ab") as file:

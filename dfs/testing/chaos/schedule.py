@@ -30,10 +30,12 @@ class FaultKind(enum.Enum):
     PAUSE_CHUNK_SERVER = "pause_chunk_server"
     CUT_CHUNK_SERVER = "cut_chunk_server"  # from the masters; clients still reach it
     FLIP_A_BIT = "flip_a_bit"  # in one replica on disk
+    FILL_LEADERS_DISK = "fill_leaders_disk"  # to the last byte
+    FILL_CHUNK_SERVERS_DISK = "fill_chunk_servers_disk"
     KILL_EVERYTHING = "kill_everything"
 
 
-OF_MASTERS = (
+OF_MASTERS: tuple[FaultKind, ...] = (
     FaultKind.KILL_LEADER,
     FaultKind.KILL_LEADER,
     FaultKind.KILL_FOLLOWER,
@@ -43,14 +45,20 @@ OF_MASTERS = (
     FaultKind.KILL_TWO_MASTERS,
     FaultKind.KILL_ALL_MASTERS,
 )
-OF_CHUNK_SERVERS = (
+OF_CHUNK_SERVERS: tuple[FaultKind, ...] = (
     FaultKind.KILL_CHUNK_SERVER,
     FaultKind.KILL_CHUNK_SERVER,
     FaultKind.PAUSE_CHUNK_SERVER,
     FaultKind.FLIP_A_BIT,
 )
-OF_THE_MASTERS_NETWORK = (FaultKind.ISOLATE_LEADER, FaultKind.DEAFEN_LEADER)
-OF_THE_CHUNK_SERVERS_NETWORK = (FaultKind.CUT_CHUNK_SERVER,)
+OF_THE_MASTERS_NETWORK: tuple[FaultKind, ...] = (FaultKind.ISOLATE_LEADER, FaultKind.DEAFEN_LEADER)
+OF_THE_CHUNK_SERVERS_NETWORK: tuple[FaultKind, ...] = (FaultKind.CUT_CHUNK_SERVER,)
+OF_THE_MASTERS_DISKS: tuple[FaultKind, ...] = (FaultKind.FILL_LEADERS_DISK,)
+OF_THE_CHUNK_SERVERS_DISKS: tuple[FaultKind, ...] = (FaultKind.FILL_CHUNK_SERVERS_DISK,)
+TOUCHES_CHUNK_SERVERS = frozenset(
+    {*OF_CHUNK_SERVERS, *OF_THE_CHUNK_SERVERS_NETWORK, *OF_THE_CHUNK_SERVERS_DISKS, FaultKind.KILL_EVERYTHING}
+)
+TOUCHES_MASTERS = frozenset(FaultKind) - TOUCHES_CHUNK_SERVERS | {FaultKind.KILL_EVERYTHING}
 TAKES_THE_QUORUM = frozenset({FaultKind.KILL_TWO_MASTERS, FaultKind.KILL_ALL_MASTERS, FaultKind.KILL_EVERYTHING})
 DEPOSES_THE_LEADER = TAKES_THE_QUORUM | {
     FaultKind.KILL_LEADER,
@@ -85,16 +93,28 @@ class Plan:
     servers: tuple[Fault, ...]
 
 
-def plan_faults(seed: int, duration_s: float, *, has_network: bool) -> Plan:
-    """Return the faults of a run of `duration_s`; none lasts longer than the run."""
+def plan_faults(seed: int, duration_s: float, *, has_network: bool, has_disks: bool) -> Plan:
+    """Return the faults of a run of `duration_s`; none lasts longer than the run.
+
+    `has_network`, `has_disks`: links can be cut, and each node has a disk of its own that can be filled.
+    """
     rng = random.Random(seed)  # noqa: S311 - a seed must replay
-    masters = OF_MASTERS + (OF_THE_MASTERS_NETWORK if has_network else ())
-    servers = OF_CHUNK_SERVERS + (OF_THE_CHUNK_SERVERS_NETWORK if has_network else ())
+    masters, servers = OF_MASTERS, OF_CHUNK_SERVERS
+    if has_network:
+        masters, servers = masters + OF_THE_MASTERS_NETWORK, servers + OF_THE_CHUNK_SERVERS_NETWORK
+    if has_disks:
+        masters, servers = masters + OF_THE_MASTERS_DISKS, servers + OF_THE_CHUNK_SERVERS_DISKS
     plan = _side(rng, masters, duration_s)
     for number, fault in enumerate(plan):
         if number % EVERYTHING_EVERY == EVERYTHING_EVERY - 1:
             plan[number] = Fault(fault.begin_s, fault.end_s, FaultKind.KILL_EVERYTHING, fault.choice)
     return Plan(tuple(plan), tuple(_side(rng, servers, duration_s)))
+
+
+def one_after_another(*kinds: FaultKind, lasts_s: float = 1.5, calm_s: float = 1.0) -> tuple[Fault, ...]:
+    """Return the faults of one side for a plan that is written by hand, evenly spread."""
+    step_s = lasts_s + calm_s
+    return tuple(Fault(calm_s + n * step_s, (n + 1) * step_s, kind, 0.3 * n % 1) for n, kind in enumerate(kinds))
 
 
 def _side(rng: random.Random, kinds: tuple[FaultKind, ...], duration_s: float) -> list[Fault]:

@@ -18,10 +18,12 @@ from collections.abc import Callable, Sequence
 from dfs.errors import DfsError
 from dfs.net.parts import MasterStatus
 from dfs.testing.chaos.namespaces import Namespaces
-from dfs.testing.chaos.schedule import OF_CHUNK_SERVERS, OF_THE_CHUNK_SERVERS_NETWORK, Fault, FaultKind
+from dfs.testing.chaos.schedule import TOUCHES_CHUNK_SERVERS, TOUCHES_MASTERS, Fault, FaultKind
 from dfs.testing.cluster import ClusterUnderTest, wait_until
 
 RECOVERY_S = 60.0  # patience for the cluster's own recovery on a busy machine
+FILLER_PIECE_SIZE = 1 << 20  # bytes
+OLD_FILES = 8  # of a chunk server, to damage one of: most younger ones belong to files that were replaced since
 Undo = Callable[[], None]
 
 
@@ -49,12 +51,13 @@ class Surgeon:
             FaultKind.PAUSE_CHUNK_SERVER: lambda fault: self._pause(self._server(fault)),
             FaultKind.CUT_CHUNK_SERVER: lambda fault: self._cut(self._server(fault), self._masters, both_ways=True),
             FaultKind.FLIP_A_BIT: self._flip_a_bit,
+            FaultKind.FILL_LEADERS_DISK: lambda _: self._fill(cluster.leader()),
+            FaultKind.FILL_CHUNK_SERVERS_DISK: lambda fault: self._fill(self._server(fault)),
             FaultKind.KILL_EVERYTHING: lambda _: self._kill(cluster.names()),
         }
 
     def begin(self, fault: Fault) -> Undo:
         """Do it; the result undoes it and waits until its side of the cluster is whole again."""
-        is_of_servers = fault.kind in (*OF_CHUNK_SERVERS, *OF_THE_CHUNK_SERVERS_NETWORK)
         undo = self._deeds[fault.kind](fault)
         struck_s = time.monotonic()
         with self._hands:
@@ -62,9 +65,9 @@ class Surgeon:
 
         def end() -> None:
             undo()
-            if not is_of_servers:
+            if fault.kind in TOUCHES_MASTERS:
                 wait_until(self._masters_are_whole, RECOVERY_S, f"all masters work again after {fault}")
-            if is_of_servers or fault.kind is FaultKind.KILL_EVERYTHING:
+            if fault.kind in TOUCHES_CHUNK_SERVERS:
                 wait_until(self._servers_are_whole, RECOVERY_S, f"all chunk servers are heard again after {fault}")
             with self._hands:
                 self.moments_s.append((fault, struck_s, time.monotonic()))
@@ -99,7 +102,7 @@ class Surgeon:
     def _start(self, names: Sequence[str]) -> None:
         with self._hands:
             for name in names:
-                self._cluster.start(name)
+                self._cluster.start(name)  # one that runs is left alone
 
     def _stop(self, name: str) -> Undo:
         with self._hands:
@@ -137,16 +140,34 @@ class Surgeon:
 
         Always on one server: a second damaged replica of one chunk and a dead server would be one fault too many.
         """
-        files = self._cluster.chunk_files(self._servers[-1])
-        if files:
-            path = files[int(fault.choice * 7919) % len(files)]
-            with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:  # deleted this very moment
+        with contextlib.suppress(FileNotFoundError):  # deleted this very moment
+            files = sorted(self._cluster.chunk_files(self._servers[-1]), key=lambda path: path.stat().st_mtime)
+            if not files:
+                return lambda: None
+            path = files[int(fault.choice * 7919) % min(len(files), OLD_FILES)]
+            with path.open("r+b") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(int(fault.choice * size))
                 byte = file.read(1)
                 file.seek(-1, os.SEEK_CUR)
                 file.write(bytes([byte[0] ^ 0x10]))
         return lambda: None
+
+    def _fill(self, name: str) -> Undo:
+        """Fill a node's disk to the last byte. One that stops for it is started again when there is room."""
+        filler = self._cluster.folder / name / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(FILLER_PIECE_SIZE))
+        with contextlib.suppress(OSError), filler.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(1))
+
+        def undo() -> None:
+            filler.unlink()
+            self._start([name])
+
+        return undo
 
     # --- network
 

@@ -23,6 +23,7 @@ from dfs.testing.linearizability import Model
 
 NAMES = ("a", "b", "c")
 EDITION_SIZES = (0, 100, 70_000, 300_000)  # bytes: empty, one block, two blocks, several chunks of a small chunk size
+STILL_BOOK = "stillbook"
 _HEAD = struct.Struct(">QI")
 
 Ask = Callable[[], Any]
@@ -59,9 +60,10 @@ YARD = Model((None,) * len(NAMES), yard_step)
 
 
 class YardWorker:
-    """One client of the yards; `step` does one call."""
+    """One client of the yards; `step` does one call. A reader only looks, so nothing tells it of another leader."""
 
-    def __init__(self, number: int, seed: int, history: History, yards: int) -> None:
+    def __init__(self, number: int, seed: int, history: History, yards: int, *, is_reader: bool = False) -> None:
+        self._weights = (0, 0, 0, 2, 1) if is_reader else (5, 4, 2, 4, 2)
         self._rng = random.Random(f"yard {seed} {number}")  # noqa: S311 - a seed must replay
         self._history, self._yards = history, yards
         self._next_value = number * 1_000_000_000
@@ -69,7 +71,7 @@ class YardWorker:
     def step(self, client: DfsClient) -> None:
         rng = self._rng
         yard = f"/chaos/yard{rng.randrange(self._yards)}"
-        name = rng.choices(("touch", "move", "delete", "look", "list"), (5, 4, 2, 4, 2))[0]
+        name = rng.choices(("touch", "move", "delete", "look", "list"), self._weights)[0]
         argument: Any = rng.choice(NAMES)
         if name == "touch":
             self._next_value += 1
@@ -145,10 +147,12 @@ class BookWorker:
     def step(self, client: DfsClient) -> None:
         rng = self._rng
         book = f"/chaos/book{rng.randrange(self._books)}"
-        name = rng.choices(("put", "read", "delete"), (4, 6, 1))[0]
+        name = rng.choices(("put", "read", "read still", "delete"), (4, 4, 3, 1))[0]
         argument = None
         content = b""
-        if name == "put":
+        if name == "read still":
+            book, name = f"/chaos/{STILL_BOOK}{rng.randrange(self._books)}", "read"
+        elif name == "put":
             size = rng.choice(EDITION_SIZES)
             self._next_edition += 1
             argument = self._next_edition if size else 0
@@ -173,10 +177,14 @@ def run_in_book(
     return history.run(book, name, argument, ask, is_read=name == "read")
 
 
-def prepare(client: DfsClient, yards: int) -> None:
-    """Make the directories that the workers expect."""
+def prepare(history: History, client: DfsClient, yards: int, books: int) -> None:
+    """Make the directories that the workers expect, and books that nobody will write again: damage has time to show."""
     for number in range(yards):
         client.make_directory(f"/chaos/yard{number}", parents=True)
+    for number in range(books):
+        edition = number + 1
+        content = edition_bytes(edition, EDITION_SIZES[-1])
+        _must(run_in_book(history, client, f"/chaos/{STILL_BOOK}{number}", "put", edition, content), STILL_BOOK)
 
 
 def last_look(history: History, client: DfsClient, yards: int, books: int) -> None:
@@ -185,12 +193,13 @@ def last_look(history: History, client: DfsClient, yards: int, books: int) -> No
         for name in NAMES:
             _must(run_in_yard(history, client, f"/chaos/yard{number}", "look", name), f"yard{number}/{name}")
     for number in range(books):
-        _must(run_in_book(history, client, f"/chaos/book{number}", "read"), f"book{number}")
+        for book in (f"book{number}", f"{STILL_BOOK}{number}"):
+            _must(run_in_book(history, client, f"/chaos/{book}", "read"), book)
 
 
 def _must(result: Any, what: str) -> None:
     if result is None:
-        raise DfsError(f"{what} cannot be read after all faults were undone")
+        raise DfsError(f"{what} cannot be used although the cluster is whole")
 
 
 __all__ = ["BOOK", "YARD", "BookWorker", "YardWorker", "edition_bytes", "edition_of", "last_look", "prepare"]

@@ -1,0 +1,55 @@
+"""What tests do to the replicas of a store: put them in, read them out, damage their files.
+
+Owns: these few motions, for any `ChunkStore` and for the files of a `FileStore`. Refuses to know: what is asserted.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from dfs.checksum import block_checksums, crc32c
+from dfs.chunk.replicas import ChunkStore, Replica
+from dfs.ids import ChunkHandle, id_text, new_chunk_handle
+
+DATA: Final = bytes(range(256)) * 700  # two blocks and a rest
+PIECE_SIZE: Final = 1024 * 1024  # bytes written at a time; whole blocks
+
+
+def put(store: ChunkStore, data: bytes = DATA, handle: ChunkHandle | None = None) -> Replica:
+    """Publish `data` as a replica, by default of a new chunk."""
+    writer = store.create(handle or new_chunk_handle())
+    try:
+        for start in range(0, len(data), PIECE_SIZE):
+            part = memoryview(data)[start : start + PIECE_SIZE]
+            writer.write(part, block_checksums(part))
+        writer.check(len(data), crc32c(data))
+        return writer.publish()
+    finally:
+        writer.discard()
+
+
+def content(store: ChunkStore, handle: ChunkHandle) -> bytes:
+    """Return all bytes of a replica, unverified."""
+    with store.open(handle) as opened:
+        return os.pread(opened.fd, opened.tail.length, 0)
+
+
+def path_of(disk: Path, handle: ChunkHandle) -> Path:
+    """Return where a data directory keeps the file of a replica."""
+    return disk / "chunks" / id_text(handle)[:2] / id_text(handle)
+
+
+def flip(path: Path, offset: int) -> None:
+    """Flip one bit of a file behind the store's back."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+def quarantined(disk: Path) -> list[str]:
+    """Return the names in the quarantine of a data directory, sorted."""
+    return sorted(path.name for path in (disk / "quarantine").iterdir())
