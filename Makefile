@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sim chaos report check format bench clean
+.PHONY: help demo test sim chaos fuzz report check format bench clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r word text; do printf '  make %-8s %s\n' "$$word" "$$text"; done
@@ -23,6 +23,10 @@ sim: $(VENV)/.run ## simulate masters under faults: N=1000 seeds, or SEED=17 to 
 
 chaos: $(VENV)/.run ## break real clusters under load for MINUTES=4, from SEED=1 on, and judge what clients saw
 	@$(BIN)/python -m dfs.testing.chaos.run --seed $(or $(SEED),1) --minutes $(or $(MINUTES),4) $(ARGS)
+
+fuzz: $(VENV)/.run ## fuzz every parser, guided by coverage: SECONDS=60 each, or TARGET=frames alone
+	@$(PIP) install -e '.[fuzz]'
+	@$(BIN)/python -m dfs.testing.fuzz.run $(or $(TARGET),all) $(or $(SECONDS),60)
 
 report: $(VENV)/.run ## write docs/reliability.md anew: chaos for MINUTES=10, N=1000 simulated seeds
 	@mkdir -p build && rm -f build/verdicts.jsonl

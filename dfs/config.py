@@ -58,8 +58,8 @@ _SIZE_UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB}
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _ANY_ADDRESS = frozenset({"0.0.0.0", "::", "*"})  # noqa: S104 - refused, not bound
-_MASTER_KEYS = ("address", "raft_address", "data_dir")
-_CHUNK_KEYS = ("address", "data_dirs", "rack")
+_MASTER_KEYS = ("address", "raft_address", "data_dir", "metrics_address")
+_CHUNK_KEYS = ("address", "data_dirs", "rack", "metrics_address")
 
 T = TypeVar("T")
 
@@ -72,6 +72,7 @@ class MasterConfig:
     address: str  # clients and chunk servers connect here
     raft_address: str  # the other masters connect here
     data_dir: Path
+    metrics_address: str = ""  # where monitoring reads metrics by HTTP; "" = nowhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,7 @@ class ChunkServerConfig:
     address: str
     data_dirs: tuple[Path, ...]
     rack: str = "default"
+    metrics_address: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -400,6 +402,7 @@ class _Reader:
             address=self._get(section, "address", _address),
             raft_address=self._get(section, "raft_address", _address),
             data_dir=self._get(section, "data_dir", self._path),
+            metrics_address=self._metrics_address(section),
         )
 
     def chunk_server(self, section: str) -> ChunkServerConfig:
@@ -410,7 +413,12 @@ class _Reader:
             address=self._get(section, "address", _address),
             data_dirs=self._get(section, "data_dirs", self._paths),
             rack=self._get(section, "rack", _node_name) if has_rack else "default",
+            metrics_address=self._metrics_address(section),
         )
+
+    def _metrics_address(self, section: str) -> str:
+        has_one = self._parser.has_option(section, "metrics_address")
+        return self._get(section, "metrics_address", _address) if has_one else ""
 
     def _check_keys(self, section: str, allowed: Iterable[str]) -> None:
         known = list(allowed)
@@ -509,11 +517,17 @@ def _check_nodes(config: ClusterConfig) -> None:
         claim(names, master.name, section, "name", master.name)
         claim(addresses, _endpoint(master.address), section, "address", master.address)
         claim(addresses, _endpoint(master.raft_address), section, "raft_address", master.raft_address)
+        if master.metrics_address:
+            endpoint = _endpoint(master.metrics_address)
+            claim(addresses, endpoint, section, "metrics_address", master.metrics_address)
         claim(folders, (_endpoint(master.address)[0], master.data_dir), section, "data_dir", master.data_dir)
     for server in config.chunk_servers:
         section = f"chunk:{server.name}"
         claim(names, server.name, section, "name", server.name)
         claim(addresses, _endpoint(server.address), section, "address", server.address)
+        if server.metrics_address:
+            endpoint = _endpoint(server.metrics_address)
+            claim(addresses, endpoint, section, "metrics_address", server.metrics_address)
         for folder in server.data_dirs:  # the same folder on two hosts is two folders
             claim(folders, (_endpoint(server.address)[0], folder), section, "data_dirs", folder)
 

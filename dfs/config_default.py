@@ -43,7 +43,8 @@ election_timeout_min = 500 ms   # masters that hear no leader for a random time 
 election_timeout_max = 1 s      # elect a new one
 
 # An odd number of masters: three go on without one, five without two.
-# `address` is for clients and chunk servers, `raft_address` for the other masters.
+# `address` is for clients and chunk servers, `raft_address` for the other masters. With `metrics_address = host:port`
+# a node serves its numbers to Prometheus there (docs/metrics.md): by plain HTTP, to anybody who can reach it.
 
 [master:m1]
 address = 127.0.0.1:7401

@@ -28,6 +28,7 @@ from dfs.client.inspection import Inspection
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
 from dfs.client.quotas import Quotas
+from dfs.client.reserve import ChunkReserve
 from dfs.client.servers import ServerAdmin
 from dfs.client.snapshots import Snapshots
 from dfs.client.transfer import Transfer
@@ -112,6 +113,7 @@ class DfsClient:
         self._masters = Masters(access.cluster, access.masters, self._pool)
         self._calls = Calls(self._masters)
         self._transfer = Transfer(self._pool, ServerHealth(), timeout_s)
+        self._reserve = ChunkReserve(self._masters, self._transfer.health)
 
     def __enter__(self) -> DfsClient:
         return self
@@ -413,7 +415,14 @@ class DfsClient:
     # --- inside -----------------------------------------------------------------------------------------------
 
     def _upload(self) -> Upload:
-        return Upload(self._masters, self._calls, self._transfer, self._timeout_s, parallel=min(2, self._parallel))
+        return Upload(
+            self._masters,
+            self._calls,
+            self._transfer,
+            self._timeout_s,
+            parallel=min(2, self._parallel),
+            reserve=self._reserve,
+        )
 
     def _download(self) -> Download:
         return Download(

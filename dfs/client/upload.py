@@ -21,6 +21,7 @@ from dfs.client.discovery import Masters
 from dfs.client.local_files import SourceFile, StreamChunk, open_source
 from dfs.client.parallel import Cancellation, Meter, in_order
 from dfs.client.plan import ChunkRange, backoff_s, split_source
+from dfs.client.reserve import ChunkReserve
 from dfs.client.transfer import ChunkNotWritten, Transfer
 from dfs.clock import Deadline
 from dfs.errors import (
@@ -34,7 +35,15 @@ from dfs.errors import (
     Retry,
 )
 from dfs.ids import ServerId
-from dfs.net.messages import COMMIT_CHUNKS_MAX, AppendExtents, CommitFile, Stat, StatReply, WriteRange
+from dfs.net.messages import (
+    COMMIT_CHUNKS_MAX,
+    STORE_SIZE_MAX,
+    AppendExtents,
+    CommitFile,
+    Stat,
+    StatReply,
+    WriteRange,
+)
 from dfs.net.parts import FileStatus, Kind, NewChunk, NewExtent
 
 CHUNK_TRIES_MAX = 6  # chains tried for one chunk
@@ -54,12 +63,22 @@ class _Part:
 class Upload:
     """Stores one source; made for each call."""
 
-    def __init__(self, masters: Masters, calls: Calls, transfer: Transfer, timeout_s: float, *, parallel: int) -> None:
+    def __init__(
+        self,
+        masters: Masters,
+        calls: Calls,
+        transfer: Transfer,
+        timeout_s: float,
+        *,
+        parallel: int,
+        reserve: ChunkReserve | None = None,
+    ) -> None:
         self._masters = masters
         self._calls = calls
         self._transfer = transfer
         self._timeout_s = timeout_s
         self._parallel = parallel
+        self._reserve = reserve
 
     def put(
         self,
@@ -148,7 +167,7 @@ class Upload:
         progress: Callable[[int], None] | None,
     ) -> tuple[NewChunk, ...]:
         """Store all bytes of a source in new chunks; return them in order."""
-        allocator = Allocator(self._masters, self._transfer.health, replication, self._timeout_s)
+        allocator = Allocator(self._masters, self._transfer.health, replication, self._timeout_s, self._reserve)
         meter, cancellation = Meter(progress), Cancellation()
 
         def store(part: _Part) -> NewChunk:
@@ -182,7 +201,12 @@ class Upload:
             cancellation.check()
             target = allocator.take(failed)
             try:
-                return self._transfer.write_chunk(target, part.pieces(), reached, cancellation)
+                if part.length > STORE_SIZE_MAX:
+                    return self._transfer.write_chunk(target, part.pieces(), reached, cancellation)
+                (piece,) = part.pieces()
+                chunk = self._transfer.store_chunk(target, piece, cancellation)
+                reached(part.length)
+                return chunk
             except ChunkNotWritten as failure:
                 failed.update((server.server_id, None) for server in failure.failed)
                 stories.append(f"try {len(stories) + 1}: {failure.error.message}")

@@ -149,7 +149,8 @@ class AccessDesk:
             for server_id in chain:
                 self._view.promise(server_id, size)
         commit_within_s = int(self._config.orphan_grace_s * COMMIT_MARGIN)
-        return AllocateReply(tuple(chunks), table.infos(), size, replication, commit_within_s)
+        write_within_s = int(self._config.token_lifetime_s)
+        return AllocateReply(tuple(chunks), table.infos(), size, replication, commit_within_s, write_within_s)
 
     def _is_gathering(self) -> bool:
         """Whether a new leader still waits for the first heartbeats: short chains would then be nobody's wish."""

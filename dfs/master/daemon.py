@@ -24,6 +24,7 @@ from dfs.master.service import MasterService
 from dfs.master.state import MasterState
 from dfs.net.aio import CONNECTIONS_MAX, AioServer
 from dfs.net.auth import ClusterKey
+from dfs.net.metrics_port import open_metrics_port
 
 DESCRIPTORS_WANTED = CONNECTIONS_MAX + 256  # the rest: journal, raft connections, logs
 STATE_FOLDER = "raft"  # what the log makes in a data directory
@@ -76,6 +77,7 @@ async def _serve(config: ClusterConfig, master: MasterConfig, key: ClusterKey) -
         await _start_log(raft, master)
         server = await AioServer.start(master.address, key, service.handle, allowed=service.allowed)
         stack.push_async_callback(server.close)
+        _open_metrics(stack, config, master, service, server)
         duties = all_duties(
             config=config,
             state=state,
@@ -91,6 +93,29 @@ async def _serve(config: ClusterConfig, master: MasterConfig, key: ClusterKey) -
         await stop.wait()
         log.info("master_stopping")
     log.info("master_stopped")
+
+
+def _open_metrics(
+    stack: contextlib.AsyncExitStack,
+    config: ClusterConfig,
+    master: MasterConfig,
+    service: MasterService,
+    server: AioServer,
+) -> None:
+    """Serve metrics until the stack ends, where an address is configured for them."""
+    if not master.metrics_address:
+        return
+    from dfs.master.metrics import MasterMetrics  # noqa: PLC0415 - not without need: it loads the metrics library
+    from dfs.net.exposition import CONTENT_TYPE, page_of  # noqa: PLC0415 - likewise
+
+    metrics = MasterMetrics(
+        name=master.name, cluster=config.name, service=service, connection_count=lambda: server.connection_count
+    )
+    loop = asyncio.get_running_loop()
+    port = open_metrics_port(master.metrics_address, page_of(metrics.collect_from(loop)), CONTENT_TYPE)
+    if port is not None:
+        stack.push_async_callback(asyncio.to_thread, port.close)
+        stack.push_async_callback(_cancel, [loop.create_task(service.meter.watch_loop(), name="loop-lag")])
 
 
 async def _start_log(raft: RaftLog, master: MasterConfig) -> None:

@@ -99,7 +99,7 @@ class Ordering:
                 bucket.work,
                 bucket.source or None,
                 bucket.target or None,
-                setback.targets,
+                setback.targets | self._healing.trims.servers_of(handle),  # listed again rather than fetched
                 setback.sources,
             )
 

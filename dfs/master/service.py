@@ -19,7 +19,7 @@ import msgspec
 import dfs
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.config import ClusterConfig
-from dfs.errors import InternalError, InvalidArgument, ProtocolError
+from dfs.errors import DfsError, InternalError, InvalidArgument, ProtocolError
 from dfs.log import get_logger
 from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
@@ -31,6 +31,7 @@ from dfs.master.healing_status import healing_status, server_mode
 from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView, Liveness
 from dfs.master.lookout import Lookout
+from dfs.master.meter import MasterMeter
 from dfs.master.replicated_log import ReplicatedLog
 from dfs.master.reports import Reports
 from dfs.master.state import MasterState
@@ -138,7 +139,8 @@ class MasterService:
         self._config = config
         self._clock = clock
         self._began_s = clock.monotonic()
-        self._log = replicated
+        self.replicated = replicated
+        self.meter = MasterMeter()
         self.leadership = Leadership(replicated, config, name, clock)
         self.view = ClusterView(heartbeat_interval_s=config.heartbeat_interval_s, dead_after_s=config.dead_after_s)
         self._rng = rng or random.SystemRandom()
@@ -207,6 +209,7 @@ class MasterService:
     def on_leadership(self, is_leader: bool) -> None:
         """Hear that this master began or ceased to lead: what was known of chunk servers is of another time."""
         log.info("leadership_gained" if is_leader else "leadership_lost", term=self.leadership.status().term)
+        self.meter.leaderships += is_leader
         self.view.reset(self._clock.monotonic())
         self.reports.reset()
         self.healing.reset()
@@ -241,10 +244,21 @@ class MasterService:
 
     async def handle(self, message: Message, context: RequestContext) -> Message:
         """Answer one request; raise a DfsError that tells its sender what to do."""
+        name, code = type(message).__name__, ""
         handler = self._handlers.get(type(message))
         if handler is None:
-            raise ProtocolError(f"a master does not answer {type(message).__name__}; is this a chunk server's message?")
-        return await handler(message, context)
+            raise ProtocolError(f"a master does not answer {name}; is this a chunk server's message?")
+        begun_s = self.meter.begin(name)
+        try:
+            reply = await handler(message, context)
+            if isinstance(reply, ErrorReply):
+                code = reply.code
+        except DfsError as error:
+            code = error.code
+            raise
+        finally:
+            self.meter.end(name, begun_s, code)
+        return reply
 
     # --- any master -----------------------------------------------------------------------------------
 
@@ -254,7 +268,7 @@ class MasterService:
     async def _master_status(self, _message: GetMasterStatus, _context: RequestContext) -> Message:
         status = self.leadership.status()
         uptime_s = self._clock.monotonic() - self._began_s
-        checkpoint, stale_s = self._log.checkpoint_file(), self._log.staleness_s()
+        checkpoint, stale_s = self.replicated.checkpoint_file(), self.replicated.staleness_s()
         return GetMasterStatusReply(
             MasterStatus(
                 self.name,
@@ -354,8 +368,17 @@ class MasterService:
 
     # --- writes ---------------------------------------------------------------------------------------------
 
-    async def _allocate(self, message: Allocate, context: RequestContext) -> Message:
-        await self.leadership.barrier(context.deadline)  # a deposed leader places on servers that others gave up
+    async def _allocate(self, message: Allocate, _context: RequestContext) -> Message:
+        """Hand out chunks without a proof of leadership: an allocation promises nothing.
+
+        A master that was deposed and does not know it yet may do this, with these consequences: its handles are random,
+        so they clash with nobody's. Its tokens are signed with the key that all masters share. It places by what it
+        heard of the servers within `dead_after`, as a true leader does; a chain that does not work is tried anew
+        elsewhere. The chunks exist for nobody before a commit, which goes through the log of the true leader and is
+        judged by *its* state: servers that are not registered there and chunks from before the horizon are refused
+        (docs/adr/0009), whoever allocated them. So a round to the other masters would buy nothing.
+        """
+        self.leadership.require()
         return self._access.allocate(message)
 
     async def _mutate(self, message: Mutation, context: RequestContext) -> Message:

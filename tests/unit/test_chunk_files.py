@@ -38,7 +38,9 @@ def roomy(path: Path) -> Space:
 def opened(
     *paths: Path, cluster: str = "test", reserve: int = 0, probe: Callable[[Path], Space] = roomy, fd_cache_max: int = 8
 ) -> Iterator[FileStore]:
-    store = FileStore(paths, cluster, disk_reserve=reserve, fsync=False, probe=probe, fd_cache_max=fd_cache_max)
+    store = FileStore(
+        paths, cluster, disk_reserve=reserve, fsync=False, probe=probe, fd_cache_max=fd_cache_max, volume_chunk_max=0
+    )
     try:
         yield store
     finally:
@@ -84,7 +86,7 @@ def test_replica_is_synced_before_it_gets_its_name_and_its_folder_after(
         steps.append("rename")
         return rename(path, target)
 
-    store = FileStore([tmp_path / "a"], "test", disk_reserve=0, fsync=True)
+    store = FileStore([tmp_path / "a"], "test", disk_reserve=0, fsync=True, volume_chunk_max=0)
     try:
         monkeypatch.setattr(os, "fdatasync", lambda fd: steps.append(f"sync {os.fstat(fd).st_size}"))
         monkeypatch.setattr(os, "fsync", lambda fd: steps.append(Path(f"/proc/self/fd/{fd}").readlink().name))

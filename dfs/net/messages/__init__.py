@@ -24,9 +24,11 @@ from dfs.net.messages.base import (
     message,
 )
 from dfs.net.messages.chunks import (
+    STORE_SIZE_MAX,
     FinishChunk,
     ReadChunk,
     ReadChunkReply,
+    StoreChunk,
     VerifyReplica,
     VerifyReplicaReply,
     WriteChunk,
@@ -145,6 +147,7 @@ __all__ = [
     "REPLICATION_MAX",
     "REPORT_PAGE_MAX",
     "SNAPSHOTS_PAGE_MAX",
+    "STORE_SIZE_MAX",
     "SURVEY_STEPS_MAX",
     "Allocate",
     "AllocateReply",
@@ -210,6 +213,7 @@ __all__ = [
     "SnapshotReply",
     "Stat",
     "StatReply",
+    "StoreChunk",
     "SurveyFiles",
     "SurveyFilesReply",
     "Touch",

@@ -166,6 +166,7 @@ class AllocateReply(Message, frozen=True, array_like=True):
     chunk_size: int
     replication: int  # the goal; a chain may be shorter when servers are few
     commit_within_s: int  # uncommitted chunks are garbage after that
+    write_within_s: int = 0  # the tokens are good for so long; 0 = not said
 
 
 @message(0x0118)
