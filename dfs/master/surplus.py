@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from dfs.ids import ChunkHandle, ServerId
 
-TRIMS_WAITING_MAX = 20_000  # unlisted replicas of one server that wait for their deletion
+TRIMS_WAITING_MAX = 5_000  # unlisted replicas of one server that wait for their deletion
 
 
 class TrimBook:
