@@ -19,7 +19,7 @@ import msgspec
 from dfs.errors import DfsError, StorageCorrupt
 from dfs.ids import ID_SIZE, ChunkHandle, ServerId, SessionId
 from dfs.master import extents
-from dfs.master.commands import ORPHAN_GRACE_MS
+from dfs.master.commands import BALANCE_AUTOMATIC, ORPHAN_GRACE_MS
 from dfs.master.nodes import Directory, File, Node
 from dfs.master.parts import StateParts
 from dfs.master.quotas import Quota
@@ -46,6 +46,8 @@ class Start(msgspec.Struct, frozen=True, array_like=True, tag=0):
     born_ms: int = 0
     horizon_ms: int = 0
     orphan_grace_ms: int = ORPHAN_GRACE_MS
+    balance_mode: int = BALANCE_AUTOMATIC
+    balance_threshold_ppm: int = 0
 
 
 class ServerRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -146,6 +148,20 @@ class Sessions(msgspec.Struct, frozen=True, array_like=True, tag=6):
     rows: list[SessionRow]
 
 
+class ModeRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What an administrator wants of a registered server, where that is anything."""
+
+    server_id: ServerId
+    is_leaving: bool
+    maintenance_until_ms: int
+
+
+class ServerModes(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Modes of servers, in the order of the registry."""
+
+    rows: list[ModeRow]
+
+
 class SnapshotRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A snapshot; its subtree is among the trees of `Nodes`. `shelf_inode` and `shelf_ms` are those of its shelf."""
 
@@ -182,8 +198,10 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag=7):
     row_count: int
 
 
-Row: TypeAlias = ServerRow | ChunkRow | GarbageRow | NodeRow | TrashRow | SnapshotRow | QuotaRow | SessionRow
-Table: TypeAlias = Servers | Chunks | GarbageRows | Nodes | TrashRows | SnapshotRows | QuotaRows | Sessions
+Row: TypeAlias = ServerRow | ChunkRow | GarbageRow | NodeRow | TrashRow | SnapshotRow | QuotaRow | SessionRow | ModeRow
+Table: TypeAlias = (
+    Servers | Chunks | GarbageRows | Nodes | TrashRows | SnapshotRows | QuotaRows | Sessions | ServerModes
+)
 Piece: TypeAlias = Start | Table | End
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -206,6 +224,8 @@ def dump(parts: StateParts) -> Iterator[bytes]:
         parts.born_ms,
         parts.horizon_ms,
         parts.orphan_grace_ms,
+        parts.balance_mode,
+        parts.balance_threshold_ppm,
     )
     yield _ENCODER.encode(start)
     snapshots = (root for _, _, _, root in parts.snapshots.roots())
@@ -219,6 +239,7 @@ def dump(parts: StateParts) -> Iterator[bytes]:
         (QuotaRows, ((32 + len(path), QuotaRow(path, *quota)) for path, quota in parts.quotas.items())),
         (Nodes, _node_rows(trees)),
         (Sessions, _session_rows(parts)),
+        (ServerModes, _mode_rows(parts)),
     ]
     count = 0
     for table, rows in tables:
@@ -290,6 +311,12 @@ def _session_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
             yield size, SessionRow(session_id, session.first_unacked, session.last_used_ms, tuple(results))
 
 
+def _mode_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
+    for server in parts.servers.all():
+        if server.is_leaving or server.maintenance_until_ms:
+            yield 32, ModeRow(server.server_id, server.is_leaving, server.maintenance_until_ms)
+
+
 # --- pieces to parts
 
 
@@ -352,6 +379,7 @@ class _Loader:
         parts.clock_ms, parts.trash_keep_ms, parts.replication = start.clock_ms, start.trash_keep_ms, start.replication
         parts.born_ms, parts.horizon_ms = start.born_ms, start.horizon_ms
         parts.orphan_grace_ms = start.orphan_grace_ms
+        parts.balance_mode, parts.balance_threshold_ppm = start.balance_mode, start.balance_threshold_ppm
         parts.namespace.next_id = start.next_id
 
     def _take(self, row: Row) -> None:
@@ -376,6 +404,11 @@ class _Loader:
             self.parts.quotas.set(row.path, Quota(row.names, row.stored_size))
         elif isinstance(row, ServerRow):
             self.parts.servers.put(RegisteredServer(row.server_id, row.name, row.address, row.rack))
+        elif isinstance(row, ModeRow):
+            _require(row.server_id in self.parts.servers, "a mode is of no registered server")
+            self.parts.servers.set_mode(
+                row.server_id, is_leaving=row.is_leaving, maintenance_until_ms=row.maintenance_until_ms
+            )
         else:
             self._take_session(row)
 
@@ -485,7 +518,17 @@ class _Loader:
             _require(isinstance(parts.namespace.find(path), Directory), "a file has a quota")
 
 
-_ORDER: list[type[Table]] = [Servers, Chunks, GarbageRows, TrashRows, SnapshotRows, QuotaRows, Nodes, Sessions]
+_ORDER: list[type[Table]] = [
+    Servers,
+    Chunks,
+    GarbageRows,
+    TrashRows,
+    SnapshotRows,
+    QuotaRows,
+    Nodes,
+    Sessions,
+    ServerModes,
+]
 
 
 def _require(condition: bool, what: str) -> None:

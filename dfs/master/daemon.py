@@ -85,6 +85,7 @@ async def _serve(config: ClusterConfig, master: MasterConfig, key: ClusterKey) -
             reports=service.reports,
             leadership=service.leadership,
             clock=SYSTEM_CLOCK,
+            healers=service.healing_duties(),
         )
         stack.push_async_callback(_cancel, _start_duties(duties, service.leadership))
         _settle_memory()

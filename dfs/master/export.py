@@ -27,12 +27,14 @@ from dfs.master.checkpoint import (
     End,
     GarbageRow,
     GarbageRows,
+    ModeRow,
     NodeRow,
     Nodes,
     Piece,
     QuotaRow,
     QuotaRows,
     Row,
+    ServerModes,
     ServerRow,
     Servers,
     SessionRow,
@@ -156,6 +158,13 @@ def _record(row: Row, trees: _Trees) -> dict[str, Any]:
             }
         case TrashRow():
             return {"type": "trash", "trash_id": row.trash_id, "path": row.path, "deleted_ms": row.deleted_ms}
+        case ModeRow():
+            return {
+                "type": "mode",
+                "server": row.server_id.hex(),
+                "is_leaving": row.is_leaving,
+                "maintenance_until_ms": row.maintenance_until_ms,
+            }
         case SnapshotRow():
             return {
                 "type": "snapshot",
@@ -296,6 +305,9 @@ class _Importer:
                 session = SessionId(bytes.fromhex(record["session"]))
                 results = tuple((sequence, bytes.fromhex(result)) for sequence, result in record["results"])
                 return Sessions, SessionRow(session, record["first_unacked"], record["last_used_ms"], results)
+            case "mode":
+                server_id = ServerId(bytes.fromhex(record["server"]))
+                return ServerModes, ModeRow(server_id, record["is_leaving"], record["maintenance_until_ms"])
             case "directory" | "file":
                 return Nodes, self._node(record)
             case other:
@@ -335,8 +347,8 @@ def _start(record: dict[str, Any]) -> Start:
         raise ValueError("it does not begin with the header of an export")
     if record["version"] != FORMAT_VERSION:
         raise ValueError(f"its format is version {record['version']}, {FORMAT_VERSION} is read here")
-    names = [name for name in Start.__struct_fields__ if name != "version"]
-    return Start(VERSION, *(record[name] for name in names))
+    names = [field.name for field in msgspec.structs.fields(Start) if field.required or field.name in record]
+    return Start(**{name: VERSION if name == "version" else record[name] for name in names})
 
 
 def _servers(record: dict[str, Any]) -> tuple[ServerId, ...]:
