@@ -192,16 +192,21 @@ class ChunkService:
                 channel.receive_into(data, Deadline.after(STALL_MAX_S))
                 reply = self._stored(channel, received, request, data)
         except Overloaded as error:
+            self.meter.refused.add(error.code)
             channel.skip_payload(size, Deadline.after(STALL_MAX_S))
             reply = ErrorReply.of(error)
         self._send(channel, received, reply)
 
     def _stored(self, channel: Channel, received: Received, request: StoreChunk, data: memoryview) -> Message:
+        begun_s = time.perf_counter()
         try:
             self._check_token(request.token, request.handle, Rights.WRITE)
             check_chain(request, self._address, REPLICATION_MAX)
-            return self._transfer.store(received, request, data)
+            reply = self._transfer.store(received, request, data)
+            self.meter.wrote(len(data), begun_s)
+            return reply
         except DfsError as error:
+            self.meter.refused.add(error.code)
             log.warning(
                 "chunk_refused", handle=request.handle, peer=channel.address, code=error.code, reason=error.message
             )
