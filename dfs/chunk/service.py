@@ -203,14 +203,14 @@ class ChunkService:
             self._check_token(request.token, request.handle, Rights.WRITE)
             check_chain(request, self._address, REPLICATION_MAX)
             reply = self._transfer.store(received, request, data)
-            self.meter.wrote(len(data), begun_s)
-            return reply
         except DfsError as error:
             self.meter.refused.add(error.code)
             log.warning(
                 "chunk_refused", handle=request.handle, peer=channel.address, code=error.code, reason=error.message
             )
             return ErrorReply.of(error)
+        self.meter.wrote(len(data), begun_s)
+        return reply
 
 
 def _read_range(fd: int, offset: int, length: int) -> bytes:
