@@ -33,7 +33,7 @@ class ServerAdmin:
         self._masters, self._timeout_s = masters, timeout_s
 
     def decommission(self, name: str, *, is_plan: bool = False, is_cancel: bool = False) -> DecommissionServerReply:
-        """Begin to drain a server (or only plan it, or let it stay); raise `NotEnoughServers` when it cannot go."""
+        """Begin to drain a server (or only plan it, or let it stay); raise `Conflict` when it cannot go."""
         return self._ask(DecommissionServer(name, is_plan, is_cancel), DecommissionServerReply)
 
     def maintain(self, name: str, duration_s: float) -> SetMaintenanceReply:

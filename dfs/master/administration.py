@@ -10,7 +10,7 @@ from typing import Any
 
 from dfs.clock import Clock
 from dfs.config import ClusterConfig
-from dfs.errors import Conflict, InvalidArgument, NotEnoughServers, NotFound
+from dfs.errors import Conflict, InvalidArgument, NotFound
 from dfs.ids import ServerId, id_text
 from dfs.log import get_logger
 from dfs.master.balance import plan_balance
@@ -109,7 +109,7 @@ class AdministrationDesk:
         goals = [row.goal for row in self._state.tallies_on(server.server_id) if row.goal <= present]
         goal = max([*goals, min(self._config.replication, present)])
         if left < goal:
-            raise NotEnoughServers(
+            raise Conflict(
                 f"without chunk server {server.name} {left} are left that can take chunks, and chunks want {goal}"
                 " replicas each; add a server first, or lower the replication of their files (dfs setrep)"
             )
@@ -117,7 +117,7 @@ class AdministrationDesk:
     @staticmethod
     def _refuse_too_full(server: RegisteredServer, size: int, free: int) -> None:
         if size > free:
-            raise NotEnoughServers(
+            raise Conflict(
                 f"chunk server {server.name} holds {size} bytes that need a place elsewhere, and the others have {free}"
                 " bytes free; add disks or servers, or delete files, first"
             )

@@ -31,6 +31,7 @@ from dfs.paths import check_name
 
 VERSION = 1
 PIECE_SIZE = 256 * 1024  # bytes after which a piece is closed; one row is at most about 7 MiB (a file's extents)
+SEPARATION = "separation"
 DAMAGED = "the dumped state is damaged or of another version"
 
 
@@ -114,7 +115,10 @@ class NodeRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 class Nodes(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """Trees one after another: the live one, those of the trash entries in their order, those of the snapshots in
-    theirs, those being released."""
+    theirs, those being released, and copies of large shared directories in the making.
+
+    The root row of such a copy has the name SEPARATION, and as `size` the number of the directory row (from 1, all
+    trees together) whose entries are being copied."""
 
     rows: list[NodeRow]
 
@@ -229,7 +233,7 @@ def dump(parts: StateParts) -> Iterator[bytes]:
     )
     yield _ENCODER.encode(start)
     snapshots = (root for _, _, _, root in parts.snapshots.roots())
-    trees = chain([space.root], (entry.node for _, entry in trash.items()), snapshots, parts.released.nodes())
+    trees = chain([space.root], (entry.node for _, entry in trash.items()), snapshots)
     tables: list[tuple[type[Table], Iterator[tuple[int, Row]]]] = [
         (Servers, ((128, ServerRow(s.server_id, s.name, s.address, s.rack)) for s in parts.servers.all())),
         (Chunks, _chunk_rows(parts)),
@@ -237,7 +241,7 @@ def dump(parts: StateParts) -> Iterator[bytes]:
         (TrashRows, ((32 + len(e.path), TrashRow(i, e.path, e.deleted_ms)) for i, e in trash.items())),
         (SnapshotRows, _snapshot_rows(parts)),
         (QuotaRows, ((32 + len(path), QuotaRow(path, *quota)) for path, quota in parts.quotas.items())),
-        (Nodes, _node_rows(trees)),
+        (Nodes, _node_rows(parts, trees)),
         (Sessions, _session_rows(parts)),
         (ServerModes, _mode_rows(parts)),
     ]
@@ -271,11 +275,13 @@ def _snapshot_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
             yield 48 + len(path) + len(name), row
 
 
-def _node_rows(trees: Iterable[Node]) -> Iterator[tuple[int, Row]]:
+def _node_rows(parts: StateParts, trees: Iterable[Node]) -> Iterator[tuple[int, Row]]:
     shared: dict[int, int] = {}  # id of a table that several directories have -> number of the first one's row
     count = 0
-    for tree in trees:
-        stack: list[Iterator[tuple[str, Node]]] = [iter([("", tree)])]
+
+    def rows(tree: Node, row_name: str = "", size: int = 0) -> Iterator[tuple[int, Row]]:
+        nonlocal count
+        stack: list[Iterator[tuple[str, Node]]] = [iter([(row_name, tree)])]
         while stack:
             found = next(stack[-1], None)
             if found is None:
@@ -288,9 +294,15 @@ def _node_rows(trees: Iterable[Node]) -> Iterator[tuple[int, Row]]:
                 continue
             count += 1
             first = shared.setdefault(id(node.entries), count) if node.entries.sharers > 1 else count
-            yield 32 + len(name), NodeRow(depth, name, node.inode, node.mtime_ms, 0 if first == count else first)
+            version = 0 if first == count else first
+            yield 32 + len(name), NodeRow(depth, name, node.inode, node.mtime_ms, version, 0, 0 if depth else size)
             if first == count:
                 stack.append(node.entries.items())
+
+    for tree in chain(trees, parts.released.nodes()):
+        yield from rows(tree)
+    for separation in parts.sharing.separations():
+        yield from rows(separation.made, SEPARATION, shared[id(separation.table)])
 
 
 def _file_row(depth: int, name: str, file: File) -> NodeRow:
@@ -429,7 +441,7 @@ class _Loader:
             if isinstance(node, File) or row.version:
                 self.stack[-1].account(node, 1)
         else:
-            self._place_tree(node)
+            self._place_tree(node, row)
         if isinstance(node, Directory):
             self.directories.append(node)
             if not row.version:
@@ -444,7 +456,12 @@ class _Loader:
             if self.stack:
                 self.stack[-1].account(directory, 1)
 
-    def _place_tree(self, node: Node) -> None:
+    def _place_tree(self, node: Node, row: NodeRow) -> None:
+        if row.name == SEPARATION:
+            _require(isinstance(node, Directory) and 0 < row.size <= len(self.directories), "a copy is of nothing")
+            assert isinstance(node, Directory), "checked above"
+            self.parts.sharing.restore(self.directories[row.size - 1].entries, node)
+            return
         number = self.trees
         self.trees += 1
         if number == 0:

@@ -15,7 +15,6 @@ from dfs.master.chunkmap import CHUNK_LENGTH_MAX
 from dfs.master.namespace import files_below, shown, status_of
 from dfs.master.nodes import Directory, File, stored_size_of
 from dfs.master.parts import StateParts
-from dfs.master.sharing import own_below
 from dfs.master.tree_commands import check_subtree, modification_time
 from dfs.master.views import Extent
 from dfs.net.messages import (
@@ -104,7 +103,7 @@ def set_replication(parts: StateParts, command: SetReplication) -> SetReplicatio
         inner = parts.namespace.find(path)
         if isinstance(inner, Directory):
             parts.quotas.check_directory(path, inner, 0, inner.size * command.replication - inner.stored_size)
-    own_below(node, parts.reference)
+    parts.sharing.own_below(node)
     for file in files_below(node):
         for handle in packing.handles(file.extents):
             parts.chunks.reference(handle, command.replication)

@@ -9,7 +9,7 @@ the replica or a failure, when it dies or starts anew, or when it stops mentioni
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from dfs.ids import ChunkHandle, ServerId
@@ -142,19 +142,19 @@ class CopyBook:
             self._pop(server_id, handle)
         return len(orders)
 
-    def sweep(self, now_s: float, is_wanted: Callable[[CopyOrder], bool]) -> list[CopyOrder]:
-        """Drop orders that are no longer wanted, and those that got lost; return the lost ones."""
-        lost = []
-        for order in list(self):
-            if not is_wanted(order):
-                self._pop(order.plan.target, order.plan.handle)
-            elif now_s - order.seen_s > UNSEEN_MAX_S:
-                self._pop(order.plan.target, order.plan.handle)
-                self._note(order.plan.handle, "its server does not speak of the order", now_s).targets.add(
-                    order.plan.target
-                )
-                lost.append(order)
-        return lost
+    def drop(self, order: CopyOrder) -> None:
+        """Forget an order that is no longer wanted."""
+        self._pop(order.plan.target, order.plan.handle)
+
+    def drop_if_lost(self, order: CopyOrder, now_s: float) -> bool:
+        """Forget an order that its server has not mentioned for too long, and note that; return whether it was so."""
+        if now_s - order.seen_s <= UNSEEN_MAX_S:
+            return False
+        if self._pop(order.plan.target, order.plan.handle) is None:
+            return False
+        text = "its server does not speak of the order"
+        self._note(order.plan.handle, text, now_s).targets.add(order.plan.target)
+        return True
 
     def _pop(self, server_id: ServerId, handle: ChunkHandle) -> CopyOrder | None:
         orders = self._orders.get(server_id, {})

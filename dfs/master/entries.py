@@ -136,6 +136,11 @@ class EntryTable(Generic[NodeT]):
                 return found, True
         return found, False
 
+    def last_name(self) -> str:
+        """Return the last name, "" when there is none."""
+        names = self._names[-1]
+        return names[names.rfind(_NUL, 0, -1) + 1 : -1].decode("utf-8", "surrogatepass")
+
     def mapped(self, twin: Callable[[NodeT], NodeT]) -> EntryTable[NodeT]:
         """Return a table of its own with the same names, and of each node its twin."""
         made: EntryTable[NodeT] = EntryTable()

@@ -21,6 +21,7 @@ from dfs.ids import ChunkHandle, ServerId, SessionId
 from dfs.master import extents
 from dfs.master.checkpoint import (
     PIECE_SIZE,
+    SEPARATION,
     VERSION,
     ChunkRow,
     Chunks,
@@ -108,26 +109,33 @@ class _Trees:
     def __init__(self) -> None:
         self.trash_ids: list[int] = []
         self.snapshots: list[str] = []
-        self._count = 0
+        self._count = self._copies = 0
         self._names: list[str] = []
+        self._tree = ""
 
     def place(self, depth: int, name: str) -> tuple[str, str]:
         """Return the tree and the path of the next row."""
         if depth == 0:
-            self._count += 1
+            self._tree = self._next_tree(name)
         del self._names[max(0, depth - 1) :]
         if depth:
             self._names.append(name)
+        return self._tree, "/" + "/".join(self._names)
+
+    def _next_tree(self, name: str) -> str:
+        if name == SEPARATION:
+            self._copies += 1
+            return f"separation:{self._copies - 1}"
+        self._count += 1
         number = self._count - 2
         if number < 0:
-            tree = "live"
-        elif number < len(self.trash_ids):
-            tree = f"trash:{self.trash_ids[number]}"
-        elif number < len(self.trash_ids) + len(self.snapshots):
-            tree = f"snapshot:{self.snapshots[number - len(self.trash_ids)]}"
-        else:
-            tree = f"released:{number - len(self.trash_ids) - len(self.snapshots)}"
-        return tree, "/" + "/".join(self._names)
+            return "live"
+        if number < len(self.trash_ids):
+            return f"trash:{self.trash_ids[number]}"
+        number -= len(self.trash_ids)
+        if number < len(self.snapshots):
+            return f"snapshot:{self.snapshots[number]}"
+        return f"released:{number - len(self.snapshots)}"
 
 
 def _record(row: Row, trees: _Trees) -> dict[str, Any]:
@@ -192,7 +200,8 @@ def _node_record(row: NodeRow, trees: _Trees) -> dict[str, Any]:
     common = {"tree": tree, "path": path, "inode": row.inode, "mtime_ms": row.mtime_ms}
     if not row.replication:
         shares = {"shares": row.version} if row.version else {}  # the directory line, from 1, whose entries it has
-        return {"type": "directory", **common, **shares}
+        copies = {"copies": row.size} if row.size else {}  # likewise, whose entries are being copied to here
+        return {"type": "directory", **common, **shares, **copies}
     _, found = extents.window(row.extents, row.size, 0, extents.count(row.extents))
     return {
         "type": "file",
@@ -317,11 +326,14 @@ class _Importer:
         path = record["path"]
         depth = 0 if path == "/" else path.count("/")
         name = path.rpartition("/")[2]
+        if copied := record.get("copies", 0):
+            name = SEPARATION
         expected = self._trees.place(depth, name)
         if (record["tree"], path) != expected:
             raise ValueError(f"{path!r} of tree {record['tree']!r} does not follow the line before")
         if record["type"] == "directory":
-            return NodeRow(depth, name, record["inode"], record["mtime_ms"], record.get("shares", 0))
+            shared = record.get("shares", 0)
+            return NodeRow(depth, name, record["inode"], record["mtime_ms"], shared, 0, copied)
         return NodeRow(
             depth,
             name,

@@ -41,6 +41,7 @@ from dfs.net.parts import ReplicaReport
 
 PLANNED_PER_SLICE = 100  # chunks planned between two breaths: about 3 ms
 PLANNED_MAX = 2_000  # chunks looked at in one turn of a duty
+SWEPT_PER_SLICE = 200  # orders and unlisted replicas judged between two breaths: about 3 ms
 TRIMS_PER_TURN = 500  # surplus replicas unlisted in one turn
 IDLE_TURNS_MAX = 5  # turns of balance without a move that could be made, before it is as even as it gets
 TRIM_WAIT_BEATS = 5  # heartbeats that an unlisted replica is kept at the least, whatever the grace of garbage
@@ -99,7 +100,7 @@ class Ordering:
                 bucket.work,
                 bucket.source or None,
                 bucket.target or None,
-                setback.targets,
+                setback.targets | self._healing.trims.servers_of(handle),  # listed again rather than fetched
                 setback.sources,
             )
 
@@ -126,21 +127,25 @@ class RepairDuty:
 
     async def run_once(self) -> None:
         copies = self._healing.copies
-        self._sweep()
+        await self._sweep()
         survey = await self._lookout.look([order.plan.handle for order in copies])
         await self._ordering.order(Work.COPY)
         self._tell(survey)
 
-    def _sweep(self) -> None:
+    async def _sweep(self) -> None:
         """End orders that lost their server or their sense; tell servers what has become urgent."""
         roster, copies = self._lookout.roster(), self._healing.copies
-        for order in copies.sweep(self._clock.monotonic(), lambda order: self._is_wanted(order, roster)):
-            self._healing.meter(order).failed_count += 1
-            log.warning("copy_lost", handle=order.plan.handle, server=roster[order.plan.target].name)
-        for order in list(copies):
+        for number, order in enumerate(list(copies), 1):
             chunk = self._state.chunk(order.plan.handle)
-            if not order.plan.is_urgent and chunk and judge(chunk.servers, chunk.goal, roster).is_urgent:
+            if not self._is_wanted(order, roster):
+                copies.drop(order)
+            elif copies.drop_if_lost(order, self._clock.monotonic()):
+                self._healing.meter(order).failed_count += 1
+                log.warning("copy_lost", handle=order.plan.handle, server=roster[order.plan.target].name)
+            elif not order.plan.is_urgent and chunk and judge(chunk.servers, chunk.goal, roster).is_urgent:
                 copies.hasten(order)
+            if number % SWEPT_PER_SLICE == 0:
+                await asyncio.sleep(0)
 
     def _is_wanted(self, order: CopyOrder, roster: Roster) -> bool:
         chunk, target = self._state.chunk(order.plan.handle), roster.get(order.plan.target)
@@ -220,7 +225,13 @@ class SurplusDuty:
         confirmed = self._reports.confirmed()
         books = self._reports.books()
         needed: dict[ServerId, list[ReplicaChange]] = defaultdict(list)
-        for server_id, handle, due_s in trims:
+        survey = self._lookout.survey
+        is_short = survey is not None and sum(survey.waiting) + survey.deferred_count > 0
+        for number, (server_id, handle, due_s) in enumerate(trims, 1):
+            if number % SWEPT_PER_SLICE == 0:
+                await asyncio.sleep(0)
+            if due_s > now_s and not is_short:
+                continue
             chunk = self._state.chunk(handle)
             if chunk is None or server_id in chunk.servers:
                 trims.drop(server_id, handle)

@@ -36,14 +36,19 @@ def check_invariants(parts: StateParts) -> None:
     parts.trash.check_invariants()
     parts.snapshots.check_invariants()
     parts.sessions.check_invariants()
+    for separation in parts.sharing.separations():
+        assert separation.table.sharers > 1, "a table is being copied that nobody shares"
+        names = [name for name, _ in separation.made.entries.items()]
+        assert names == [name for name, _ in separation.table.items()][: len(names)], "a copy is not what is copied"
     _check_chunks(parts)
 
 
 def trees_of(parts: StateParts) -> list[Node]:
-    """Return the tops of all trees: the live one, the trash, the snapshots, and what is being released."""
+    """Return the tops of all trees: the live one, trash, snapshots, copies in the making, what is being released."""
     trashed = (entry.node for _, entry in parts.trash.items())
     snapshots = (root for _, _, _, root in parts.snapshots.roots())
-    return [parts.namespace.root, *trashed, *snapshots, *parts.released.nodes()]
+    copies = (separation.made for separation in parts.sharing.separations())
+    return [parts.namespace.root, *trashed, *snapshots, *copies, *parts.released.nodes()]
 
 
 def _check_chunks(parts: StateParts) -> None:

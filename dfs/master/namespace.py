@@ -9,13 +9,13 @@ are where totals change. So a rename is O(depth), a subtree in the trash needs n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dfs.errors import InvalidName, NotADirectory, NotFound, ReadOnly
 from dfs.master.extents import count as extent_count
 from dfs.master.nodes import Directory, File, Node
-from dfs.master.sharing import own
+from dfs.master.sharing import Sharing
 from dfs.net.parts import FileStatus, Kind
 from dfs.paths import ROOT, SNAPSHOTS, SNAPSHOTS_MARK, join, split, split_snapshot
 
@@ -136,11 +136,11 @@ def descend(root: Directory, parts: Sequence[str], path: str) -> Node:
 class Namespace:
     """The live tree. Methods that change it expect that their caller has checked everything.
 
-    `reference` is told of each file that comes into being when a shared directory is about to change.
+    `sharing` gives directories tables of their own before they change.
     """
 
-    def __init__(self, reference: Callable[[File], None]) -> None:
-        self.reference = reference
+    def __init__(self, sharing: Sharing) -> None:
+        self.sharing = sharing
         self.root = Directory(1, 0)
         self.next_id = 2  # of the next inode or file version; versions are never reused at a path, whatever moves there
 
@@ -151,8 +151,8 @@ class Namespace:
     def locate(self, path: str, *, parents: bool = False) -> Place:
         """Find a path that is to be changed; what the place holds may then be changed, and is in no snapshot.
 
-        Raise `InvalidName`, `ReadOnly` (in a snapshot), `NotADirectory` (a file on the way) or `NotFound` (a missing
-        ancestor, unless `parents` will make it).
+        Raise `InvalidName`, `ReadOnly` (in a snapshot), `NotADirectory` (a file on the way), `NotFound` (a missing
+        ancestor, unless `parents` will make it) or `Overloaded` (a large directory is being copied).
         """
         if SNAPSHOTS_MARK in path:
             check_changeable(path)
@@ -170,7 +170,7 @@ class Namespace:
         chain = [directory]
         for index, name in enumerate(parts[:-1]):
             if is_to_change and directory.entries.sharers > 1:
-                own(directory, self.reference)
+                self.sharing.own(directory)
             child = directory.entries.get(name)
             if child is None:
                 if parents:
@@ -181,7 +181,7 @@ class Namespace:
             directory = child
             chain.append(directory)
         if is_to_change and directory.entries.sharers > 1:
-            own(directory, self.reference)
+            self.sharing.own(directory)
         return Place(path, chain, (), parts[-1], directory.entries.get(parts[-1]))
 
     def find(self, path: str) -> Node:

@@ -14,6 +14,7 @@ from dfs.master.nodes import Directory, File, Node
 from dfs.master.quotas import Growth, QuotaTable
 from dfs.master.registry import ServerRegistry
 from dfs.master.sessions import SessionTable
+from dfs.master.sharing import Sharing
 from dfs.master.snapshots import SnapshotTable
 from dfs.master.trash import ReleaseQueue, Trash
 from dfs.paths import SNAPSHOTS_MARK, split_snapshot
@@ -42,6 +43,7 @@ class StateParts:
         "replication",
         "servers",
         "sessions",
+        "sharing",
         "snapshots",
         "trash",
         "trash_keep_ms",
@@ -57,7 +59,8 @@ class StateParts:
         self.balance_mode = BALANCE_AUTOMATIC
         self.balance_threshold_ppm = 0
         self.chunks = ChunkMap()
-        self.namespace = Namespace(self.reference)
+        self.sharing = Sharing(self.reference, self.release)
+        self.namespace = Namespace(self.sharing)
         self.snapshots = SnapshotTable()
         self.quotas = QuotaTable()
         self.servers = ServerRegistry()
@@ -122,6 +125,17 @@ class StateParts:
                 f"{shown(path)} cannot be {verb}: {shown(first)} has snapshots, which would go with it; remove them "
                 "first: `dfs snapshot ls`, `dfs snapshot rm`"
             )
+
+    def step(self) -> None:
+        """Go on with what commands began and left to be done in bounded steps."""
+        if len(self.sharing):
+            self.sharing.step()
+        if len(self.released):
+            self.released.step(self.chunks, self.clock_ms, self.sharing.leave)
+
+    @property
+    def has_steps(self) -> bool:
+        return len(self.released) > 0 or (len(self.sharing) > 0 and self.sharing.is_pending)
 
     def release(self, node: Node) -> None:
         """Give up a detached subtree: its chunks are dereferenced in bounded steps, the first after this command."""

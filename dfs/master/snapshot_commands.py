@@ -12,6 +12,7 @@ from __future__ import annotations
 from copy import copy
 
 from dfs.errors import AlreadyExists, HasSnapshots, InvalidArgument, InvalidName, LimitExceeded, NotADirectory
+from dfs.master import sharing
 from dfs.master.namespace import Place, check_changeable, descend, shown, status_of
 from dfs.master.nodes import Directory, File, Node, count_nodes, stored_size_of
 from dfs.master.parts import SIZE_TOTAL_MAX, StateParts
@@ -39,12 +40,15 @@ def remove_snapshot(parts: StateParts, command: RemoveSnapshot) -> SnapshotReply
 
 def restore_snapshot(parts: StateParts, command: RestoreSnapshot) -> StatReply:
     """Go back. Quotas stay with their paths; those of directories that are no more go with them."""
-    directory = _directory(parts, command.path)
+    _directory(parts, command.path)
+    directory = parts.namespace.locate(command.path).node  # now, while nothing is changed: it may take several tries
+    assert isinstance(directory, Directory), "looked at just now"
     root = parts.snapshots.get(command.path, command.name)
     path = join(command.path, command.inner) if command.inner else command.path
     source = descend(root, split(path)[len(split(command.path)) :], f"{path} in snapshot {command.name}")
     if command.safety_name:
         _check_new(parts, command.path, command.safety_name, directory)
+        _check_small(directory, split(path)[len(split(command.path)) : -1] if command.inner else None, path)
     _check_restorable(parts, command, path, source)
     if command.safety_name:
         _add(parts, command.path, command.safety_name, directory)
@@ -113,6 +117,19 @@ def _check_restorable(parts: StateParts, command: RestoreSnapshot, path: str, so
         if known != path and isinstance(now, Directory) and isinstance(then, Directory):
             growth = count_nodes(then) - count_nodes(now)
             parts.quotas.check_directory(known, now, growth, then.stored_size - now.stored_size)
+
+
+def _check_small(directory: Directory, names: tuple[str, ...] | None, path: str) -> None:
+    """Raise `LimitExceeded` when a part can only be restored in steps after the snapshot that keeps the present."""
+    node: Node | None = directory if names is not None else None
+    for name in (*(names or ()), ""):
+        if isinstance(node, Directory):
+            if len(node.entries) > sharing.AT_ONCE_MAX:
+                raise LimitExceeded(
+                    f"{shown(path)} is in a directory of {len(node.entries)} entries, over {sharing.AT_ONCE_MAX}: keep "
+                    "the present by `dfs snapshot create` first, then restore with --no-safety"
+                )
+            node = node.entries.get(name) if name else None
 
 
 def _inside(source: Node, names: tuple[str, ...]) -> Node | None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from dfs.errors import Conflict, DfsError, InternalError, InvalidArgument, IsADirectory, NotADirectory
+from dfs.errors import Conflict, DfsError, InternalError, InvalidArgument, IsADirectory, NotADirectory, Overloaded
 from dfs.ids import ChunkHandle, ServerId
 from dfs.master import (
     checkpoint,
@@ -144,8 +144,7 @@ class MasterState:
             parts.tick(now_ms)
             apply = self._apply_once if isinstance(command, Mutation) else self._run
             reply = apply(command, handler)
-            if len(parts.released):
-                parts.released.step(parts.chunks, parts.clock_ms)
+            parts.step()
         except DfsError as error:
             return ErrorReply.of(error)
         except Exception as error:  # noqa: BLE001 - one that escaped would be re-applied by the log for ever
@@ -168,6 +167,8 @@ class MasterState:
         if known is not None:
             return known
         reply = self._run(command, handler)
+        if isinstance(reply, ErrorReply) and reply.code == Overloaded.code:
+            return reply  # no result: nothing was applied, and the same call comes again
         parts.sessions.finish(command.call, reply)
         return reply
 
@@ -406,7 +407,7 @@ class MasterState:
     def next_trash_expiry_ms(self) -> int | None:
         """Return when the state clock makes `ExpireTrash` worth proposing; that is now while a release is going on."""
         parts = self._parts
-        if len(parts.released):
+        if parts.has_steps:
             return parts.clock_ms
         oldest_ms = parts.trash.oldest_ms()
         return None if oldest_ms is None else oldest_ms + parts.trash_keep_ms

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from dfs.ids import ChunkHandle, ServerId
 
-TRIMS_WAITING_MAX = 20_000  # unlisted replicas of one server that wait for their deletion
+TRIMS_WAITING_MAX = 5_000  # unlisted replicas of one server that wait for their deletion
 
 
 class TrimBook:
@@ -40,6 +40,10 @@ class TrimBook:
 
     def holds(self, server_id: ServerId, handle: ChunkHandle) -> bool:
         return handle in self._due_s.get(server_id, ())
+
+    def servers_of(self, handle: ChunkHandle) -> set[ServerId]:
+        """Return the servers on which a replica of this chunk waits for its deletion."""
+        return {server_id for server_id, handles in self._due_s.items() if handle in handles}
 
     def is_due(self, server_id: ServerId, handle: ChunkHandle, now_s: float) -> bool:
         due_s = self._due_s.get(server_id, {}).get(handle)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from dfs import errors
+from dfs.master import sharing
 from dfs.net import messages as m
-from dfs.paths import ROOT, is_below, join, split, split_snapshot
+from dfs.paths import ROOT, is_below, join, parent, split, split_snapshot
 from dfs.testing.naive_state import Extents, NaiveFile, NaiveState, Tree
 
 T = TypeVar("T")
@@ -217,6 +218,7 @@ class NaiveWholeState(NaiveState):
         then, tree = self._inside(shelf[command.name].tree, inner)
         if command.safety_name:
             self._check_new(command.path, command.safety_name)
+            self._check_small(command.path, inner)
         if any(is_below(known, path) and (inner or known != path) for known in self.snapshots):
             raise errors.HasSnapshots(path)
         now = self._look(path, parents=True)
@@ -231,6 +233,13 @@ class NaiveWholeState(NaiveState):
             self.tree[join(path, known[1:]) if known else path] = node
         for known in [known for known in self.quotas if not isinstance(self.tree.get(known), int)]:
             del self.quotas[known]
+
+    def _check_small(self, path: str, inner: tuple[str, ...]) -> None:
+        """The directories from `path` to the parent of what is restored are small."""
+        for name in inner:
+            if len([known for known in self.tree if known != path and parent(known) == path]) > sharing.AT_ONCE_MAX:
+                raise errors.LimitExceeded(path)
+            path = join(path, name)
 
     # --- quotas
 

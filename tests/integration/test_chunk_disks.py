@@ -104,8 +104,8 @@ def test_a_disk_that_fills_during_puts_costs_no_put_and_keeps_no_half_chunk(clus
         status = cluster.run_cli("status")
         assert status.returncode == 1
         assert f"disk {disk} of chunk server c1 is full" in status.stdout.decode()
-        for path_of_replica in cluster.chunk_files("c1"):
-            check_whole(path_of_replica)
+        for replica in cluster.replicas("c1"):
+            check_whole(replica.path)
         ballast.unlink()
         wait_until(lambda: report_of(client, "c1").state == "ok", WAIT_S, "a disk with room is used again")
 
@@ -141,7 +141,7 @@ def test_a_vanished_disk_is_out_and_a_wiped_server_returns_empty_under_its_old_n
     disk = disk_of(cluster, "c1")
     with cluster.client() as client:
         client.put(io.BytesIO(data), "/before")
-        assert cluster.chunk_files("c1")
+        assert cluster.replicas("c1")
         (before,) = servers_named(client, "c1")
         assert run("umount", "-l", str(disk)) == ""
         wait_until(lambda: report_of(client, "c1").state == "failed", WAIT_S, "the leader hears of the vanished disk")
@@ -164,4 +164,4 @@ def test_a_vanished_disk_is_out_and_a_wiped_server_returns_empty_under_its_old_n
         client.put(io.BytesIO(data), "/after")
         for path in ("/before", "/meanwhile", "/after"):
             assert b"".join(client.read(path)) == data
-        assert cluster.chunk_files("c1"), "it takes new chunks"
+        assert cluster.replicas("c1"), "it takes new chunks"

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dfs.config import load_config
+from dfs.ids import id_text
 from dfs.local.cluster import LocalCluster
 from dfs.testing.cluster import WAIT_S, ClusterUnderTest, wait_until
 from dfs.testing.ports import free_ports
@@ -111,19 +112,14 @@ def check_metrics(cluster: ClusterUnderTest) -> None:
 def check_damage_is_found(cluster: ClusterUnderTest) -> None:
     _, before = run_json(cluster, "fsck", "/", "--files", "--locations")
     used = {chunk["handle"] for file in before["files"] for chunk in file["chunks"]}
-    name, replica = next(
-        (name, path) for name in ("c1", "c2") for path in cluster.chunk_files(name) if path.name in used
-    )
-    with replica.open("r+b") as content:
-        byte = content.read(1)
-        content.seek(0)
-        content.write(bytes([byte[0] ^ 0xFF]))
+    replica = next(replica for replica in cluster.replicas("c1") if id_text(replica.handle) in used)
+    replica.damage()
     code, fsck = run_json(cluster, "fsck", "/", "--verify")
     assert (code, fsck["summary"]["corrupt_replicas"]) == (1, 1)
     (file,) = fsck["files"]
     (chunk,) = [chunk for chunk in file["chunks"] if "corrupt" in chunk["problems"]]
-    assert chunk["handle"] == replica.name
-    assert [found["state"] for found in chunk["replicas"] if found["server"] == name] == ["corrupt"]
+    assert chunk["handle"] == id_text(replica.handle)
+    assert [found["state"] for found in chunk["replicas"] if found["server"] == "c1"] == ["corrupt"]
     assert (fsck["summary"]["is_readable"], fsck["summary"]["verified_replicas"]) == (True, 3 * CHUNKS)
 
 

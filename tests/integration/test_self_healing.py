@@ -162,7 +162,7 @@ def test_a_wiped_server_returns_empty_under_its_old_name_and_is_filled(patient: 
     wait_until(lambda: not before & patient.ids("c3"), WAIT_S, "the old identity is forgotten, the new one is there")
     patient.wait_alive("c3")
     patient.wait_whole()
-    assert len(patient.cluster.chunk_files("c3")) > 0
+    assert len(patient.cluster.replicas("c3")) > 0
     patient.check_bytes()
 
 
@@ -195,7 +195,7 @@ def test_a_new_server_is_balanced_until_fills_are_even(patient: Patient) -> None
         return max(stored) - min(stored)
 
     wait_until(lambda: spread() <= 2 * 1024 * KIB and patient.is_trimmed(), WAIT_S, "five servers hold about as much")
-    assert len(patient.cluster.chunk_files("c5")) > 0
+    assert len(patient.cluster.replicas("c5")) > 0
     patient.check_bytes()
 
 

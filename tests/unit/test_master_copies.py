@@ -51,9 +51,10 @@ def test_an_order_that_is_not_mentioned_is_sent_again_and_lost_in_the_end() -> N
         book.mention(TARGET, (), float(beat))
     assert len(book.take_due(TARGET)) == 1
     book.mention(TARGET, [handle(1)], 10.0)
-    assert book.sweep(10.0 + UNSEEN_MAX_S, lambda _: True) == []
-    (lost,) = book.sweep(10.1 + UNSEEN_MAX_S, lambda _: True)
-    assert lost.plan.handle == handle(1)
+    (order,) = book
+    assert not book.drop_if_lost(order, 10.0 + UNSEEN_MAX_S)
+    assert book.drop_if_lost(order, 10.1 + UNSEEN_MAX_S)
+    assert not book.drop_if_lost(order, 10.1 + UNSEEN_MAX_S), "it is gone already"
     assert handle(1) not in book
     setback = book.setback(handle(1))
     assert setback is not None
@@ -103,7 +104,8 @@ def test_orders_end_with_their_server_and_with_their_sense() -> None:
     book.add(plan(1), 0.0)
     book.add(plan(2), 0.0)
     book.add(plan(3, target=OTHER), 0.0)
-    assert book.sweep(1.0, lambda order: order.plan.handle != handle(3)) == []
+    book.drop(next(iter(book.of(OTHER))))
+    assert handle(3) not in book
     assert book.drop_target(TARGET) == 2
     assert book.drop_target(TARGET) == 0
     assert len(book) == 0

@@ -16,8 +16,8 @@ import pytest
 
 from dfs.ids import ChunkHandle, ServerId, SessionId
 from dfs.master import extents as packing
-from dfs.master import quotas, snapshot_commands
-from dfs.master.commands import PutServer
+from dfs.master import quotas, sharing, snapshot_commands
+from dfs.master.commands import ExpireTrash, PutServer
 from dfs.master.export import export_lines, import_pieces
 from dfs.master.state import MasterState
 from dfs.master.views import Extent
@@ -175,6 +175,81 @@ def test_a_change_after_a_snapshot_copies_its_directory_once_and_no_other() -> N
     first, second = (calls_during(lambda: master.call(m.Touch, "/d/big/0000", 5)) for _ in range(2))
     assert second < small < first
     assert first > 300 > second
+
+
+@pytest.fixture
+def large(master: Master, monkeypatch: pytest.MonkeyPatch) -> Master:
+    """A snapshot of a directory of ten files, which is too large to be copied at once."""
+    monkeypatch.setattr(sharing, "AT_ONCE_MAX", 3)
+    monkeypatch.setattr(sharing, "STEP_MAX", 4)
+    for number in range(10):
+        master.put(f"/d/{number}")
+    master.put("/other/f")
+    master.ok(m.SnapshotReply, m.CreateSnapshot, "/d", "s")
+    return master
+
+
+def test_a_large_directory_is_copied_in_steps_and_the_call_succeeds_when_it_is_sent_again(large: Master) -> None:
+    large.sequence += 1
+    touch = m.Touch(parts.CallId(SESSION, large.sequence, large.sequence), "/d/5", 77)
+    replies: list[m.Message] = []
+    while not replies or isinstance(replies[-1], m.ErrorReply):
+        replies.append(large.apply(touch))
+        large.state.check_invariants()
+    told = [reply.text for reply in replies if isinstance(reply, m.ErrorReply)]
+    assert [text[text.index("(") :] for text in told] == [
+        f"({count} are done); try again in a moment" for count in (0, 4, 8)
+    ]
+    assert all(reply.code == "overloaded" for reply in replies if isinstance(reply, m.ErrorReply))
+    assert large.apply(touch) == replies[-1], "the outcome is remembered as that of any call"
+    assert large.state.stat("/d/5").mtime_ms == 77
+    assert large.state.stat("/d/.snapshot/s/5").mtime_ms == 1_000
+
+
+def test_other_calls_and_the_leader_carry_the_copy_on(large: Master) -> None:
+    assert large.state.next_trash_expiry_ms() is None
+    assert large.refused(m.Touch, "/d/5").code == "overloaded"
+    assert large.state.next_trash_expiry_ms() == large.state.clock_ms
+    large.ok(m.StatReply, m.Touch, "/other/f")
+    large.apply(ExpireTrash(1))
+    assert large.state.next_trash_expiry_ms() is None
+    large.ok(m.StatReply, m.Touch, "/d/5")
+
+
+def test_a_copy_in_the_making_survives_a_dump_and_goes_on_alike(large: Master) -> None:
+    assert large.refused(m.Touch, "/d/5").code == "overloaded"
+    pieces = list(large.state.dump())
+    assert list(import_pieces(list(export_lines(pieces, cluster="c", log_index=5)))) == pieces
+    other = Master()
+    other.state.load(pieces)
+    other.state.check_invariants()
+    other.sequence = large.sequence
+    assert list(other.state.dump()) == pieces
+    for _ in range(4):
+        assert large.call(m.Touch, "/d/5", 77) == other.call(m.Touch, "/d/5", 77)
+        assert list(large.state.dump()) == list(other.state.dump())
+    assert other.state.stat("/d/5").mtime_ms == 77
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_a_copy_that_nobody_needs_any_more_is_given_up(large: Master, steps: int) -> None:
+    assert large.refused(m.Touch, "/d/5").code == "overloaded"
+    for _ in range(steps):
+        large.ok(m.StatReply, m.Touch, "/other/f")
+    large.ok(m.SnapshotReply, m.RemoveSnapshot, "/d", "s")
+    handle = large.extents("/d/5")[0].handle
+    large.ok(m.DeleteReply, m.Delete, "/d/5", skip_trash=True)
+    assert large.state.chunk(handle) is None
+    large.ok(m.DeleteReply, m.Delete, "/d", recursive=True, skip_trash=True)
+    assert len(large.state.chunk_handles()) == 1
+
+
+def test_a_part_of_a_large_directory_is_restored_after_the_present_was_kept_by_hand(large: Master) -> None:
+    reply = large.refused(m.RestoreSnapshot, "/d", "s", "5", "before")
+    assert (reply.code, "dfs snapshot create" in reply.text) == ("limit_exceeded", True)
+    large.ok(m.SnapshotReply, m.CreateSnapshot, "/d", "before")
+    replies = [large.call(m.RestoreSnapshot, "/d", "s", "5") for _ in range(4)]
+    assert [isinstance(reply, m.StatReply) for reply in replies] == [False, False, False, True]
 
 
 def test_a_dump_keeps_what_is_shared_and_loads_to_the_same_dump(master: Master) -> None:

@@ -19,7 +19,7 @@ MOVES_SHOWN_MAX = 1000  # planned moves in one BalanceReply
 class DecommissionServer(Message, frozen=True, array_like=True):
     """Drain a chunk server: copy all it holds elsewhere. `is_plan`: only tell; `is_cancel`: let it serve on.
 
-    `NotEnoughServers` when the servers left would be too few or too full."""
+    `Conflict` when the servers left would be too few or too full."""
 
     name: str
     is_plan: bool = False
