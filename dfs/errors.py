@@ -248,6 +248,29 @@ class ChainBroken(DfsError):
     retry = Retry.OTHER
 
 
+class TailOpen(DfsError):
+    """Records are being appended to a file that the call names; its tail must be sealed before. Nothing happened."""
+
+    code = "tail_open"
+    retry = Retry.SAME
+
+
+class TailClosed(DfsError):
+    """A tail takes no more records: it is full, sealed, or its chain failed. Ask a master for the next one.
+
+    details: `failed` = comma-joined addresses to leave out.
+    """
+
+    code = "tail_closed"
+    retry = Retry.REFRESH
+
+
+class AppenderUnknown(DfsError):
+    """The file does not know this appender (any more), so a repeated record could not be told from a new one."""
+
+    code = "appender_unknown"
+
+
 class DiskFull(DfsError):
     code = "disk_full"
     retry = Retry.OTHER

@@ -23,6 +23,7 @@ from dfs.chunk.scrub_position import PositionFiles
 from dfs.chunk.scrubber import Scrubber
 from dfs.chunk.service import ChunkService
 from dfs.chunk.store import FileStore
+from dfs.chunk.tail_reports import TAIL_FOLDER, TailReports
 from dfs.config import ChunkServerConfig, ClusterConfig
 from dfs.errors import DfsError
 from dfs.log import configure, get_logger
@@ -62,7 +63,13 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
         stack.callback(listener.close)
         store = FileStore(server.data_dirs, config.name, disk_reserve=config.disk_reserve, fsync=config.fsync)
         stack.callback(store.close)
-        service = ChunkService(store=store, key=key, name=server.name, address=server.address)
+        service = ChunkService(
+            store=store,
+            key=key,
+            name=server.name,
+            address=server.address,
+            tail_folders=[folder / TAIL_FOLDER for folder in server.data_dirs if folder.is_dir()],
+        )
         stack.callback(service.close)
         orders = DeletionOrders(store)
         replicator = Replicator(store, key, server.address)
@@ -86,7 +93,10 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
             disk_wait_ms=watch.wait_ms,
             scrub=scrubber.status,
         )
+        tail_reports = TailReports(service.tails, store.server_id, [master.address for master in config.masters], key)
+        stack.callback(tail_reports.close)
         threads = [
+            threading.Thread(target=tail_reports.run, args=(stop,), name="dfs tail reports", daemon=True),
             threading.Thread(target=heartbeats.run, args=(stop,), name="dfs heartbeats", daemon=True),
             threading.Thread(target=orders.run, args=(stop,), name="dfs orders", daemon=True),
             threading.Thread(target=store.compactor.run, args=(stop,), name="dfs compaction", daemon=True),

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from dfs import __version__
 from dfs.checksum import BLOCK_SIZE
@@ -19,6 +21,7 @@ from dfs.chunk.meter import ChunkMeter
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import ChunkStore, checksums_of
 from dfs.chunk.streams import BUFFER_SIZE, READS_MAX, STREAMS_MAX, Streams
+from dfs.chunk.tail_service import TAIL_MESSAGES, TailService
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
 from dfs.errors import DeadlineExceeded, DfsError, DiskFailed, InvalidArgument, Overloaded, ProtocolError
 from dfs.ids import ID_SIZE, ChunkHandle
@@ -52,9 +55,16 @@ class ChunkService:
     """Answers every connection of one chunk server; `handle` runs in one thread per connection."""
 
     def __init__(
-        self, *, store: ChunkStore, key: ClusterKey, name: str, address: str, clock: Clock = SYSTEM_CLOCK
+        self,
+        *,
+        store: ChunkStore,
+        key: ClusterKey,
+        name: str,
+        address: str,
+        clock: Clock = SYSTEM_CLOCK,
+        tail_folders: Sequence[Path] = (),
     ) -> None:
-        """`address`: what the other servers and the clients know this one by."""
+        """`address`: what the other servers and the clients know this one by; `tail_folders`: see `TailService`."""
         self._store = store
         self._key = key
         self._name = name
@@ -65,6 +75,7 @@ class ChunkService:
         self._writes = Streams("chunk writes", STREAMS_MAX, BUFFER_SIZE)
         self._reads = Streams("chunk reads", READS_MAX)
         self.meter = ChunkMeter()
+        self.tails = TailService(tail_folders, store, self._peers, self._check_token)
 
     @property
     def active_streams(self) -> int:
@@ -85,6 +96,8 @@ class ChunkService:
                     early = self._write(channel, received, received.message)
                 elif isinstance(received.message, StoreChunk):
                     self._store_small(channel, received, received.message)
+                elif isinstance(received.message, TAIL_MESSAGES):
+                    self.tails.answer(channel, received)
                 else:
                     self._answer(channel, received)
         except DeadlineExceeded as error:

@@ -17,6 +17,7 @@ import click
 
 from dfs import paths as path_rules
 from dfs.cli.context import Cli
+from dfs.cli.lines import append_lines
 from dfs.cli.operands import RemotePath
 from dfs.cli.transfer import STREAM, Run, run_transfer
 from dfs.cli.trees import local_entries, local_size, make_root
@@ -234,11 +235,13 @@ def _put_tree(run: Run, source: Path, target: str, options: PutOptions) -> None:
 @verb("append")
 @click.argument("paths", nargs=-1, required=True, type=LocalThenRemote(), metavar="SOURCE... TARGET")
 @click.option("-c", "--no-create", is_flag=True, help="TARGET must exist.")
+@click.option("-l", "--lines", is_flag=True, help="Each line is a record of its own, stored as it comes.")
 @pass_cli
-def append_verb(cli: Cli, paths: tuple[str, ...], no_create: bool) -> None:
+def append_verb(cli: Cli, paths: tuple[str, ...], no_create: bool, lines: bool) -> None:
     """Add local SOURCE... at the end of the remote file TARGET, which is made when missing.
 
-    Each source is added whole or not at all. The source `-` is stdin.
+    Each source is added whole or not at all; with --lines each line is, between those of other programs that append to
+    the same file. The source `-` is stdin.
     """
     if len(paths) < 2:
         raise click.UsageError("give one or more local files (or -) and the remote file to append to")
@@ -246,18 +249,24 @@ def append_verb(cli: Cli, paths: tuple[str, ...], no_create: bool) -> None:
         raise click.UsageError("stdin (-) can be read only once")
     target = cli.resolve(paths[-1])
     with run_transfer(cli, _total_size(paths[:-1], False), in_parallel=False) as run:
+
+        def add(stream: BinaryIO) -> None:
+            if lines:
+                append_lines(cli.client, stream, target, create=not no_create, advance=run.advance)
+            else:
+                cli.client.append(stream, target, create=not no_create, progress=run.advance)
+
         for source in paths[:-1]:
             with run.failures.catch():
                 if source == STREAM:
-                    stdin = sys.stdin.buffer
-                    cli.client.append(stdin, target, create=not no_create, progress=run.advance)
+                    add(sys.stdin.buffer)
                     continue
                 path = Path(source)
                 if path.is_dir():
                     raise LocalError(f"{source!r} is a directory; append takes files")
-                if path.exists() and not path.is_file():
+                if path.exists() and (lines or not path.is_file()):
                     with path.open("rb") as stream:
-                        cli.client.append(stream, target, create=not no_create, progress=run.advance)
+                        add(stream)
                     continue
                 cli.client.append(path, target, create=not no_create, progress=run.advance)
     run.failures.finish()

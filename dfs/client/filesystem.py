@@ -18,8 +18,10 @@ from typing import BinaryIO, TypeVar
 import msgspec
 
 from dfs import paths
+from dfs.checksum import Buffer
 from dfs.client.access import ClusterAccess
 from dfs.client.admin import ClusterAdmin
+from dfs.client.appender import Appender
 from dfs.client.calls import Calls
 from dfs.client.compaction import Compaction, is_fragmented
 from dfs.client.discovery import Masters
@@ -131,7 +133,9 @@ class DfsClient:
 
     def stat(self, path: str) -> FileStatus:
         """Return what is known about a file or directory; raise `NotFound`."""
-        return self._look(Stat(paths.normalise(path), self._stale_ms), StatReply).status
+        path = paths.normalise(path)
+        reply = self._look(Stat(path, self._stale_ms), StatReply)
+        return self._download().status(path) if reply.is_open else reply.status
 
     def exists(self, path: str) -> bool:
         """Return whether `path` names a file or directory."""
@@ -258,6 +262,29 @@ class DfsClient:
         return self._upload().append(
             source, paths.normalise(path), create=create, replication=self._replication, progress=progress
         )
+
+    def appender(self, path: str, *, create: bool = True, identity: bytes | None = None) -> Appender:
+        """Return an appender of records to a file; `identity` continues an earlier one. The caller closes it."""
+        return Appender(
+            self._masters,
+            self._pool,
+            paths.normalise(path),
+            timeout_s=self._timeout_s,
+            create=create,
+            identity=identity,
+        )
+
+    def append_record(self, path: str, data: Buffer) -> int:
+        """Append one record, exactly once, and return its offset; for many records use an `appender`."""
+        with self.appender(path) as appender:
+            return appender.append(data).result()
+
+    def follow(self, path: str, *, offset: int = 0) -> Iterator[bytes]:
+        """Yield the content from an offset on, then what is appended as it commits, for ever.
+
+        Raise `Conflict` when the file is replaced or becomes shorter, `NotFound` when it is deleted.
+        """
+        return self._download().follow(paths.normalise(path), offset)
 
     def get(
         self,
@@ -426,7 +453,7 @@ class DfsClient:
 
     def _download(self) -> Download:
         return Download(
-            self._masters, self._transfer, self._timeout_s, parallel=self._parallel, stale_ms=self._stale_ms
+            self._masters, self._pool, self._transfer, self._timeout_s, parallel=self._parallel, stale_ms=self._stale_ms
         )
 
     def _look(self, message: Message, reply: type[T]) -> T:

@@ -16,6 +16,7 @@ from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
 from dfs.master.liveness import ClusterView, Liveness, ServerView
 from dfs.master.placement import Candidate, plan_chains
 from dfs.master.state import MasterState
+from dfs.master.tails import TailRecord
 from dfs.master.views import Extent, RegisteredServer
 from dfs.net.auth import ClusterKey, Rights, sign_token
 from dfs.net.messages import (
@@ -28,7 +29,7 @@ from dfs.net.messages import (
     Locate,
     LocateReply,
 )
-from dfs.net.parts import AllocatedChunk, LocatedExtent, ServerInfo
+from dfs.net.parts import AllocatedChunk, LocatedExtent, LocatedTail, ServerInfo
 
 COMMIT_MARGIN = 0.9  # of the orphan grace: the rest covers clocks, resends and the age a server rounds down
 SERVERS_NAMED_MAX = 12  # in an error message
@@ -105,7 +106,19 @@ class AccessDesk:
         expires_ms = self._expiry_ms()
         tokens: dict[ChunkHandle, bytes] = {}
         extents = tuple(self._located(extent, table, tokens, expires_ms) for extent in found.extents)
-        return LocateReply(found.status, found.first_offset, extents, table.infos(), found.has_more)
+        tails = self._tail(message.path, table, expires_ms)
+        return LocateReply(found.status, found.first_offset, extents, table.infos(), found.has_more, tails)
+
+    def _tail(self, path: str, table: ServerTable, expires_ms: int) -> tuple[LocatedTail, ...]:
+        """Return the open tail of a file for a reader, if it has one."""
+        tail = self._state.tails.at(path)
+        return () if tail is None else (self.located_tail(tail, table, Rights.READ, expires_ms),)
+
+    def located_tail(self, tail: TailRecord, table: ServerTable, rights: Rights, expires_ms: int) -> LocatedTail:
+        """Return where an open tail is, with a token."""
+        chain = tuple(index for server_id in tail.servers if (index := table.index(server_id)) is not None)
+        token = sign_token(self._key, tail.handle, rights, expires_ms)
+        return LocatedTail(tail.handle, self._state.stat(tail.path).size, token, chain)
 
     def _located(
         self, extent: Extent, table: ServerTable, tokens: dict[ChunkHandle, bytes], expires_ms: int

@@ -90,7 +90,7 @@ class AdministrationDesk:
             event = "draining_cancelled" if message.is_cancel else "draining_begins"
             log.info(event, server=server.name, chunks=count, size=size, asked_by=context.peer)
         survey = await self._lookout.look()
-        mode = server_mode(self._find(id_text(server.server_id)), survey, self._wall_ms())
+        mode = server_mode(self._state, self._find(id_text(server.server_id)), survey, self._wall_ms())
         eta_s = seconds(size, self._config.repair_rate * len(left))
         return DecommissionServerReply(server.name, mode, count, size, len(left), eta_s)
 

@@ -12,7 +12,7 @@ import msgspec
 
 from dfs.ids import ChunkHandle, ServerId
 from dfs.net.messages import Message, decode, encode, message
-from dfs.net.parts import Part
+from dfs.net.parts import AppenderState, Part
 
 ORPHAN_GRACE_MS = 24 * 60 * 60 * 1000  # until a leader proposes what its configuration says
 
@@ -116,6 +116,45 @@ class SetBalance(Message, frozen=True, array_like=True):
 
     mode: int
     threshold_ppm: int = 0
+
+
+@message(0x0818)
+class BeginTail(Message, frozen=True, array_like=True):
+    """Make a chunk the open tail of a file; the chain has created it already. Reply: Done.
+
+    `inode` and `version` are the file's when its appenders were read (`Conflict` otherwise); 0 makes the file.
+    """
+
+    path: str
+    inode: int
+    version: int
+    handle: ChunkHandle
+    servers: tuple[ServerId, ...]  # head first
+    size_max: int
+
+
+@message(0x0819)
+class CommitTail(Message, frozen=True, array_like=True):
+    """The open tail of a file was sealed: its bytes become an extent, its appenders are remembered. Reply: Done.
+
+    `length` 0: nothing was appended, and there is no chunk.
+    """
+
+    path: str
+    handle: ChunkHandle
+    length: int
+    crc: int
+    servers: tuple[ServerId, ...]
+    appenders: tuple[AppenderState, ...]
+    closed: tuple[bytes, ...]
+
+
+@message(0x081A)
+class ForgetAppenders(Message, frozen=True, array_like=True):
+    """Drop at most `limit` appenders that were silent for `idle_ms` by the state clock."""
+
+    idle_ms: int
+    limit: int
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):

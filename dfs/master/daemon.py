@@ -22,6 +22,7 @@ from dfs.master.leadership import Leadership
 from dfs.master.raft_state import RaftLog
 from dfs.master.service import MasterService
 from dfs.master.state import MasterState
+from dfs.master.tail_duty import TailDuty
 from dfs.net.aio import CONNECTIONS_MAX, AioServer
 from dfs.net.auth import ClusterKey
 from dfs.net.metrics_port import open_metrics_port
@@ -87,6 +88,7 @@ async def _serve(config: ClusterConfig, master: MasterConfig, key: ClusterKey) -
             clock=SYSTEM_CLOCK,
             healers=service.healing_duties(),
         )
+        duties.append(TailDuty(service.tails, state, service.leadership))
         stack.push_async_callback(_cancel, _start_duties(duties, service.leadership))
         _settle_memory()
         log.info("master_started", address=master.address, raft_address=master.raft_address, data_dir=master.data_dir)

@@ -19,10 +19,10 @@ from dfs.checksum import crc32c
 from dfs.errors import StorageCorrupt
 from dfs.ids import ChunkHandle, ServerId, SessionId
 from dfs.master import extents
-from dfs.master.checkpoint import (
-    PIECE_SIZE,
-    SEPARATION,
-    VERSION,
+from dfs.master.checkpoint import PIECE_SIZE, SEPARATION, VERSION
+from dfs.master.checkpoint_rows import (
+    AppenderRow,
+    AppenderRows,
     ChunkRow,
     Chunks,
     End,
@@ -43,6 +43,8 @@ from dfs.master.checkpoint import (
     SnapshotRow,
     SnapshotRows,
     Start,
+    TailRow,
+    TailRows,
     TrashRow,
     TrashRows,
 )
@@ -138,6 +140,15 @@ class _Trees:
         return f"released:{number - len(self.snapshots)}"
 
 
+def _mode_record(row: ModeRow) -> dict[str, Any]:
+    return {
+        "type": "mode",
+        "server": row.server_id.hex(),
+        "is_leaving": row.is_leaving,
+        "maintenance_until_ms": row.maintenance_until_ms,
+    }
+
+
 def _record(row: Row, trees: _Trees) -> dict[str, Any]:
     match row:
         case ServerRow():
@@ -167,12 +178,7 @@ def _record(row: Row, trees: _Trees) -> dict[str, Any]:
         case TrashRow():
             return {"type": "trash", "trash_id": row.trash_id, "path": row.path, "deleted_ms": row.deleted_ms}
         case ModeRow():
-            return {
-                "type": "mode",
-                "server": row.server_id.hex(),
-                "is_leaving": row.is_leaving,
-                "maintenance_until_ms": row.maintenance_until_ms,
-            }
+            return _mode_record(row)
         case SnapshotRow():
             return {
                 "type": "snapshot",
@@ -191,6 +197,24 @@ def _record(row: Row, trees: _Trees) -> dict[str, Any]:
                 "first_unacked": row.first_unacked,
                 "last_used_ms": row.last_used_ms,
                 "results": [[sequence, result.hex()] for sequence, result in row.results],
+            }
+        case TailRow():
+            return {
+                "type": "tail",
+                "path": row.path,
+                "chunk": row.handle.hex(),
+                "servers": [server.hex() for server in row.servers],
+                "begun_ms": row.begun_ms,
+            }
+        case AppenderRow():
+            return {
+                "type": "appender",
+                "inode": row.inode,
+                "versions": list(row.versions),
+                "appender": row.appender.hex(),
+                "last_sequence": row.last_sequence,
+                "offsets": list(row.offsets),
+                "used_ms": row.used_ms,
             }
     return _node_record(row, trees)
 
@@ -317,6 +341,11 @@ class _Importer:
             case "mode":
                 server_id = ServerId(bytes.fromhex(record["server"]))
                 return ServerModes, ModeRow(server_id, record["is_leaving"], record["maintenance_until_ms"])
+            case "tail":
+                handle = ChunkHandle(bytes.fromhex(record["chunk"]))
+                return TailRows, TailRow(record["path"], handle, _servers(record), record["begun_ms"])
+            case "appender":
+                return AppenderRows, _appender(record)
             case "directory" | "file":
                 return Nodes, self._node(record)
             case other:
@@ -361,6 +390,17 @@ def _start(record: dict[str, Any]) -> Start:
         raise ValueError(f"its format is version {record['version']}, {FORMAT_VERSION} is read here")
     names = [field.name for field in msgspec.structs.fields(Start) if field.required or field.name in record]
     return Start(**{name: VERSION if name == "version" else record[name] for name in names})
+
+
+def _appender(record: dict[str, Any]) -> AppenderRow:
+    return AppenderRow(
+        record["inode"],
+        tuple(record["versions"]),
+        bytes.fromhex(record["appender"]),
+        record["last_sequence"],
+        tuple(record["offsets"]),
+        record["used_ms"],
+    )
 
 
 def _servers(record: dict[str, Any]) -> tuple[ServerId, ...]:

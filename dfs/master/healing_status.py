@@ -70,7 +70,7 @@ def balance_status(
     return BalanceStatus(shown, threshold, spread, left, round(meter.rate(now_s)), meter.eta_s(left, now_s))
 
 
-def server_mode(server: RegisteredServer, survey: Survey | None, wall_ms: int) -> str:
+def server_mode(state: MasterState, server: RegisteredServer, survey: Survey | None, wall_ms: int) -> str:
     """Return what an administrator wants of a server, and whether it is so far."""
     if server.is_leaving:
         is_drained = (
@@ -78,6 +78,7 @@ def server_mode(server: RegisteredServer, survey: Survey | None, wall_ms: int) -
             and (member := survey.roster.get(server.server_id)) is not None
             and member.standing is Standing.LEAVING  # the survey knows that it leaves
             and server.server_id not in survey.left
+            and not any(server.server_id in tail.servers for tail in state.tails.all())  # records that nobody else has
         )
         return "drained" if is_drained else "draining"
     return "maintenance" if wall_ms < server.maintenance_until_ms else ""

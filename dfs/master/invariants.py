@@ -40,6 +40,10 @@ def check_invariants(parts: StateParts) -> None:
         assert separation.table.sharers > 1, "a table is being copied that nobody shares"
         names = [name for name, _ in separation.made.entries.items()]
         assert names == [name for name, _ in separation.table.items()][: len(names)], "a copy is not what is copied"
+    parts.tails.check_invariants()
+    for tail in parts.tails.all():
+        assert isinstance(parts.namespace.look(tail.path).node, File), f"the tail of {tail.path} belongs to no file"
+        assert tail.handle not in parts.chunks, f"the tail of {tail.path} is a sealed chunk, too"
     _check_chunks(parts)
 
 

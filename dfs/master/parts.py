@@ -16,6 +16,7 @@ from dfs.master.registry import ServerRegistry
 from dfs.master.sessions import SessionTable
 from dfs.master.sharing import Sharing
 from dfs.master.snapshots import SnapshotTable
+from dfs.master.tails import TailTable
 from dfs.master.trash import ReleaseQueue, Trash
 from dfs.paths import SNAPSHOTS_MARK, split_snapshot
 
@@ -45,6 +46,7 @@ class StateParts:
         "sessions",
         "sharing",
         "snapshots",
+        "tails",
         "trash",
         "trash_keep_ms",
     )
@@ -65,6 +67,7 @@ class StateParts:
         self.quotas = QuotaTable()
         self.servers = ServerRegistry()
         self.sessions = SessionTable()
+        self.tails = TailTable()
         self.trash = Trash()
         self.released = ReleaseQueue()
 

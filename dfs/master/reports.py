@@ -251,6 +251,8 @@ class Reports:
     # --- judging and ordering ----------------------------------------------------------------------------
 
     def _judge(self, server_id: ServerId, replica: ReplicaReport) -> Verdict:
+        if self._state.tails.of_handle(replica.handle) is not None:
+            return Verdict.YOUNG  # made of a tail that is being sealed: its commit is on the way
         return judge(
             replica,
             server_id,

@@ -41,6 +41,12 @@ def forget_server(parts: StateParts, command: ForgetServer) -> Done:
             f"chunk server {id_text(command.server_id)} is still named by {replicas} chunks and {garbage} chunks of "
             "garbage; it cannot be forgotten before these are"
         )
+    tails = sum(command.server_id in tail.servers for tail in parts.tails.all())
+    if tails:
+        raise Conflict(
+            f"chunk server {id_text(command.server_id)} is in the chain of {tails} open tails; it can be forgotten when"
+            " these are sealed, which the leader does by itself"
+        )
     parts.servers.remove(command.server_id)
     return Done()
 

@@ -35,6 +35,7 @@ from dfs.master.meter import MasterMeter
 from dfs.master.replicated_log import ReplicatedLog
 from dfs.master.reports import Reports
 from dfs.master.state import MasterState
+from dfs.master.tail_desk import TailDesk
 from dfs.master.views import RegisteredServer
 from dfs.net.aio import RequestContext
 from dfs.net.auth import ClusterKey
@@ -43,6 +44,7 @@ from dfs.net.messages import (
     Allocate,
     AppendExtents,
     ChunkReport,
+    CloseTail,
     CommitFile,
     Concat,
     Copy,
@@ -68,6 +70,7 @@ from dfs.net.messages import (
     MakeDirectory,
     Message,
     Mutation,
+    OpenTail,
     Ping,
     Pong,
     ReadCheckpoint,
@@ -81,6 +84,7 @@ from dfs.net.messages import (
     Stat,
     StatReply,
     SurveyFiles,
+    TailReport,
     Touch,
     TransferLeadership,
     Truncate,
@@ -165,6 +169,15 @@ class MasterService:
             leadership=self.leadership,
             clock=clock,
         )
+        self.tails = TailDesk(
+            config=config,
+            state=state,
+            view=self.view,
+            leadership=self.leadership,
+            access=self._access,
+            key=key,
+            clock=clock,
+        )
         self._diagnosis = DiagnosisDesk(
             config=config,
             state=state,
@@ -189,6 +202,9 @@ class MasterService:
             ListQuotas: self._list_quotas,
             Locate: self._locate,
             Allocate: self._allocate,
+            OpenTail: self._open_tail,
+            CloseTail: self._close_tail,
+            TailReport: self._tail_report,
             RegisterServer: self._register,
             Heartbeat: self._heartbeat,
             ChunkReport: self._report,
@@ -298,7 +314,7 @@ class MasterService:
 
     async def _stat(self, message: Stat, context: RequestContext) -> Message:
         await self._settle(message.stale_ms, context)
-        return StatReply(self.state.stat(message.path))
+        return StatReply(self.state.stat(message.path), is_open=self.state.tails.at(message.path) is not None)
 
     async def _list_directory(self, message: ListDirectory, context: RequestContext) -> Message:
         if not 1 <= message.limit <= LIST_LIMIT_MAX:
@@ -351,7 +367,7 @@ class MasterService:
         seen = self.view.get(server.server_id)
         age_s = self.view.age_s(server.server_id, now_s)
         survey, wall_ms = self.lookout.survey, max(self._clock.wall_ms(), self.state.clock_ms)
-        mode = server_mode(server, survey, wall_ms)
+        mode = server_mode(self.state, server, survey, wall_ms)
         left_count, left_size = survey.left.get(server.server_id, (0, 0)) if survey is not None else (0, 0)
         is_slow = liveness is Liveness.ALIVE and self.view.is_slow(server.server_id)
         return ServerStatus(
@@ -369,6 +385,15 @@ class MasterService:
             survey.stored[server.server_id] if survey is not None else 0,
             round(seen.pace.wait_ms) if seen is not None else 0,
         )
+
+    async def _open_tail(self, message: OpenTail, context: RequestContext) -> Message:
+        return await self.tails.open(message, context.deadline)
+
+    async def _close_tail(self, message: CloseTail, context: RequestContext) -> Message:
+        return await self.tails.close(message, context.deadline)
+
+    async def _tail_report(self, message: TailReport, context: RequestContext) -> Message:
+        return await self.tails.report(message, context.deadline)
 
     # --- writes ---------------------------------------------------------------------------------------------
 
@@ -390,7 +415,7 @@ class MasterService:
             for field in _PATH_FIELDS:
                 if (path := getattr(message, field, None)) is not None:
                     split(path)
-        reply = await self.leadership.propose(self._filled_in(message), context.deadline)
+        reply = await self.tails.propose_sealed(self._filled_in(message), context.deadline)
         if isinstance(reply, ErrorReply) and reply.code == InternalError.code:
             log.error("state_fault", command=type(message).__name__, trace=(self.state.fault or "")[-FAULT_SHOWN_MAX:])
         return reply

@@ -28,12 +28,16 @@ from dfs.master import (
     range_commands,
     server_commands,
     snapshot_commands,
+    tail_commands,
     tree_commands,
 )
 from dfs.master.commands import (
+    BeginTail,
     ChangeReplicas,
+    CommitTail,
     ExpireSessions,
     ExpireTrash,
+    ForgetAppenders,
     ForgetGarbage,
     ForgetServer,
     PutServer,
@@ -48,6 +52,7 @@ from dfs.master.invariants import check_invariants
 from dfs.master.namespace import shown, status_of
 from dfs.master.nodes import Directory, File
 from dfs.master.parts import TIME_MAX_MS, StateParts
+from dfs.master.tails import TailTable
 from dfs.master.views import ChunkView, Extent, ExtentsView, GarbageChunk, RegisteredServer, ReplicaTally
 from dfs.net.messages import (
     LIST_LIMIT_MAX,
@@ -114,6 +119,9 @@ _HANDLERS: dict[type[Message], Callable[[StateParts, Any], Message]] = {
     ForgetServer: server_commands.forget_server,
     TrimReplicas: server_commands.trim_replicas,
     SetBalance: server_commands.set_balance,
+    BeginTail: tail_commands.begin_tail,
+    CommitTail: tail_commands.commit_tail,
+    ForgetAppenders: tail_commands.forget_appenders,
 }
 
 
@@ -166,6 +174,7 @@ class MasterState:
         known = parts.sessions.begin(command.call, parts.clock_ms)
         if known is not None:
             return known
+        parts.tails.check_sealed(command)  # its refusal is no result: nothing was applied, the same call comes again
         reply = self._run(command, handler)
         if isinstance(reply, ErrorReply) and reply.code == Overloaded.code:
             return reply  # no result: nothing was applied, and the same call comes again
@@ -257,11 +266,16 @@ class MasterState:
         node = self._parts.find(path)
         if isinstance(node, Directory):
             raise IsADirectory(f"{shown(path)} is a directory")
-        if version not in (0, node.version):
+        if version and not self._parts.tails.is_beginning(node, version):
             raise Conflict(f"{shown(path)} changed: it has version {node.version}, {version} was asked for; begin anew")
         first_offset, found = extents.window(node.extents, node.size, first_extent, count)
         has_more = first_extent + count < extents.count(node.extents)
         return ExtentsView(status_of(path, node), first_offset, found, has_more)
+
+    @property
+    def tails(self) -> TailTable:
+        """Open tails and appenders; for reading only."""
+        return self._parts.tails
 
     def walk_page(self, path: str, after: str, extents_told: int, limit: int) -> WalkPage:
         """Return a page of the files at and below `path`, see dfs.master.file_walk."""

@@ -341,3 +341,38 @@ class HealingRules(Part, frozen=True, array_like=True):
     repair_after_s: float
     garbage_grace_s: float
     trash_keep_s: float
+
+
+class AppenderState(Part, frozen=True, array_like=True):
+    """What is kept of one appender of a file: its last record, and where its latest records stand in the file."""
+
+    appender: bytes  # 16 bytes, drawn by the appender
+    last_sequence: int
+    offsets: tuple[int, ...]  # in the file, of the last len(offsets) records
+
+
+class RecordGroup(Part, frozen=True, array_like=True):
+    """Consecutive records of one appender, in order; their bytes stand one after the other."""
+
+    appender: bytes
+    first_sequence: int  # of the first record; an appender counts from 1
+    first_unacked: int  # offsets of records before it may be forgotten
+    lengths: tuple[int, ...]
+    crcs: tuple[int, ...]  # CRC32C of each record, computed by its writer
+    is_closing: bool = False  # the appender has heard of all before, and will not come back
+
+
+class LocatedTail(Part, frozen=True, array_like=True):
+    """The open tail of a file: what is appended stands there, from file offset `base` on."""
+
+    handle: ChunkHandle
+    base: int
+    token: bytes  # READ, or for an appender APPEND
+    chain: tuple[int, ...]  # indexes into `servers` of the reply, head first
+
+
+class HeldTail(Part, frozen=True, array_like=True):
+    """A tail that a chunk server holds, and how much of it is durable there."""
+
+    handle: ChunkHandle
+    length: int

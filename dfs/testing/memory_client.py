@@ -7,8 +7,10 @@ from a cluster: there is no concurrency to see and no failure that a test did no
 from __future__ import annotations
 
 import builtins
+import io
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -260,6 +262,12 @@ class MemoryClient:
             node.mtime_ms = self._tick()
             return self._status(path, node)
 
+    def appender(self, path: str, *, create: bool = True, identity: bytes | None = None) -> MemoryAppender:
+        path = paths.normalise(path)
+        if not create:
+            self.stat(path)
+        return MemoryAppender(self, path, identity or b"m" * 16)
+
     def get(
         self,
         path: str,
@@ -442,3 +450,26 @@ def _read_all(source: Path | BinaryIO, progress: Callable[[int], None] | None) -
     if progress is not None:
         progress(len(data))
     return data
+
+
+class MemoryAppender:
+    """Appends records to a file of a `MemoryClient`; each is there at once."""
+
+    def __init__(self, client: MemoryClient, path: str, identity: bytes) -> None:
+        self.path = path
+        self.identity = identity
+        self._client = client
+
+    def append(self, data: bytes) -> Future[int]:
+        outcome: Future[int] = Future()
+        try:
+            outcome.set_result(self._client.append(io.BytesIO(data), self.path).size - len(data))
+        except DfsError as error:
+            outcome.set_exception(error)
+        return outcome
+
+    def __enter__(self) -> MemoryAppender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing waits."""

@@ -251,6 +251,16 @@ def test_append_adds_whole_files_in_order(client: MemoryClient, run: Run, tmp_pa
     assert run("append", "one").exit_code == 2
 
 
+def test_append_lines_makes_each_line_a_record(client: MemoryClient, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"1\n2\n")
+    assert run("append", "--lines", "one", "-", "/log", stdin=b"3\nwithout end").exit_code == 0
+    assert b"".join(client.read("/log")) == b"1\n2\n3\nwithout end"
+    assert client.stat("/log").version >= 4, "each line was appended by itself"
+    assert run("append", "-l", "-c", "one", "/absent").exit_code == 3
+    assert run("append", "-l", "-", "/empty", stdin=b"").exit_code == 0
+    assert client.stat("/empty").size == 0
+
+
 def test_cat_prints_bytes_unchanged(client: MemoryClient, run: Run) -> None:
     blob = bytes(range(256)) * 1000
     client.put(io.BytesIO(blob), "/a")

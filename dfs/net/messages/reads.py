@@ -15,6 +15,7 @@ from dfs.net.parts import (
     FileStatus,
     HealingStatus,
     LocatedExtent,
+    LocatedTail,
     MasterStatus,
     ServerInfo,
     ServerStatus,
@@ -110,6 +111,7 @@ class Stat(Message, frozen=True, array_like=True):
 @message(0x0111)
 class StatReply(Message, frozen=True, array_like=True):
     status: FileStatus
+    is_open: bool = False  # the file has an open tail: what was appended to it lately is not in `status.size` yet
 
 
 @message(0x0112)
@@ -148,6 +150,7 @@ class LocateReply(Message, frozen=True, array_like=True):
     extents: tuple[LocatedExtent, ...]
     servers: tuple[ServerInfo, ...]
     has_more: bool
+    tail: tuple[LocatedTail, ...] = ()  # the open tail, if there is one, in every page; it follows the last extent
 
 
 @message(0x0116)
