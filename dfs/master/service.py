@@ -353,6 +353,10 @@ class MasterService:
 
     async def _cluster_status(self, _message: GetClusterStatus, context: RequestContext) -> Message:
         await self.leadership.barrier(context.deadline)
+        return self.cluster_view()
+
+    def cluster_view(self) -> GetClusterStatusReply:
+        """Return what this master knows of the cluster at this moment; it is worth something on the leader only."""
         now_s = self._clock.monotonic()
         servers = self.state.servers()
         live = self.view.offered((server.server_id for server in servers), now_s)
