@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sim chaos check format bench clean
+.PHONY: help demo test sim chaos fuzz report check format bench clean
 
 help: ## list these words
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r word text; do printf '  make %-8s %s\n' "$$word" "$$text"; done
@@ -24,6 +24,18 @@ sim: $(VENV)/.run ## simulate masters under faults: N=1000 seeds, or SEED=17 to 
 chaos: $(VENV)/.run ## break real clusters under load for MINUTES=4, from SEED=1 on, and judge what clients saw
 	@$(BIN)/python -m dfs.testing.chaos.run --seed $(or $(SEED),1) --minutes $(or $(MINUTES),4) $(ARGS)
 
+fuzz: $(VENV)/.run ## fuzz every parser, guided by coverage: SECONDS=60 each, or TARGET=frames alone
+	@$(PIP) install -e '.[fuzz]'
+	@$(BIN)/python -m dfs.testing.fuzz.run $(or $(TARGET),all) $(or $(SECONDS),60)
+
+report: $(VENV)/.run ## write docs/reliability.md anew: chaos for MINUTES=10, N=1000 simulated seeds
+	@mkdir -p build && rm -f build/verdicts.jsonl
+	@$(BIN)/python -m dfs.testing.chaos.run --seed $(or $(SEED),1) --minutes $(or $(MINUTES),10) --json build/verdicts.jsonl || true
+	@$(BIN)/python -m dfs.testing.simulate --count $(or $(N),1000) | tee build/simulated.txt || true
+	@$(BIN)/python -m dfs.testing.chaos.report build/verdicts.jsonl --simulated build/simulated.txt \
+		--commit "$$(git rev-parse --short HEAD) of $$(git log -1 --format=%cs)" > docs/reliability.md
+	@echo 'wrote docs/reliability.md'
+
 check: $(VENV)/.dev ## format, lint, types, import rules, house rules
 	@$(BIN)/ruff format --check --quiet . || { echo 'not formatted; run: make format'; exit 1; }
 	@$(BIN)/ruff check --quiet .
@@ -35,8 +47,9 @@ format: $(VENV)/.dev ## let ruff format the code and sort the imports
 	@$(BIN)/ruff check --quiet --fix --select I,RUF022 .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(VENV)/.run ## measure put and get beside cp, in the same run
-	@$(BIN)/python -m bench.first $(ARGS)
+bench: $(VENV)/.run ## measure beside cp and the local disk in the same run; QUICK=1, or ARGS='--against DIR' for a mounted peer
+	@$(BIN)/python -m bench.first $(if $(QUICK),--size 256 --rounds 1)
+	@$(BIN)/python -m bench.calls $(if $(QUICK),--count 200 --rounds 1 --size 64) $(ARGS)
 
 clean: ## remove the virtual environment and all caches
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

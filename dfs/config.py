@@ -30,6 +30,7 @@ __all__ = [
     "load_config",
     "parse_config",
     "parse_duration",
+    "parse_rate",
     "parse_size",
     "split_address",
 ]
@@ -46,6 +47,7 @@ REPLICATION_MAX = 16  # as dfs.net.messages.REPLICATION_MAX (a test holds them e
 SESSION_EXPIRY_MIN_S = 1200.0  # twice the time for which a client resends an unanswered call
 CHUNK_SIZE_UNIT = 64 * KIB  # one checksum block
 CHUNK_SIZE_MAX = 256 * MIB  # the largest payload of a frame
+RATE_MAX = 1024 * GIB  # bytes per second; more is a slip of the pen
 DURATION_MAX_S = 3650 * 86400.0  # ten years; more is a slip of the pen
 SCRUB_RATE_MIN = 64 * KIB  # bytes per second: below that not even one block is read in a second
 ELECTION_TIMEOUT_MIN_S = 0.05  # below that a busy machine elects without end
@@ -56,8 +58,8 @@ _SIZE_UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB}
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _ANY_ADDRESS = frozenset({"0.0.0.0", "::", "*"})  # noqa: S104 - refused, not bound
-_MASTER_KEYS = ("address", "raft_address", "data_dir")
-_CHUNK_KEYS = ("address", "data_dirs", "rack")
+_MASTER_KEYS = ("address", "raft_address", "data_dir", "metrics_address")
+_CHUNK_KEYS = ("address", "data_dirs", "rack", "metrics_address")
 
 T = TypeVar("T")
 
@@ -70,6 +72,7 @@ class MasterConfig:
     address: str  # clients and chunk servers connect here
     raft_address: str  # the other masters connect here
     data_dir: Path
+    metrics_address: str = ""  # where monitoring reads metrics by HTTP; "" = nowhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,7 @@ class ChunkServerConfig:
     address: str
     data_dirs: tuple[Path, ...]
     rack: str = "default"
+    metrics_address: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +104,9 @@ class ClusterConfig:
     heartbeat_interval_s: float = 1.0
     dead_after_s: float = 10.0
     repair_after_s: float = 60.0
+    repair_rate: int = 100 * MIB  # bytes per second that one server may receive for repair; 0 = no limit
+    balance: bool = True  # whether the fullest servers are relieved without being asked
+    balance_rate: int = 20 * MIB  # as repair_rate, for balance
     trash_keep_s: float = 3 * 86400.0
     garbage_grace_s: float = 600.0
     orphan_grace_s: float = 86400.0
@@ -169,6 +176,19 @@ def _quantity(text: str, units: Mapping[str, float], what: str, example: str) ->
         hint = f"; did you mean {meant}?" if meant in units else ""
         raise ConfigError(f"the unit {unit!r} of the {what} {text!r} is unknown; allowed: {allowed}{hint}")
     return float(number), units[unit]
+
+
+def parse_rate(text: str) -> int:
+    """Return the bytes per second of a rate such as `100 MiB/s`, 0 for `0` (no limit); raise `ConfigError`."""
+    size, slash, per = (part.strip() for part in text.partition("/"))
+    if not slash and text.strip() == "0":
+        return 0
+    if not slash or per != "s":
+        raise ConfigError(f"{text!r} is not a rate; write a size per second, for example 100 MiB/s, or 0 for no limit")
+    rate = parse_size(size)
+    if rate > RATE_MAX:
+        raise ConfigError(f"the rate {text!r} is over the limit of {RATE_MAX // GIB} GiB/s; write 0 for no limit")
+    return rate
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -246,6 +266,9 @@ _CLUSTER_VALUES: dict[str, tuple[str, Callable[[str], object]]] = {  # key in th
     "heartbeat_interval": ("heartbeat_interval_s", _positive_duration),
     "dead_after": ("dead_after_s", _positive_duration),
     "repair_after": ("repair_after_s", _positive_duration),
+    "repair_rate": ("repair_rate", parse_rate),
+    "balance": ("balance", _boolean),
+    "balance_rate": ("balance_rate", parse_rate),
     "trash_keep": ("trash_keep_s", parse_duration),
     "garbage_grace": ("garbage_grace_s", parse_duration),
     "orphan_grace": ("orphan_grace_s", _positive_duration),
@@ -379,6 +402,7 @@ class _Reader:
             address=self._get(section, "address", _address),
             raft_address=self._get(section, "raft_address", _address),
             data_dir=self._get(section, "data_dir", self._path),
+            metrics_address=self._metrics_address(section),
         )
 
     def chunk_server(self, section: str) -> ChunkServerConfig:
@@ -389,7 +413,12 @@ class _Reader:
             address=self._get(section, "address", _address),
             data_dirs=self._get(section, "data_dirs", self._paths),
             rack=self._get(section, "rack", _node_name) if has_rack else "default",
+            metrics_address=self._metrics_address(section),
         )
+
+    def _metrics_address(self, section: str) -> str:
+        has_one = self._parser.has_option(section, "metrics_address")
+        return self._get(section, "metrics_address", _address) if has_one else ""
 
     def _check_keys(self, section: str, allowed: Iterable[str]) -> None:
         known = list(allowed)
@@ -488,11 +517,17 @@ def _check_nodes(config: ClusterConfig) -> None:
         claim(names, master.name, section, "name", master.name)
         claim(addresses, _endpoint(master.address), section, "address", master.address)
         claim(addresses, _endpoint(master.raft_address), section, "raft_address", master.raft_address)
+        if master.metrics_address:
+            endpoint = _endpoint(master.metrics_address)
+            claim(addresses, endpoint, section, "metrics_address", master.metrics_address)
         claim(folders, (_endpoint(master.address)[0], master.data_dir), section, "data_dir", master.data_dir)
     for server in config.chunk_servers:
         section = f"chunk:{server.name}"
         claim(names, server.name, section, "name", server.name)
         claim(addresses, _endpoint(server.address), section, "address", server.address)
+        if server.metrics_address:
+            endpoint = _endpoint(server.metrics_address)
+            claim(addresses, endpoint, section, "metrics_address", server.metrics_address)
         for folder in server.data_dirs:  # the same folder on two hosts is two folders
             claim(folders, (_endpoint(server.address)[0], folder), section, "data_dirs", folder)
 

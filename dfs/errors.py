@@ -92,6 +92,24 @@ class LimitExceeded(DfsError):
     code = "limit_exceeded"
 
 
+class QuotaExceeded(DfsError, OSError):
+    """A directory would hold more than its quota allows; the message names both. details: `directory`."""
+
+    code = "quota_exceeded"
+
+
+class ReadOnly(DfsError, PermissionError):
+    """What is in a snapshot never changes."""
+
+    code = "read_only"
+
+
+class HasSnapshots(DfsError):
+    """A directory with snapshots cannot be removed before they are."""
+
+    code = "has_snapshots"
+
+
 class SessionExpired(DfsError):
     """The replicated session of this client is gone; a new call needs a new session."""
 
@@ -228,6 +246,29 @@ class ChainBroken(DfsError):
 
     code = "chain_broken"
     retry = Retry.OTHER
+
+
+class TailOpen(DfsError):
+    """Records are being appended to a file that the call names; its tail must be sealed before. Nothing happened."""
+
+    code = "tail_open"
+    retry = Retry.SAME
+
+
+class TailClosed(DfsError):
+    """A tail takes no more records: it is full, sealed, or its chain failed. Ask a master for the next one.
+
+    details: `failed` = comma-joined addresses to leave out.
+    """
+
+    code = "tail_closed"
+    retry = Retry.REFRESH
+
+
+class AppenderUnknown(DfsError):
+    """The file does not know this appender (any more), so a repeated record could not be told from a new one."""
+
+    code = "appender_unknown"
 
 
 class DiskFull(DfsError):

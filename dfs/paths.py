@@ -14,6 +14,8 @@ NAME_SIZE_MAX = 255  # bytes of UTF-8 in one component, as in POSIX
 PATH_SIZE_MAX = 4096  # bytes of UTF-8 in a whole path
 PATH_DEPTH_MAX = 512  # components in a path
 ROOT = "/"
+SNAPSHOTS = ".snapshot"  # the name under which a directory shows its snapshots; nothing else can have it
+SNAPSHOTS_MARK = "/.snapshot"  # in every path that leads into snapshots, and in few others
 
 
 def normalise(path: str, cwd: str = ROOT) -> str:
@@ -76,3 +78,19 @@ def parent(path: str) -> str:
 def basename(path: str) -> str:
     """Return the last component of a stored path, `""` for the root."""
     return path.rpartition("/")[2]
+
+
+def split_snapshot(path: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return (directory, components after `.snapshot`) of a stored path that leads into snapshots, else None."""
+    if SNAPSHOTS_MARK not in path:
+        return None
+    parts = split(path)
+    if SNAPSHOTS not in parts:
+        return None
+    index = parts.index(SNAPSHOTS)
+    return "/" + "/".join(parts[:index]), parts[index + 1 :]
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Return whether a stored path is `directory` or lies in it."""
+    return directory in (ROOT, path) or path.startswith(directory + "/")

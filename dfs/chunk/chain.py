@@ -13,7 +13,11 @@ it. So the server next to a silent one gives up first and names it, and its word
 
 from __future__ import annotations
 
-from dfs.checksum import CRC_SIZE, block_count
+import contextlib
+
+import msgspec
+
+from dfs.checksum import CRC_SIZE, Buffer, block_count
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import ChunkStore, ReplicaWriter
 from dfs.clock import Deadline
@@ -29,9 +33,9 @@ from dfs.errors import (
     TokenExpired,
     TokenInvalid,
 )
-from dfs.ids import ServerId, id_text
+from dfs.ids import ChunkHandle, ServerId, id_text
 from dfs.net.blocking import Channel, Received
-from dfs.net.messages import FinishChunk, WriteChunk, WriteChunkReply, WriteData
+from dfs.net.messages import FinishChunk, StoreChunk, WriteChunk, WriteChunkReply, WriteData
 
 WRITE_PIECE_SIZE_MAX = 4 * 1024 * 1024  # bytes of payload in one WriteData
 PATIENCE_MAX_S = 60.0  # longest wait for the rest of the chain, whatever the writer says
@@ -40,6 +44,7 @@ STALL_STEP_S = 2.0  # less of it for each server behind this one: who is nearer 
 WATCH_S = 0.1  # how late a refusal of the rest of the chain may be noticed while the writer is silent
 REFUSAL_TIMEOUT_S = 5.0  # for the whole of a refusal whose first bytes are here
 
+Opening = WriteChunk | StoreChunk
 _NOW = Deadline(0.0)  # has passed: look, do not wait
 _ABOUT_THE_CHUNK = (ChunkExists, TokenExpired, TokenInvalid, InvalidArgument, LimitExceeded)  # no server's fault
 
@@ -49,6 +54,7 @@ class Upstream:
 
     def __init__(self, channel: Channel, opening: Received) -> None:
         self.is_lost = False
+        self.size = 0  # bytes of the chunk that came
         self.patience_s = _patience_s(opening)
         self.stall_s = STALL_MAX_S
         self._channel = channel
@@ -80,6 +86,7 @@ class Upstream:
             self.is_lost = True
             raise
         self._unread -= len(buffer)
+        self.size += len(buffer)
 
     def skip_chunk(self, idle_s: float) -> Received | None:
         """Throw away what is left of a refused chunk. Return the message after it when the writer gave up early, and
@@ -97,8 +104,8 @@ class Upstream:
 class Onward:
     """The rest of the chain. Every failure of it comes out as `ChainBroken` that names whom to leave out next time."""
 
-    def __init__(self, peers: PeerConnections, opening: WriteChunk, patience_s: float) -> None:
-        """Connect to the first server of the rest and open the chunk there."""
+    def __init__(self, peers: PeerConnections, opening: Opening, patience_s: float, data: Buffer | None = None) -> None:
+        """Connect to the first server of the rest and open the chunk there; a `StoreChunk` takes its `data` along."""
         self._peers = peers
         self._address = opening.chain[0]
         self._share = len(opening.chain) / (len(opening.chain) + 1)
@@ -106,7 +113,7 @@ class Onward:
         deadline = self.deadline(patience_s)
         try:
             self._channel = peers.take(self._address, deadline)
-            self._channel.send(WriteChunk(opening.handle, opening.token, opening.chain[1:]), deadline)
+            self._channel.send(msgspec.structs.replace(opening, chain=opening.chain[1:]), deadline, payload=data)
         except DfsError as error:
             raise self._broken(error) from None
 
@@ -209,6 +216,29 @@ class ChunkTransfer:
             if onward is not None:
                 onward.close()
 
+    def store(self, received: Received, request: StoreChunk, data: memoryview) -> WriteChunkReply:
+        """Store a small chunk of which all bytes are here: pass them on first, so that all servers sync at once."""
+        patience_s = _patience_s(received)
+        onward: Onward | None = None
+        try:
+            writer = self._store.create(request.handle)
+        except (DiskFull, DiskFailed) as error:
+            raise self._blame_here(error) from None
+        try:
+            writer.write(data, request.checksums)
+            writer.check(len(data), request.crc)
+            if not request.chain:
+                writer.publish()
+                return WriteChunkReply((self._store.server_id,))
+            onward = Onward(self._peers, request, patience_s, data)
+            return self._publish(onward, onward.deadline(patience_s), request.handle, writer)
+        except (DiskFull, DiskFailed) as error:
+            raise self._blame_here(error) from None
+        finally:
+            writer.discard()
+            if onward is not None:
+                onward.close()
+
     def _blame_here(self, error: DfsError) -> DfsError:
         error.details.setdefault("failed", self._own_address)
         return error
@@ -260,11 +290,17 @@ class ChunkTransfer:
             return WriteChunkReply((self._store.server_id,))
         deadline = onward.deadline(patience_s)  # counted from here: the writer waits since it sent its word
         onward.finish(finish, deadline)
+        return self._publish(onward, deadline, opening.handle, writer)
+
+    def _publish(
+        self, onward: Onward, deadline: Deadline, handle: ChunkHandle, writer: ReplicaWriter
+    ) -> WriteChunkReply:
         writer.publish()
         try:
             return WriteChunkReply((self._store.server_id, *onward.wait(deadline)))
         except DfsError:
-            self._store.delete(opening.handle)  # its writer will hear of the failure and use another handle
+            with contextlib.suppress(DfsError):  # then it is an orphan, which the masters have collected
+                self._store.delete(handle)  # its writer will hear of the failure and use another handle
             raise
 
 
@@ -273,7 +309,7 @@ def _patience_s(received: Received) -> float:
     return min(received.timeout_ms / 1000, PATIENCE_MAX_S) if received.timeout_ms else PATIENCE_MAX_S
 
 
-def check_chain(opening: WriteChunk, own_address: str, chain_max: int) -> None:
+def check_chain(opening: Opening, own_address: str, chain_max: int) -> None:
     """Raise unless `opening` names a chain that can be."""
     addresses = (own_address, *opening.chain)
     if len(addresses) > chain_max:

@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from dfs.chunk.copy_queue import COPIERS
@@ -23,11 +23,13 @@ from dfs.chunk.scrub_position import PositionFiles
 from dfs.chunk.scrubber import Scrubber
 from dfs.chunk.service import ChunkService
 from dfs.chunk.store import FileStore
+from dfs.chunk.tail_reports import TAIL_FOLDER, TailReports
 from dfs.config import ChunkServerConfig, ClusterConfig
 from dfs.errors import DfsError
 from dfs.log import configure, get_logger
 from dfs.net.auth import ClusterKey
 from dfs.net.listener import CONNECTIONS_MAX, Listener, ServeLimits, serve_forever
+from dfs.net.metrics_port import open_metrics_port
 
 DRAIN_S = 1.0  # how long work in progress may take to end after a stop; writers try again elsewhere
 THREAD_END_S = 1.0  # how long the other threads may take
@@ -61,7 +63,13 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
         stack.callback(listener.close)
         store = FileStore(server.data_dirs, config.name, disk_reserve=config.disk_reserve, fsync=config.fsync)
         stack.callback(store.close)
-        service = ChunkService(store=store, key=key, name=server.name, address=server.address)
+        service = ChunkService(
+            store=store,
+            key=key,
+            name=server.name,
+            address=server.address,
+            tail_folders=[folder / TAIL_FOLDER for folder in server.data_dirs if folder.is_dir()],
+        )
         stack.callback(service.close)
         orders = DeletionOrders(store)
         replicator = Replicator(store, key, server.address)
@@ -85,9 +93,13 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
             disk_wait_ms=watch.wait_ms,
             scrub=scrubber.status,
         )
+        tail_reports = TailReports(service.tails, store.server_id, [master.address for master in config.masters], key)
+        stack.callback(tail_reports.close)
         threads = [
+            threading.Thread(target=tail_reports.run, args=(stop,), name="dfs tail reports", daemon=True),
             threading.Thread(target=heartbeats.run, args=(stop,), name="dfs heartbeats", daemon=True),
             threading.Thread(target=orders.run, args=(stop,), name="dfs orders", daemon=True),
+            threading.Thread(target=store.compactor.run, args=(stop,), name="dfs compaction", daemon=True),
             threading.Thread(target=scrubber.run, args=(stop,), name="dfs scrubber", daemon=True),
             threading.Thread(target=watch.run, args=(stop,), name="dfs disk watch", daemon=True),
             *(
@@ -97,6 +109,7 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
         ]
         for thread in threads:
             thread.start()
+        stack.callback(_open_metrics(config, server, service, store, leader))
         log.info("serving", address=listener.address, server=store.server_id)
         try:
             serve_forever(listener, key, service.handle, ServeLimits(drain_s=DRAIN_S), stop)
@@ -107,6 +120,20 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
             for thread in threads:
                 thread.join(THREAD_END_S)
         log.info("stopped")
+
+
+def _open_metrics(
+    config: ClusterConfig, server: ChunkServerConfig, service: ChunkService, store: FileStore, leader: LeaderConnection
+) -> Callable[[], None]:
+    """Serve metrics where an address is configured for them; return what ends that."""
+    if not server.metrics_address:
+        return lambda: None
+    from dfs.chunk.metrics import ChunkMetrics  # noqa: PLC0415 - not without need: it loads the metrics library
+    from dfs.net.exposition import CONTENT_TYPE, page_of  # noqa: PLC0415 - likewise
+
+    metrics = ChunkMetrics(name=server.name, cluster=config.name, service=service, syncs=store.syncs, leader=leader)
+    port = open_metrics_port(server.metrics_address, page_of(metrics.families), CONTENT_TYPE)
+    return lambda: None if port is None else port.close()
 
 
 @contextlib.contextmanager

@@ -20,10 +20,11 @@ FD_CACHE_MAX = 256  # replicas held open, 4 KiB of checksums each at 64 MiB
 class OpenReplica:
     """A descriptor and its tail, shared by readers; closed when the last of them lets go of an evicted one."""
 
-    __slots__ = ("_cache", "fd", "is_kept", "readers", "tail")
+    __slots__ = ("_cache", "fd", "is_kept", "readers", "start", "tail")
 
     def __init__(self, cache: DescriptorCache, fd: int, tail: Tail) -> None:
         self.fd = fd
+        self.start = 0  # of the data in the file
         self.tail = tail
         self.readers = 0
         self.is_kept = True

@@ -181,7 +181,13 @@ class Heartbeats:
         self._refusals += 1
         patience_s = self._interval_s * (1 << min(self._refusals, 16))
         pause_s = min(patience_s, max(REFUSED_PAUSE_MAX_S, self._interval_s))
-        log.error("registration_refused", reason=refused, server=self._store.server_id, retry_in_s=pause_s)
+        log.error(
+            "registration_refused",
+            reason=refused,
+            server=self._store.server_id,
+            retry_in_s=pause_s,
+            action="this server stays out of the cluster until that is mended; it goes on asking",
+        )
         return pause_s
 
     def _report(self) -> None:

@@ -20,6 +20,7 @@ import msgspec
 
 from dfs.errors import ConfigError, DiskFailed
 from dfs.ids import ID_SIZE, ServerId, id_text, new_server_id
+from dfs.log import get_logger
 
 DIRECTORY_FORMAT = 1
 IDENTITY_FILE = "server.json"
@@ -28,6 +29,7 @@ NEW_DISK_FILE = "new-disk"  # the operator's word that an empty directory replac
 IDENTITY_SIZE_MAX = 64 * 1024  # bytes
 DATA_DIRS_KNOWN_MAX = 256  # remembered paths; more than a server has disks
 
+log = get_logger(__name__)
 _DRAFT_FILE = IDENTITY_FILE + ".new"
 _EMPTY_NAMES = frozenset({LOCK_FILE, NEW_DISK_FILE, _DRAFT_FILE, "lost+found"})
 
@@ -170,7 +172,14 @@ def _agree(directories: Sequence[DataDirectory], cluster: str) -> ServerId:
                 f"{first.identity.server_id}; check which disk is mounted where"
             )
     if first is None or first.identity is None:
-        return new_server_id()
+        server_id = new_server_id()
+        log.info(
+            "new_chunk_server",
+            server=server_id,
+            folders=",".join(str(found.path) for found in directories),
+            reason="no data directory held an identity; if this server had chunks before, stop it and mount its disks",
+        )
+        return server_id
     return ServerId(bytes.fromhex(first.identity.server_id))
 
 

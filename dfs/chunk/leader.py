@@ -6,7 +6,9 @@ Owns: which master is asked next, and for how long each is waited for. Refuses t
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from dfs.clock import Deadline
@@ -22,7 +24,7 @@ from dfs.errors import (
 from dfs.log import get_logger
 from dfs.net.auth import ClusterKey
 from dfs.net.blocking import Channel
-from dfs.net.messages import Message
+from dfs.net.messages import Heartbeat, Message
 
 CONNECT_TIMEOUT_S = 1.0  # a master that greets more slowly does not lead well: ask another
 REPLY_TIMEOUT_S = 3.0  # for a heartbeat; a stopped leader holds its followers up for this long
@@ -32,6 +34,15 @@ _NOT_REACHED = (AuthenticationFailed, ConnectionFailed, DeadlineExceeded, Protoc
 
 log = get_logger(__name__)
 MessageT = TypeVar("MessageT", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """A heartbeat that the leader at `address` has answered; `at_s` is of time.monotonic()."""
+
+    at_s: float
+    address: str
+    heartbeat: Heartbeat
 
 
 class LeaderConnection:
@@ -44,6 +55,7 @@ class LeaderConnection:
         self._hint = self._masters[0]
         self._is_found = False
         self._is_closed = False
+        self.acknowledged: Acknowledged | None = None  # the last heartbeat
 
     def call(self, message: Message, reply_type: type[MessageT], reply_timeout_s: float = REPLY_TIMEOUT_S) -> MessageT:
         """Return the leader's reply, or raise its error.
@@ -70,6 +82,8 @@ class LeaderConnection:
                 raise
             else:
                 self._found(address)
+                if isinstance(message, Heartbeat):
+                    self.acknowledged = Acknowledged(time.monotonic(), address, message)
                 return reply
             self._drop()
         self._lost(tried)

@@ -72,7 +72,10 @@ class ReplicaReader(Protocol):
 
     @property
     def fd(self) -> int:
-        """A descriptor whose bytes [0, length) are the data; use pread or sendfile only."""
+        """A descriptor that holds the data, `length` bytes from `start` on; use pread or sendfile only."""
+
+    @property
+    def start(self) -> int: ...
 
     @property
     def tail(self) -> Tail: ...
@@ -106,7 +109,9 @@ class ChunkStore(Protocol):
         """Return what is held now, ascending."""
 
     def delete(self, handle: ChunkHandle) -> bool:
-        """Remove a replica; whether it was there. Either way it is reported as removed."""
+        """Remove a replica; whether it was there. Either way it is reported as removed.
+
+        Raise `DiskFull`, `DiskFailed` or `Overloaded` when that cannot be made durable: it is still there then."""
 
     def verify(self, handle: ChunkHandle, pace: Pace | None = None) -> bool:
         """Read a replica again and compare every block; a bad one is quarantined. Raise `ChunkNotFound`, also when its

@@ -10,27 +10,34 @@ writer notices and stops or sends everything. So pooled connections survive refu
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from dfs import __version__
 from dfs.checksum import BLOCK_SIZE
-from dfs.chunk.chain import ChunkTransfer, Upstream, check_chain
+from dfs.chunk.chain import STALL_MAX_S, ChunkTransfer, Upstream, check_chain
+from dfs.chunk.meter import ChunkMeter
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import ChunkStore, checksums_of
 from dfs.chunk.streams import BUFFER_SIZE, READS_MAX, STREAMS_MAX, Streams
+from dfs.chunk.tail_service import TAIL_MESSAGES, TailService
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
-from dfs.errors import DeadlineExceeded, DfsError, DiskFailed, InvalidArgument, ProtocolError
+from dfs.errors import DeadlineExceeded, DfsError, DiskFailed, InvalidArgument, Overloaded, ProtocolError
 from dfs.ids import ID_SIZE, ChunkHandle
 from dfs.log import get_logger
 from dfs.net.auth import ClusterKey, Rights, check_token
 from dfs.net.blocking import Channel, Received
 from dfs.net.messages import (
     REPLICATION_MAX,
+    STORE_SIZE_MAX,
     ErrorReply,
     Message,
     Ping,
     Pong,
     ReadChunk,
     ReadChunkReply,
+    StoreChunk,
     VerifyReplica,
     VerifyReplicaReply,
     WriteChunk,
@@ -48,9 +55,16 @@ class ChunkService:
     """Answers every connection of one chunk server; `handle` runs in one thread per connection."""
 
     def __init__(
-        self, *, store: ChunkStore, key: ClusterKey, name: str, address: str, clock: Clock = SYSTEM_CLOCK
+        self,
+        *,
+        store: ChunkStore,
+        key: ClusterKey,
+        name: str,
+        address: str,
+        clock: Clock = SYSTEM_CLOCK,
+        tail_folders: Sequence[Path] = (),
     ) -> None:
-        """`address`: what the other servers and the clients know this one by."""
+        """`address`: what the other servers and the clients know this one by; `tail_folders`: see `TailService`."""
         self._store = store
         self._key = key
         self._name = name
@@ -60,6 +74,8 @@ class ChunkService:
         self._transfer = ChunkTransfer(store, self._peers, address)
         self._writes = Streams("chunk writes", STREAMS_MAX, BUFFER_SIZE)
         self._reads = Streams("chunk reads", READS_MAX)
+        self.meter = ChunkMeter()
+        self.tails = TailService(tail_folders, store, self._peers, self._check_token)
 
     @property
     def active_streams(self) -> int:
@@ -78,6 +94,10 @@ class ChunkService:
                 early = None
                 if isinstance(received.message, WriteChunk):
                     early = self._write(channel, received, received.message)
+                elif isinstance(received.message, StoreChunk):
+                    self._store_small(channel, received, received.message)
+                elif isinstance(received.message, TAIL_MESSAGES):
+                    self.tails.answer(channel, received)
                 else:
                     self._answer(channel, received)
         except DeadlineExceeded as error:
@@ -96,6 +116,7 @@ class ChunkService:
         except DfsError as error:
             if channel.is_broken:
                 raise
+            self.meter.refused.add(error.code)
             log.debug("request_refused", peer=channel.address, code=error.code, reason=error.message)
             reply = ErrorReply.of(error)
         self._send(channel, received, reply)
@@ -130,27 +151,28 @@ class ChunkService:
     def _read(self, channel: Channel, received: Received, request: ReadChunk) -> None:
         """Send the reply and the bytes; raise only while nothing was sent, or with the channel broken."""
         self._check_token(request.token, request.handle, Rights.READ)
-        deadline = received.deadline(READ_TIME_MAX_S)
+        deadline, begun_s = received.deadline(READ_TIME_MAX_S), time.perf_counter()
         with self._reads.turn(), self._store.open(request.handle) as opened:
-            tail = opened.tail
+            tail, start = opened.tail, opened.start + request.offset
             reply = ReadChunkReply(tail.length, checksums_of(tail, request.offset, request.length), tail.crc)
             try:
                 if request.length <= SMALL_READ_SIZE:
-                    data = _read_range(opened.fd, request.offset, request.length)
+                    data = _read_range(opened.fd, start, request.length)
                     channel.send(reply, deadline, request_id=received.request_id, payload=data)
                 else:
                     channel.send(reply, deadline, request_id=received.request_id, payload_size=request.length)
-                    channel.send_file(opened.fd, request.offset, request.length, deadline)
+                    channel.send_file(opened.fd, start, request.length, deadline)
             except DiskFailed as error:
                 log.error("replica_unreadable", handle=request.handle, reason=error.message)
                 self._store.verify(request.handle)  # a second look judges the replica or its disk
                 raise
+        self.meter.read(request.length, begun_s)
 
     # --- writing ----------------------------------------------------------------------------------------
 
     def _write(self, channel: Channel, received: Received, request: WriteChunk) -> Received | None:
         """Take a chunk and reply; return the next request when the writer has already sent it."""
-        upstream = Upstream(channel, received)
+        upstream, begun_s = Upstream(channel, received), time.perf_counter()
         try:
             self._check_token(request.token, request.handle, Rights.WRITE)
             check_chain(request, self._address, REPLICATION_MAX)
@@ -159,6 +181,7 @@ class ChunkService:
             with self._writes.turn() as buffer:
                 reply = self._transfer.run(upstream, request, buffer)
         except DfsError as error:
+            self.meter.refused.add(error.code)
             log.warning(
                 "chunk_refused", handle=request.handle, peer=channel.address, code=error.code, reason=error.message
             )
@@ -166,9 +189,41 @@ class ChunkService:
                 raise
             self._send(channel, received, ErrorReply.of(error))
             return upstream.skip_chunk(CONNECTION_IDLE_S)
+        self.meter.wrote(upstream.size, begun_s)
         log.debug("chunk_written", handle=request.handle, peer=channel.address, servers=len(reply.servers))
         self._send(channel, received, reply)
         return None
+
+    def _store_small(self, channel: Channel, received: Received, request: StoreChunk) -> None:
+        """Take a chunk that came as one message, and reply; raise when the connection is of no use any more."""
+        size = received.payload_size
+        if not 0 < size <= STORE_SIZE_MAX:
+            raise ProtocolError(f"a chunk of {size} bytes came in one message; 1 to {STORE_SIZE_MAX} bytes may")
+        try:
+            with self._writes.turn() as buffer:
+                data = buffer[:size]
+                channel.receive_into(data, Deadline.after(STALL_MAX_S))
+                reply = self._stored(channel, received, request, data)
+        except Overloaded as error:
+            self.meter.refused.add(error.code)
+            channel.skip_payload(size, Deadline.after(STALL_MAX_S))
+            reply = ErrorReply.of(error)
+        self._send(channel, received, reply)
+
+    def _stored(self, channel: Channel, received: Received, request: StoreChunk, data: memoryview) -> Message:
+        begun_s = time.perf_counter()
+        try:
+            self._check_token(request.token, request.handle, Rights.WRITE)
+            check_chain(request, self._address, REPLICATION_MAX)
+            reply = self._transfer.store(received, request, data)
+        except DfsError as error:
+            self.meter.refused.add(error.code)
+            log.warning(
+                "chunk_refused", handle=request.handle, peer=channel.address, code=error.code, reason=error.message
+            )
+            return ErrorReply.of(error)
+        self.meter.wrote(len(data), begun_s)
+        return reply
 
 
 def _read_range(fd: int, offset: int, length: int) -> bytes:

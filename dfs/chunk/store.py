@@ -1,11 +1,13 @@
-"""The replicas of a chunk server as plain files on several disks.
+"""The replicas of a chunk server on several disks: large ones as plain files, small ones in volumes.
 
 Owns: the index of what is held, which disk takes a new replica, and the steps of publishing, deleting and verifying.
-Refuses to know: connections, tokens, masters, and the bytes of the format (dfs.chunk.layout).
+Refuses to know: connections, tokens, masters, the bytes of the format (dfs.chunk.layout), and how small replicas are
+kept together (dfs.chunk.volumes).
 
-A replica is written under `tmp/`, synced, renamed into its folder, and the folder synced; only then is it in the index.
-So a start after a kill needs no repair: what is under `tmp/` was never promised, what is in a folder is whole or, by
-its checksums, known not to be. The store's lock guards the index only and is never held over input or output.
+A replica of more than VOLUME_CHUNK_MAX bytes is written under `tmp/`, synced, renamed into its folder, and the folder
+synced; only then is it in the index. So a start after a kill needs no repair: what is under `tmp/` was never promised,
+what is in a folder is whole or, by its checksums, known not to be. The store's lock guards the index only and is never
+held over input or output.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -20,16 +23,20 @@ from pathlib import Path
 
 from dfs.checksum import BLOCK_SIZE, Buffer, combine_blocks, first_bad_block
 from dfs.chunk.changes import ReplicaChanges
+from dfs.chunk.compaction import Compactor
 from dfs.chunk.descriptors import FD_CACHE_MAX, DescriptorCache, OpenReplica
 from dfs.chunk.disk import FOLDER_COUNT, Disk, measure_space, read_open_tail
 from dfs.chunk.identity import claim, sync_directory
-from dfs.chunk.layout import Tail, encode_tail
+from dfs.chunk.layout import encode_tail
 from dfs.chunk.replicas import BlockSequence, Pace, Replica, Space, SpaceProbe, checksums_of
+from dfs.chunk.volume_files import OpenRecord
+from dfs.chunk.volumes import VOLUME_CHUNK_MAX, VOLUME_SIZE, VolumeSet
 from dfs.chunk.writeback import drop_pages, start_writeback
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DfsError, DiskFailed, DiskFull
 from dfs.ids import ChunkHandle, id_text
 from dfs.log import get_logger
+from dfs.measures import Times
 from dfs.net.parts import DiskReport
 
 SCAN_THREADS = 8  # folders of a disk read at the same time at start
@@ -52,19 +59,29 @@ class FileStore:
         probe: SpaceProbe = measure_space,
         clock: Clock = SYSTEM_CLOCK,
         fd_cache_max: int = FD_CACHE_MAX,
+        volume_chunk_max: int = VOLUME_CHUNK_MAX,
+        volume_size: int = VOLUME_SIZE,
     ) -> None:
-        """Claim the directories and read what they hold; raise `ConfigError` or `DiskFailed` (no usable one)."""
+        """Claim the directories and read what they hold; raise `ConfigError` or `DiskFailed` (no usable one).
+
+        Chunks of up to `volume_chunk_max` bytes (0: none) go into volumes of about `volume_size` bytes.
+        """
         self.server_id, claimed = claim(data_dirs, cluster)
         self.changes = ReplicaChanges()
         self.fsync = fsync
+        self.syncs = Times()  # how long making a finished replica durable takes
         self._clock = clock
         self._lock = threading.Lock()
         self._index: dict[ChunkHandle, tuple[Replica, Disk]] = {}
         self._busy: set[ChunkHandle] = set()  # being written or removed: their files are not to be touched
+        self._ending: set[ChunkHandle] = set()  # in a volume, and being removed from it
         self._open = DescriptorCache(fd_cache_max)
         self._disks = tuple(
             Disk(found, reserve=disk_reserve, probe=probe, clock=clock, on_failed=self._drop_disk) for found in claimed
         )
+        self.volume_chunk_max = volume_chunk_max
+        self._volumes = {disk: VolumeSet(disk, fsync=fsync, volume_size=volume_size) for disk in self._disks}
+        self.compactor = Compactor(tuple(self._volumes.values()), self.quarantine)
         for found in claimed:
             if found.failure:
                 log.error("disk_failed", disk=found.path, reason=found.failure)
@@ -78,6 +95,7 @@ class FileStore:
             list(pool.map(Disk.prepare, working))
             jobs = [(disk, start) for disk in working if not disk.has_failed for start in range(SCAN_THREADS)]
             list(pool.map(lambda job: self._load_folders(*job), jobs))
+            list(pool.map(self._load_volumes, [disk for disk in working if not disk.has_failed]))
         if all(disk.has_failed for disk in self._disks):
             self.close()
             raise DiskFailed("no data directory is usable: " + "; ".join(disk.report().reason for disk in self._disks))
@@ -86,43 +104,62 @@ class FileStore:
     def _load_folders(self, disk: Disk, start: int) -> None:
         """Take in what is in every SCAN_THREADS-th folder of a disk."""
         for replica in chain.from_iterable(map(disk.scan_folder, range(start, FOLDER_COUNT, SCAN_THREADS))):
-            with self._lock:
-                is_first = replica.handle not in self._index
-                if is_first:
-                    self._index[replica.handle] = (replica, disk)
-                    disk.chunk_count += 1
-            if not is_first:
+            if not self._take_in(replica, disk):
                 disk.quarantine(disk.chunk_path(replica.handle), "another disk of this server has the same chunk")
+
+    def _load_volumes(self, disk: Disk) -> None:
+        """Take in what is in the volumes of a disk."""
+        volumes = self._volumes[disk]
+        for replica in volumes.load():
+            if not self._take_in(replica, disk):
+                volumes.copy_aside(replica.handle, "another file or disk of this server has the same chunk")
+                with contextlib.suppress(DfsError):  # the next start finds it again
+                    volumes.delete(replica.handle, self.now_ms())
+
+    def _take_in(self, replica: Replica, disk: Disk) -> bool:
+        """Put a replica found at start into the index; False when its chunk is there already."""
+        with self._lock:
+            if replica.handle in self._index:
+                return False
+            self._index[replica.handle] = (replica, disk)
+            disk.chunk_count += 1
+            return True
 
     # --- reading ----------------------------------------------------------------------------------------
 
-    def open(self, handle: ChunkHandle) -> OpenReplica:
+    def open(self, handle: ChunkHandle) -> OpenReplica | OpenRecord:
         if (kept := self._open.get(handle)) is not None:
             return kept
         replica, disk = entry = self._entry(handle)
-        path = disk.chunk_path(handle)
+        volumes = self._volumes[disk]
+        path = volumes.folder if volumes.holds(handle) else disk.chunk_path(handle)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            opened = volumes.open(handle) if volumes.holds(handle) else self._open_file(path, entry)
         except FileNotFoundError:
             log.error("replica_vanished", path=path)
             self.changes.found_corrupt(handle)
             self._forget(handle)
             disk.check_place()
             raise ChunkNotFound(f"the file of replica {id_text(handle)} vanished from {disk.path}") from None
-        except OSError as error:
-            raise disk.judge(error, f"opening {path}") from None
-        try:
-            tail = read_open_tail(fd, handle)[0]
-            if (tail.length, tail.crc) != (replica.length, replica.crc):
-                raise ChunkCorrupt(f"the file of replica {id_text(handle)} was exchanged for another one")
         except ChunkCorrupt as error:
-            os.close(fd)
             self.quarantine(handle, error.message)
             raise self._corrupt(handle, error.message) from None
         except OSError as error:
-            os.close(fd)
             raise disk.judge(error, f"reading {path}") from None
-        except DfsError:
+        if (opened.tail.length, opened.tail.crc) != (replica.length, replica.crc):
+            opened.__exit__(None, None, None)
+            reason = f"the file of replica {id_text(handle)} was exchanged for another one"
+            self.quarantine(handle, reason)
+            raise self._corrupt(handle, reason)
+        return opened
+
+    def _open_file(self, path: Path, entry: tuple[Replica, Disk]) -> OpenReplica:
+        """Open a plain file and keep it open; raise `ChunkCorrupt`, `VersionMismatch` or `OSError`."""
+        handle = entry[0].handle
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            tail = read_open_tail(fd, handle)[0]
+        except BaseException:
             os.close(fd)
             raise
         return self._open.put(fd, tail, lambda: self._index.get(handle) is entry)
@@ -153,17 +190,14 @@ class FileStore:
     def create(self, handle: ChunkHandle) -> FileReplicaWriter:
         disk = self._choose_disk()
         with self._lock:
-            if handle in self._index or handle in self._busy:
+            if handle in self._index or handle in self._busy or handle in self._ending:
                 raise ChunkExists(f"chunk {id_text(handle)} exists here already; write under a new handle")
             self._busy.add(handle)
             disk.writers += 1
-        path = disk.temporary / id_text(handle)
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            self.finish_writing(handle, disk)
-            raise disk.judge(error, f"making {path}") from None
-        return FileReplicaWriter(self, disk, handle, fd, path)
+        writer = FileReplicaWriter(self, disk, self._volumes[disk], handle)
+        if not self.volume_chunk_max:
+            writer.begin_file()
+        return writer
 
     def _choose_disk(self) -> Disk:
         """Return the disk with the most free bytes per present writer, so that parallel writes use all of them."""
@@ -200,6 +234,8 @@ class FileStore:
     # --- removing ---------------------------------------------------------------------------------------
 
     def delete(self, handle: ChunkHandle) -> bool:
+        if (volumes := self._volumes_with(handle)) is not None:
+            return self._remove_record(handle, volumes)
         with self._taken_out(handle) as disk:
             if disk is None:
                 with self._lock:
@@ -216,9 +252,47 @@ class FileStore:
     def quarantine(self, handle: ChunkHandle, reason: str) -> None:
         """Never serve this replica again, keep its file aside, and report it as corrupt."""
         self.changes.found_corrupt(handle)
+        if (volumes := self._volumes_with(handle)) is not None:
+            with contextlib.suppress(DfsError):  # it is out of the index; at worst it is found bad once more
+                self._remove_record(handle, volumes, reason)
+            return
         with self._taken_out(handle) as disk:
             if disk is not None:
                 disk.quarantine(disk.chunk_path(handle), reason)
+
+    def _volumes_with(self, handle: ChunkHandle) -> VolumeSet | None:
+        """Return the volumes that hold a replica, None when it is a file of its own or not here."""
+        with self._lock:
+            entry = self._index.get(handle)
+        volumes = self._volumes[entry[1]] if entry is not None else None
+        return volumes if volumes is not None and volumes.holds(handle) else None
+
+    def _remove_record(self, handle: ChunkHandle, volumes: VolumeSet, bad_because: str = "") -> bool:
+        """Remove a small replica; it is reported as removed when that is durable, a bad one at once."""
+        with self._lock:
+            if handle not in self._index or handle in self._ending:
+                return False
+            self._ending.add(handle)
+            if bad_because:
+                self._drop_entry(handle)
+        try:
+            if bad_because:
+                volumes.copy_aside(handle, bad_because)
+            volumes.delete(handle, self.now_ms())
+            with self._lock:
+                self._drop_entry(handle)
+        finally:
+            with self._lock:
+                self._ending.discard(handle)
+        return True
+
+    def _drop_entry(self, handle: ChunkHandle) -> tuple[Replica, Disk] | None:
+        """Take a replica out of the index and report it as removed; the lock is held."""
+        entry = self._index.pop(handle, None)
+        if entry is not None:
+            entry[1].chunk_count -= 1
+            self.changes.removed(handle)
+        return entry
 
     def _forget(self, handle: ChunkHandle) -> None:
         with self._taken_out(handle):
@@ -229,11 +303,9 @@ class FileStore:
         """Take a replica out of the index and report it as removed; the block removes its file, and until its end the
         name is not used again. Yield the disk, None when there is no such replica."""
         with self._lock:
-            entry = self._index.pop(handle, None)
+            entry = self._drop_entry(handle)
             if entry is not None:
-                entry[1].chunk_count -= 1
                 self._busy.add(handle)
-                self.changes.removed(handle)
         self._open.evict(handle)
         try:
             yield entry[1] if entry is not None else None
@@ -258,9 +330,10 @@ class FileStore:
     def verify(self, handle: ChunkHandle, pace: Pace | None = None) -> bool:
         _, disk = self._entry(handle)
         self._open.evict(handle)  # a descriptor that is kept would hide that the file has gone
+        self._volumes[disk].reopen(handle)
         try:
             with self.open(handle) as opened:
-                reason = _find_damage(opened.fd, opened.tail, pace)
+                reason = _find_damage(opened, pace)
         except ChunkCorrupt:
             return False  # its tail was damaged; `open` has quarantined it
         except OSError as error:
@@ -286,23 +359,43 @@ class FileStore:
     def close(self) -> None:
         """Let go of the disks; nothing needs to be written."""
         self._open.close()
+        for volumes in self._volumes.values():
+            volumes.close()
         for disk in self._disks:
             disk.release()
 
 
 class FileReplicaWriter:
-    """A replica on its way into one disk (contract: dfs.chunk.replicas.ReplicaWriter)."""
+    """A replica on its way into one disk (contract: dfs.chunk.replicas.ReplicaWriter).
 
-    def __init__(self, store: FileStore, disk: Disk, handle: ChunkHandle, fd: int, path: Path) -> None:
+    It is kept in memory while it is small enough for a volume; the first byte too many makes a file of it.
+    """
+
+    def __init__(self, store: FileStore, disk: Disk, volumes: VolumeSet, handle: ChunkHandle) -> None:
         self._store = store
         self._disk = disk
+        self._volumes = volumes
         self._handle = handle
-        self._fd = fd
-        self._path = path
+        self._kept = bytearray()
+        self._fd = -1
+        self._path = disk.temporary / id_text(handle)
         self._blocks = BlockSequence(handle)
         self._crc = 0
         self._flushed = 0  # bytes that the kernel was told to write
         self._is_open = True
+
+    def begin_file(self) -> None:
+        """Make a file of what there is so far."""
+        try:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            failure = self._disk.judge(error, f"making {self._path}")
+            self._close()
+            raise failure from None
+        if self._kept:
+            with self._errors_judged("writing"):
+                _write_all(self._fd, memoryview(self._kept), 0)
+            self._kept = bytearray()
 
     def write(self, data: memoryview, checksums: Buffer) -> None:
         self._blocks.check_next(len(data))
@@ -314,6 +407,12 @@ class FileReplicaWriter:
                 server=id_text(self._store.server_id),
             )
         self._disk.check_room(len(data))
+        if self._fd < 0:
+            if self._blocks.length + len(data) <= self._store.volume_chunk_max:
+                self._kept += data
+                self._blocks.add(len(data), checksums)
+                return
+            self.begin_file()
         with self._errors_judged("writing"):
             _write_all(self._fd, data, self._blocks.length)
             self._blocks.add(len(data), checksums)
@@ -326,17 +425,18 @@ class FileReplicaWriter:
         self._crc = crc
 
     def publish(self) -> Replica:
-        length, target = self._blocks.length, self._disk.chunk_path(self._handle)
-        tail = encode_tail(self._handle, length, self._crc, self._blocks.checksums)
-        with self._errors_judged("publishing"):
-            _write_all(self._fd, memoryview(tail), length)
-            if self._store.fsync:
-                os.fdatasync(self._fd)
-            self._path.rename(target)
-            self._path = target  # from here on this is what a failure has to remove
-            if self._store.fsync:
-                sync_directory(target.parent)
-        replica = Replica(self._handle, length, self._crc, self._store.now_ms())
+        tail = encode_tail(self._handle, self._blocks.length, self._crc, self._blocks.checksums)
+        replica = Replica(self._handle, self._blocks.length, self._crc, self._store.now_ms())
+        begun_s = time.perf_counter()
+        if self._fd < 0:
+            try:
+                self._volumes.append(replica, self._kept, tail)
+            except DfsError:
+                self.discard()
+                raise
+        else:
+            self._publish_file(tail)
+        self._store.syncs.observe(time.perf_counter() - begun_s)
         try:
             self._store.add(replica, self._disk)
         except DiskFailed:
@@ -345,17 +445,30 @@ class FileReplicaWriter:
         self._close()
         return replica
 
+    def _publish_file(self, tail: bytes) -> None:
+        length, target = self._blocks.length, self._disk.chunk_path(self._handle)
+        with self._errors_judged("publishing"):
+            _write_all(self._fd, memoryview(tail), length)
+            if self._store.fsync:
+                os.fdatasync(self._fd)
+            self._path.rename(target)
+            self._path = target  # from here on this is what a failure has to remove
+            if self._store.fsync:
+                sync_directory(target.parent)
+
     def discard(self) -> None:
         if not self._is_open:
             return
-        with contextlib.suppress(OSError):  # a failed disk may not even remove; the next start empties tmp/
-            self._path.unlink(missing_ok=True)
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):  # a failed disk may not even remove; the next start empties tmp/
+                self._path.unlink(missing_ok=True)
         self._close()
 
     def _close(self) -> None:
         self._is_open = False
-        with contextlib.suppress(OSError):  # what had to be on the disk was synced; the descriptor is free either way
-            os.close(self._fd)
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):  # what had to be on the disk was synced; the descriptor is free anyway
+                os.close(self._fd)
         self._store.finish_writing(self._handle, self._disk)
 
     @contextlib.contextmanager
@@ -375,21 +488,22 @@ def _write_all(fd: int, data: memoryview, offset: int) -> None:
         offset += written
 
 
-def _find_damage(fd: int, tail: Tail, pace: Pace | None) -> str:
+def _find_damage(opened: OpenReplica | OpenRecord, pace: Pace | None) -> str:
     """Return what is wrong with the data of an open replica, `""` when nothing is; raise `OSError`."""
+    fd, tail = opened.fd, opened.tail
     if combine_blocks(tail.checksums, tail.length) != tail.crc:
         return "its block checksums do not add up to the chunk's"
     if pace is not None:
-        drop_pages(fd, 0, tail.length)  # what memory still holds says nothing about the disk
+        drop_pages(fd, opened.start, tail.length)  # what memory still holds says nothing about the disk
     buffer = memoryview(bytearray(min(VERIFY_PIECE_SIZE, tail.length)))
     for offset in range(0, tail.length, len(buffer)):
         piece = buffer[: min(len(buffer), tail.length - offset)]
         if pace is not None:
             pace(len(piece))
-        if os.preadv(fd, [piece], offset) != len(piece):
+        if os.preadv(fd, [piece], opened.start + offset) != len(piece):
             return f"its file ends before byte {offset + len(piece)}"
         if (bad := first_bad_block(piece, checksums_of(tail, offset, len(piece)))) is not None:
             return f"the block at {offset + bad * BLOCK_SIZE} does not match its checksum"
         if pace is not None:
-            drop_pages(fd, offset, len(piece))  # readers need the memory more
+            drop_pages(fd, opened.start + offset, len(piece))  # readers need the memory more
     return ""

@@ -15,7 +15,32 @@ from dfs.errors import Overloaded
 STREAMS_MAX = 64  # chunks being written here at the same time; more only make each other slower
 READS_MAX = 256  # reads being answered at the same time; they cost a thread and a descriptor, no buffer
 STREAM_WAIT_S = 1.0  # how long a request waits for its turn before it is refused
+APPENDS_SIZE_MAX = 256 * 1024 * 1024  # bytes of records that wait for their round
 BUFFER_SIZE = 16 * BLOCK_SIZE  # bytes of one stream's buffer; measured: 256 KiB to 1 MiB are equally fast
+
+
+class ByteBudget:
+    """Memory for payloads that wait: at most `size_max` bytes at a time, but always at least one payload."""
+
+    def __init__(self, name: str, size_max: int) -> None:
+        self._name = name
+        self._size_max = size_max
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def lent(self, size: int) -> Iterator[None]:
+        """Hold `size` bytes of the budget; raise `Overloaded` when they are not free within STREAM_WAIT_S."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._used or self._used + size <= self._size_max, STREAM_WAIT_S):
+                raise Overloaded(f"this chunk server already holds {self._used} bytes of {self._name}; try again later")
+            self._used += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= size
+                self._changed.notify_all()
 
 
 class Streams:

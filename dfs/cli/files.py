@@ -15,6 +15,7 @@ import click
 from dfs import paths as path_rules
 from dfs.cli import output
 from dfs.cli.context import Cli
+from dfs.cli.grace import grace_text
 from dfs.cli.operands import REMOTE, Operand, expand, has_magic, operands
 from dfs.cli.verb import json_option, pass_cli, verb
 from dfs.cli.wall import LocalError
@@ -43,6 +44,7 @@ def rm_verb(
     failures = cli.failures()
     removed: list[dict[str, Any]] = []
     is_json = cli.wants_json(as_json)
+    grace = grace_text(cli) if skip_trash and not (is_json or quiet) else ""
     for operand in operands(cli, _present(cli, paths) if force else paths, failures):
         with failures.catch():
             try:
@@ -55,7 +57,7 @@ def rm_verb(
                 raise LocalError(f"{error}" if recursive else f"{operand.typed!r} is a directory; add -r") from error
             removed.append(_removal(operand, reply))
             if not is_json and not quiet:
-                output.line(_removal_text(operand, reply))
+                output.line(_removal_text(operand, reply, grace))
     if is_json:
         output.print_json(removed)
     failures.finish()
@@ -84,12 +86,12 @@ def _removal(operand: Operand, reply: DeleteReply) -> dict[str, Any]:
     }
 
 
-def _removal_text(operand: Operand, reply: DeleteReply) -> str:
+def _removal_text(operand: Operand, reply: DeleteReply, grace: str) -> str:
     what = operand.shown
     if reply.kind is Kind.DIRECTORY:
         what += f" ({output.count_text(reply.file_count, 'file')}, {output.size_text(reply.size)})"
     if not reply.expires_ms:
-        return f"removed {what}: {output.size_text(reply.size)} released"
+        return f"removed {what}: {output.size_text(reply.size)} released{grace}"
     return f"removed {what}: in the trash until {output.local_time(reply.expires_ms)}, see `dfs undelete`"
 
 

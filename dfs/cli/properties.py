@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from dfs.cli import output, wall
+from dfs import paths as path_rules
+from dfs.cli import output, quotas, wall
 from dfs.cli.context import Cli
 from dfs.cli.operands import REMOTE, Operand, operands
 from dfs.cli.verb import human_option, json_option, pass_cli, stale_option, verb
 from dfs.errors import DfsError, IsADirectory, NotADirectory, NotFound
-from dfs.net.parts import FileStatus, Kind
+from dfs.net.parts import FileStatus, Kind, QuotaStatus
 
 if TYPE_CHECKING:
     from dfs.cli.wall import Failures
@@ -79,7 +80,7 @@ def stat_verb(cli: Cli, paths: tuple[str, ...], form: str | None, as_json: bool)
         for index, (operand, status) in enumerate(found):
             if index:
                 output.line()
-            for text in output.table(list(_facts(operand, status))):
+            for text in output.table([*_facts(operand, status), *_quota_facts(cli, operand, status)]):
                 output.line(text)
     failures.finish()
 
@@ -113,6 +114,19 @@ def _facts(operand: Operand, status: FileStatus) -> Iterator[tuple[str, str]]:
         yield "replication", str(status.replication)
         yield "version", str(status.version)
         yield "extents", str(status.extent_count)
+
+
+def _quota_facts(cli: Cli, operand: Operand, status: FileStatus) -> Iterator[tuple[str, str]]:
+    """Yield the limits that a directory is subject to."""
+    if status.kind is not Kind.DIRECTORY or path_rules.split_snapshot(operand.path) or cli.stale_s:
+        return  # only the leader tells of quotas
+    for quota in cli.client.quotas.effective(operand.path):
+        whose = "quota" if quota.path == operand.path else f"quota of {output.display(quota.path)}"
+        if quota.names:
+            yield whose, f"{quota.names_used} of {quota.names} files and directories"
+        if quota.stored_size:
+            used, limit = output.size_text(quota.stored_size_used), output.size_text(quota.stored_size)
+            yield whose, f"{used} of {limit} with replicas"
 
 
 @verb("du")
@@ -175,6 +189,8 @@ def df_verb(cli: Cli, path: str | None, human: bool, as_json: bool) -> None:
                 "trash_size": space.trash_size,
                 "trash_count": space.trash_count,
                 "chunk_stored_size": space.chunk_stored_size,
+                "snapshot_count": space.snapshot_count,
+                "snapshot_size": space.snapshot_size,
                 "garbage_stored_size": space.garbage_stored_size,
                 "garbage_count": space.garbage_count,
                 "file_count": space.file_count,
@@ -206,9 +222,14 @@ def df_verb(cli: Cli, path: str | None, human: bool, as_json: bool) -> None:
             f"{output.count_text(space.trash_count, 'entry', 'entries')}, freed when they expire or by `dfs expunge`",
         ),
         (
+            "snapshots",
+            size(space.snapshot_size),
+            f"{output.count_text(space.snapshot_count, 'snapshot')}; what they share with files takes no space",
+        ),
+        (
             "chunks",
             size(space.chunk_stored_size),
-            f"{output.count_text(space.chunk_count, 'chunk')} with all replicas, of files and trash",
+            f"{output.count_text(space.chunk_count, 'chunk')} with all replicas, of files, trash and snapshots",
         ),
         (
             "garbage",
@@ -224,9 +245,10 @@ def df_verb(cli: Cli, path: str | None, human: bool, as_json: bool) -> None:
 @click.argument("paths", nargs=-1, required=True, type=REMOTE)
 @click.option("-h", "--human", is_flag=True, help="Sizes as 1.5K, 12M, 3.4G.")
 @click.option("-v", "--header", is_flag=True, help="Print a header.")
+@click.option("-q", "--quota", "with_quota", is_flag=True, help="Before that: limit and use of names, and of bytes.")
 @json_option
 @pass_cli
-def count_verb(cli: Cli, paths: tuple[str, ...], human: bool, header: bool, as_json: bool) -> None:
+def count_verb(cli: Cli, paths: tuple[str, ...], human: bool, header: bool, with_quota: bool, as_json: bool) -> None:
     """Count directories (the named one included), files and bytes of PATHS."""
     failures = cli.failures()
     counts = [
@@ -237,14 +259,27 @@ def count_verb(cli: Cli, paths: tuple[str, ...], human: bool, header: bool, as_j
     ]
     if cli.wants_json(as_json):
         keys = ("path", "directory_count", "file_count", "size")
-        output.print_json([dict(zip(keys, (o.path, d, f, s), strict=True)) for o, d, f, s in counts])
+        items: list[dict[str, Any]] = [dict(zip(keys, (o.path, d, f, s), strict=True)) for o, d, f, s in counts]
+        for item in items if with_quota else ():
+            quota = _own_quota(cli, item["path"])
+            item["quota"] = None if quota is None else quotas.quota_json(quota)
+        output.print_json(items)
     else:
         rows = [(str(d), str(f), output.size_column(s, human=human), o.shown) for o, d, f, s in counts]
         if header:
             rows.insert(0, ("DIRECTORIES", "FILES", "SIZE", "PATH"))
-        for text in output.table(rows, right=(0, 1, 2)):
+        if with_quota:
+            found = [quotas.columns(_own_quota(cli, o.path), human=human) for o, *_ in counts]
+            before = [quotas.HEADER, *found] if header else found
+            rows = [(*left, *right) for left, right in zip(before, rows, strict=True)]  # type: ignore[misc]
+        for text in output.table(rows, right=range(len(rows[0]) - 1) if rows else ()):
             output.line(text)
     failures.finish()
+
+
+def _own_quota(cli: Cli, path: str) -> QuotaStatus | None:
+    found = () if path_rules.split_snapshot(path) else cli.client.quotas.effective(path)
+    return next((quota for quota in found if quota.path == path), None)
 
 
 @verb("test")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,14 @@ import click
 
 from dfs import paths as path_rules
 from dfs.cli.context import Cli
+from dfs.cli.lines import append_lines
 from dfs.cli.operands import RemotePath
 from dfs.cli.transfer import STREAM, Run, run_transfer
 from dfs.cli.trees import local_entries, local_size, make_root
 from dfs.cli.verb import json_option, pass_cli, verb
 from dfs.cli.wall import LocalError
-from dfs.errors import AlreadyExists, IsADirectory, NotADirectory, NotFound
+from dfs.client.packs import PACKED_FILE_SIZE_MAX, PackEvents, PackItem
+from dfs.errors import AlreadyExists, DfsError, IsADirectory, NotADirectory, NotFound
 from dfs.net.messages import REPLICATION_MAX
 from dfs.net.parts import Kind
 
@@ -224,21 +226,48 @@ def _exists(target: str) -> LocalError:
 def _put_tree(run: Run, source: Path, target: str, options: PutOptions) -> None:
     make_root(run.cli.client, target, parents=options.parents)
     below = PutOptions(force=options.force, parents=True, replication=options.replication, preserve=options.preserve)
-    for entry in local_entries(source, target, run.tally, run.skip, run.failed):
-        if entry.is_directory:
-            run.do(str(entry.source), partial(make_root, run.cli.client, entry.target, parents=True))
-        else:
-            run.do(str(entry.source), partial(_put_file, run, entry.source, entry.target, below))
+
+    def by_itself(item: PackItem) -> None:
+        run.do(str(item.source), partial(_put_file, run, item.source, item.path, below))
+
+    def small_files() -> Iterator[PackItem]:
+        for entry in local_entries(source, target, run.tally, run.skip, run.failed):
+            item = PackItem(entry.source, entry.target)
+            if entry.is_directory:
+                run.do(str(entry.source), partial(make_root, run.cli.client, entry.target, parents=True))
+            elif entry.size > PACKED_FILE_SIZE_MAX:
+                by_itself(item)
+            else:
+                yield item
+
+    def stored(_item: PackItem, size: int) -> None:
+        run.tally.add_file(size)
+        run.advance(size)
+
+    def failed(item: PackItem, error: DfsError) -> None:
+        is_taken = isinstance(error, AlreadyExists) and not options.force
+        run.failed(str(item.source), _exists(item.path) if is_taken else error)
+
+    run.cli.client.put_many(
+        small_files(),
+        PackEvents(stored, failed, by_itself),
+        overwrite=below.force,
+        parents=True,
+        replication=below.replication,
+        keeps_time=below.preserve,
+    )
 
 
 @verb("append")
 @click.argument("paths", nargs=-1, required=True, type=LocalThenRemote(), metavar="SOURCE... TARGET")
 @click.option("-c", "--no-create", is_flag=True, help="TARGET must exist.")
+@click.option("-l", "--lines", is_flag=True, help="Each line is a record of its own, stored as it comes.")
 @pass_cli
-def append_verb(cli: Cli, paths: tuple[str, ...], no_create: bool) -> None:
+def append_verb(cli: Cli, paths: tuple[str, ...], no_create: bool, lines: bool) -> None:
     """Add local SOURCE... at the end of the remote file TARGET, which is made when missing.
 
-    Each source is added whole or not at all. The source `-` is stdin.
+    Each source is added whole or not at all; with --lines each line is, between those of other programs that append to
+    the same file. The source `-` is stdin.
     """
     if len(paths) < 2:
         raise click.UsageError("give one or more local files (or -) and the remote file to append to")
@@ -246,18 +275,24 @@ def append_verb(cli: Cli, paths: tuple[str, ...], no_create: bool) -> None:
         raise click.UsageError("stdin (-) can be read only once")
     target = cli.resolve(paths[-1])
     with run_transfer(cli, _total_size(paths[:-1], False), in_parallel=False) as run:
+
+        def add(stream: BinaryIO) -> None:
+            if lines:
+                append_lines(cli.client, stream, target, create=not no_create, advance=run.advance)
+            else:
+                cli.client.append(stream, target, create=not no_create, progress=run.advance)
+
         for source in paths[:-1]:
             with run.failures.catch():
                 if source == STREAM:
-                    stdin = sys.stdin.buffer
-                    cli.client.append(stdin, target, create=not no_create, progress=run.advance)
+                    add(sys.stdin.buffer)
                     continue
                 path = Path(source)
                 if path.is_dir():
                     raise LocalError(f"{source!r} is a directory; append takes files")
-                if path.exists() and not path.is_file():
+                if path.exists() and (lines or not path.is_file()):
                     with path.open("rb") as stream:
-                        cli.client.append(stream, target, create=not no_create, progress=run.advance)
+                        add(stream)
                     continue
                 cli.client.append(path, target, create=not no_create, progress=run.advance)
     run.failures.finish()

@@ -11,6 +11,7 @@ import click
 
 from dfs.cli import output
 from dfs.cli.context import Cli
+from dfs.cli.grace import grace_text
 from dfs.cli.operands import REMOTE
 from dfs.cli.verb import Verb, json_option, pass_cli, verb
 from dfs.net.messages import EmptyTrashReply
@@ -136,5 +137,5 @@ def _empty(cli: Cli, trash_ids: tuple[int, ...], as_json: bool) -> None:
         output.print_json({"entry_count": count, "size": size})
     elif count or not failures.count:
         entries = output.count_text(count, "trash entry", "trash entries")
-        output.line(f"released {entries}, {output.size_text(size)}")
+        output.line(f"released {entries}, {output.size_text(size)}{grace_text(cli) if size else ''}")
     failures.finish()

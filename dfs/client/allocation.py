@@ -13,9 +13,10 @@ from collections.abc import Collection
 
 from dfs.client.discovery import Masters
 from dfs.client.plan import ServerHealth
-from dfs.client.transfer import WriteTarget
+from dfs.client.reserve import ChunkReserve
+from dfs.client.transfer import WriteTarget, targets_of
 from dfs.clock import Deadline
-from dfs.errors import DeadlineExceeded, DfsError, NotEnoughServers, ProtocolError
+from dfs.errors import DeadlineExceeded, DfsError, NotEnoughServers
 from dfs.ids import ServerId
 from dfs.net.messages import ALLOCATE_COUNT_MAX, EXCLUDE_MAX, Allocate, AllocateReply
 
@@ -26,11 +27,20 @@ assert BATCH_MAX <= ALLOCATE_COUNT_MAX
 class Allocator:
     """The source of chunks of one upload. Thread-safe."""
 
-    def __init__(self, masters: Masters, health: ServerHealth, replication: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        masters: Masters,
+        health: ServerHealth,
+        replication: int,
+        timeout_s: float,
+        reserve: ChunkReserve | None = None,
+    ) -> None:
+        """With a `reserve` the first chunk comes from there: a small put needs no other."""
         self._masters = masters
         self._health = health
         self._replication = replication
         self._timeout_s = timeout_s
+        self._reserve = reserve
         self._lock = threading.Lock()
         self._ready: deque[WriteTarget] = deque()
         self._batch = 1
@@ -44,6 +54,8 @@ class Allocator:
         """Return the cluster's chunk size."""
         deadline = Deadline.after(self._timeout_s)
         with self._lock:
+            if not self._chunk_size and self._reserve is not None:
+                self._chunk_size = self._reserve.chunk_size(self._replication, deadline)
             if not self._chunk_size:
                 self._refill((), deadline)
             return self._chunk_size
@@ -59,6 +71,8 @@ class Allocator:
         with self._lock:
             if self._failure is not None and deadline.has_passed:
                 raise self._failure
+            if self._reserve is not None and not self._asked and not failed:
+                return self._take_reserved(self._reserve, deadline)
             excluded = self._health.bad(time.monotonic()) | set(failed)
             while self._ready:
                 target = self._ready.popleft()
@@ -70,6 +84,16 @@ class Allocator:
                 self._failure = error
                 raise
             return self._ready.popleft()
+
+    def _take_reserved(self, reserve: ChunkReserve, deadline: Deadline) -> WriteTarget:
+        try:
+            reserved = reserve.take(self._replication, deadline)
+        except DfsError as error:
+            self._failure = error
+            raise
+        self._asked += 1
+        self._commit_until_s = reserved.commit_until_s
+        return reserved.target
 
     def check_commit_time(self) -> None:
         """Raise `DeadlineExceeded` when the masters may hold the first chunks for garbage by now."""
@@ -92,21 +116,8 @@ class Allocator:
                 pass  # better a server that failed a moment ago than none
         if reply is None:
             reply = self._masters.call(Allocate(count, self._replication), AllocateReply, deadline)
-        self._ready.extend(_targets(reply))
+        self._ready.extend(targets_of(reply))
         self._asked += len(reply.chunks)
         self._chunk_size = reply.chunk_size
         if not self._commit_until_s:
             self._commit_until_s = asked_s + reply.commit_within_s
-
-
-def _targets(reply: AllocateReply) -> list[WriteTarget]:
-    """Return the allocated chunks; raise `ProtocolError` when the reply makes no sense."""
-    servers = reply.servers
-    if not reply.chunks or reply.chunk_size <= 0:
-        raise ProtocolError("a master allocated no chunk where at least one was asked for; is it of another version?")
-    targets = []
-    for chunk in reply.chunks:
-        if not chunk.chain or not all(0 <= index < len(servers) for index in chunk.chain):
-            raise ProtocolError("a master allocated a chunk with an impossible chain; is it of another version?")
-        targets.append(WriteTarget(chunk.handle, chunk.token, tuple(servers[index] for index in chunk.chain)))
-    return targets

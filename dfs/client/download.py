@@ -6,25 +6,43 @@ know: how a replica is talked to, and how a leader is found.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from msgspec import structs
 
 from dfs.checksum import BLOCK_SIZE, combine, crc32c
 from dfs.client.discovery import Masters
 from dfs.client.local_files import TargetFile, check_absent, local_error
 from dfs.client.parallel import Cancellation, Meter, in_order
 from dfs.client.plan import ReadPlan, clip_range, plan_reads
+from dfs.client.pool import ChannelPool
+from dfs.client.tail_reads import TailSource
 from dfs.client.transfer import PIECE_SIZE, Transfer
 from dfs.clock import Deadline
-from dfs.errors import Conflict, InvalidArgument, IsADirectory, LocalFileError, ProtocolError
+from dfs.errors import (
+    Conflict,
+    DfsError,
+    InvalidArgument,
+    IsADirectory,
+    LocalFileError,
+    ProtocolError,
+    Retry,
+    StaleReplica,
+    TokenExpired,
+)
 from dfs.net.frames import PAYLOAD_SIZE_MAX
-from dfs.net.messages import Locate, LocateReply
+from dfs.net.messages import CloseTail, Done, Locate, LocateReply
 from dfs.net.parts import FileStatus, Kind, LocatedExtent, ServerInfo
 
 STREAM_PIECE_SIZE = 4 * 1024 * 1024  # bytes of one piece that `read` yields
 STREAM_WINDOW = 8  # pieces read ahead; with the size above they bound the memory of a stream to 32 MiB
+FOLLOW_WAIT_S = 2.0  # that the head of a tail is asked to wait for new records
+FOLLOW_ROUNDS = 2  # without records, before the masters are asked whether it is still the tail
+FOLLOW_PAUSE_S = 0.2  # between two looks at a file without a tail
 RESTARTS_MAX = 3  # of a get whose file is replaced while it runs
 assert STREAM_PIECE_SIZE % BLOCK_SIZE == 0
 assert PAYLOAD_SIZE_MAX % BLOCK_SIZE == 0
@@ -45,18 +63,59 @@ class _Task:
     replicas: tuple[ServerInfo, ...]
 
 
-class _Version:
-    """One version of a file: its extents page by page. Raises `Conflict` as soon as the file is another one."""
+@dataclass(frozen=True, slots=True)
+class _TailTask:
+    """File bytes [`start`, `end`) stand in the open tail."""
 
-    def __init__(self, masters: Masters, path: str, timeout_s: float, stale_ms: int = 0) -> None:
+    start: int
+    end: int
+
+
+class _Version:
+    """One version of a file: its extents page by page, and what was committed in its tail when it was opened.
+
+    Raises `Conflict` as soon as the file is another one. What is appended meanwhile does not make it another one.
+    """
+
+    def __init__(
+        self, masters: Masters, pool: ChannelPool, path: str, timeout_s: float, *, stale_ms: int = 0, version: int = 0
+    ) -> None:
+        """`version`: one that the file must still begin with; 0: none."""
         self._masters = masters
+        self._pool = pool
         self._timeout_s = timeout_s
         self._stale_ms = stale_ms
         self.path = path
-        self._first = self._locate(0, 0, Deadline.after(timeout_s))
-        self.status: FileStatus = self._first.status
+        deadline = Deadline.after(timeout_s)
+        while True:
+            self._first = self._locate(0, version, deadline)
+            self.status: FileStatus = self._first.status
+            self.tail: TailSource | None = None
+            if not self._first.tail:
+                break
+            self.tail = TailSource(pool, self._first.tail[0], self._first.servers)
+            try:
+                size = self.tail.committed()
+            except DfsError as error:
+                self.seal_tail(error, deadline)
+                continue
+            self.status = structs.replace(self.status, size=size, stored_size=size * self.status.replication)
+            break
         if self.status.kind is Kind.DIRECTORY:
             raise IsADirectory(f"{path!r} is a directory; only files have content")
+
+    def seal_tail(self, error: DfsError, deadline: Deadline) -> None:
+        """Have a tail sealed that could not be read; raise the error when that is no remedy."""
+        if self.tail is None or (error.retry is Retry.NEVER or deadline.has_passed):
+            raise error
+        self._stale_ms = 0
+        if not isinstance(error, TokenExpired):
+            self._masters.call(CloseTail(self.path, self.tail.handle), Done, deadline)
+
+    def again(self, error: DfsError) -> _Version:
+        """Return this file opened anew after its tail could not be read: its bytes are in extents then."""
+        self.seal_tail(error, Deadline.after(self._timeout_s))
+        return _Version(self._masters, self._pool, self.path, self._timeout_s, version=self.status.version)
 
     def pages(self) -> Iterator[tuple[int, LocateReply]]:
         """Yield (number of the page's first extent, page); pages are not kept."""
@@ -72,8 +131,14 @@ class _Version:
             index += len(page.extents)
             page = self._locate(index, self.status.version, Deadline.after(self._timeout_s))
 
-    def tasks(self, start: int, end: int, piece_size: int) -> Iterator[_Task]:
+    def tasks(self, start: int, end: int, piece_size: int) -> Iterator[_Task | _TailTask]:
         """Yield the reads that bring file bytes [`start`, `end`), in order."""
+        base = self.tail.base if self.tail is not None else end
+        yield from self._sealed_tasks(start, min(end, base), piece_size)
+        for position in range(max(start, base), end, STREAM_PIECE_SIZE):
+            yield _TailTask(position, min(end, position + STREAM_PIECE_SIZE))
+
+    def _sealed_tasks(self, start: int, end: int, piece_size: int) -> Iterator[_Task]:
         if start >= end:
             return
         for index, page in self.pages():
@@ -164,9 +229,17 @@ class Download:
     """Fetches files. Holds no state of its own between calls."""
 
     def __init__(
-        self, masters: Masters, transfer: Transfer, timeout_s: float, *, parallel: int, stale_ms: int = 0
+        self,
+        masters: Masters,
+        pool: ChannelPool,
+        transfer: Transfer,
+        timeout_s: float,
+        *,
+        parallel: int,
+        stale_ms: int = 0,
     ) -> None:
         self._masters = masters
+        self._pool = pool
         self._transfer = transfer
         self._timeout_s = timeout_s
         self._parallel = parallel
@@ -210,6 +283,11 @@ class Download:
             file.close()
         return version.status
 
+    def extents(self, path: str) -> tuple[FileStatus, list[LocatedExtent]]:
+        """Return a file's status and all extents of that version."""
+        version = self._open(path)
+        return version.status, [extent for _, page in version.pages() for extent in page.extents]
+
     def read(self, path: str, *, offset: int, length: int | None) -> Iterator[memoryview]:
         """Locate the file now, and yield its bytes in order."""
         _check_range(offset, length)
@@ -222,7 +300,10 @@ class Download:
         cancellation = Cancellation()
         total = 0
 
-        def part(task: _Task) -> tuple[int, int]:
+        def part(task: _Task | _TailTask) -> tuple[int, int]:
+            if isinstance(task, _TailTask):
+                data = self._tail_bytes(version, task.start, task.end)
+                return crc32c(data), len(data)
             plan = task.plan
             if plan.length == plan.extent.chunk_length:
                 return plan.extent.chunk_crc, plan.length
@@ -239,13 +320,71 @@ class Download:
         return FileChecksum("crc32c", f"{total:08x}", version.status.size)
 
     def _open(self, path: str) -> _Version:
-        return _Version(self._masters, path, self._timeout_s, self._stale_ms)
+        return _Version(self._masters, self._pool, path, self._timeout_s, stale_ms=self._stale_ms)
+
+    def status(self, path: str) -> FileStatus:
+        """Return the status of a file with what is committed in its open tail."""
+        return self._open(path).status
+
+    def follow(self, path: str, offset: int) -> Iterator[bytes]:
+        """Yield the content from an offset on, and what is appended, for ever; `Conflict` when the file is replaced."""
+        version = self._open(path)
+        while True:
+            size = version.status.size
+            if offset > size:
+                raise Conflict(f"{path!r} has {size} bytes, less than the {offset} that were read already")
+            for piece in self._stream(version, offset, size):
+                offset += len(piece)
+                yield bytes(piece)
+            for record in self._new_records(version, offset):
+                offset += len(record)
+                yield record
+            version = _Version(self._masters, self._pool, path, self._timeout_s, version=version.status.version)
+
+    def _new_records(self, version: _Version, offset: int) -> Iterator[bytes]:
+        """Yield records as they are committed to the tail, until it ends or says nothing for a while."""
+        if version.tail is None:
+            time.sleep(FOLLOW_PAUSE_S)
+            return
+        quiet = 0
+        while quiet < FOLLOW_ROUNDS:
+            try:
+                found = version.tail.read(offset, wait_s=FOLLOW_WAIT_S)
+            except DfsError as error:
+                version.seal_tail(error, Deadline.after(self._timeout_s))
+                return
+            quiet = 0 if found.records else quiet + 1
+            for record in found.records:
+                offset += len(record)
+                yield bytes(record)
+
+    def _tail_bytes(self, version: _Version, start: int, end: int) -> bytes:
+        """Return bytes of the tail, or of the extents that it became meanwhile."""
+        pieces: list[bytes] = []
+        position = start
+        while position < end:
+            assert version.tail is not None, "only a version with a tail has such reads"
+            try:
+                piece = version.tail.read(position, end - position).between(position, end)
+                if not piece:
+                    raise StaleReplica(f"the tail of {version.path!r} ends before byte {end}, which was committed")
+            except DfsError as error:
+                pieces += map(bytes, self._stream(version.again(error), position, end))
+                break
+            pieces.append(piece)
+            position += len(piece)
+        return b"".join(pieces)
 
     def _fill(self, version: _Version, file: TargetFile, start: int, end: int, meter: Meter) -> None:
         cancellation = Cancellation()
         file.reserve(end - start)
 
-        def part(task: _Task) -> int:
+        def part(task: _Task | _TailTask) -> int:
+            if isinstance(task, _TailTask):
+                data = self._tail_bytes(version, task.start, task.end)
+                file.write(memoryview(data), task.start - start)
+                meter.advance(len(data))
+                return len(data)
             destination = _IntoFile(task.plan, file, start, meter)
             self._transfer.read(
                 task.plan, task.replicas, destination, cancellation, relocate=version.relocate, path=version.path
@@ -260,7 +399,9 @@ class Download:
         cancellation = Cancellation()
         done = 0
 
-        def part(task: _Task) -> memoryview:
+        def part(task: _Task | _TailTask) -> memoryview:
+            if isinstance(task, _TailTask):
+                return memoryview(self._tail_bytes(version, task.start, task.end))
             destination = _IntoMemory(task.plan)
             self._transfer.read(
                 task.plan, task.replicas, destination, cancellation, relocate=version.relocate, path=version.path

@@ -7,8 +7,9 @@ bytes move, and any front end.
 from __future__ import annotations
 
 import builtins
+import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -17,22 +18,33 @@ from typing import BinaryIO, TypeVar
 import msgspec
 
 from dfs import paths
+from dfs.checksum import Buffer
 from dfs.client.access import ClusterAccess
 from dfs.client.admin import ClusterAdmin
+from dfs.client.appender import Appender
 from dfs.client.calls import Calls
+from dfs.client.compaction import Compaction, is_fragmented
 from dfs.client.discovery import Masters
 from dfs.client.download import Download, FileChecksum
 from dfs.client.inspection import Inspection
+from dfs.client.packs import Packer, PackEvents, PackItem, PackRules
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
+from dfs.client.quotas import Quotas
+from dfs.client.repacking import Repacking, RepackReport
+from dfs.client.reserve import ChunkReserve
+from dfs.client.servers import ServerAdmin
+from dfs.client.snapshots import Snapshots
 from dfs.client.transfer import Transfer
+from dfs.client.unpacking import Unpacker, UnpackEvents, UnpackItem
 from dfs.client.upload import Upload
 from dfs.clock import Deadline
-from dfs.errors import DfsError, InvalidArgument, NotADirectory, NotFound
+from dfs.errors import Conflict, DfsError, InvalidArgument, IsADirectory, NotADirectory, NotFound
 from dfs.net.auth import ClusterKey
 from dfs.net.messages import (
     LIST_LIMIT_MAX,
     REPLICATION_MAX,
+    Concat,
     Copy,
     Delete,
     DeleteReply,
@@ -47,6 +59,8 @@ from dfs.net.messages import (
     ListDirectoryReply,
     ListTrash,
     ListTrashReply,
+    LocateMany,
+    LocateManyReply,
     MakeDirectory,
     Message,
     Mutation,
@@ -57,6 +71,7 @@ from dfs.net.messages import (
     Stat,
     StatReply,
     Touch,
+    Truncate,
     Undelete,
 )
 from dfs.net.parts import CallId, FileStatus, Kind, MasterStatus, TrashEntry
@@ -105,6 +120,7 @@ class DfsClient:
         self._masters = Masters(access.cluster, access.masters, self._pool)
         self._calls = Calls(self._masters)
         self._transfer = Transfer(self._pool, ServerHealth(), timeout_s)
+        self._reserve = ChunkReserve(self._masters, self._transfer.health)
 
     def __enter__(self) -> DfsClient:
         return self
@@ -122,7 +138,9 @@ class DfsClient:
 
     def stat(self, path: str) -> FileStatus:
         """Return what is known about a file or directory; raise `NotFound`."""
-        return self._look(Stat(paths.normalise(path), self._stale_ms), StatReply).status
+        path = paths.normalise(path)
+        reply = self._look(Stat(path, self._stale_ms), StatReply)
+        return self._download().status(path) if reply.is_open else reply.status
 
     def exists(self, path: str) -> bool:
         """Return whether `path` names a file or directory."""
@@ -227,8 +245,7 @@ class DfsClient:
         numbers sum to the size. Raises `Conflict` when a source file changed while it was read; then nothing is stored.
         """
         _check_replication(replication or 0)
-        upload = Upload(self._masters, self._calls, self._transfer, self._timeout_s, parallel=min(2, self._parallel))
-        return upload.put(
+        return self._upload().put(
             source,
             paths.normalise(path),
             overwrite=overwrite,
@@ -246,11 +263,36 @@ class DfsClient:
         create: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> FileStatus:
-        """Add a local file or a stream at the end of `path`, as one atomic range; `create` makes a missing file."""
-        upload = Upload(self._masters, self._calls, self._transfer, self._timeout_s, parallel=min(2, self._parallel))
-        return upload.append(
-            source, paths.normalise(path), create=create, replication=self._replication, progress=progress
+        """Add a local file or a stream at the end of `path`, as one atomic range; `create` makes a missing file.
+
+        Each call makes an extent of its own; when a file has got very many small ones they are merged.
+        """
+        path = paths.normalise(path)
+        status = self._upload().append(source, path, create=create, replication=self._replication, progress=progress)
+        return self._merged(path, status)
+
+    def appender(self, path: str, *, create: bool = True, identity: bytes | None = None) -> Appender:
+        """Return an appender of records to a file; `identity` continues an earlier one. The caller closes it."""
+        return Appender(
+            self._masters,
+            self._pool,
+            paths.normalise(path),
+            timeout_s=self._timeout_s,
+            create=create,
+            identity=identity,
         )
+
+    def append_record(self, path: str, data: Buffer) -> int:
+        """Append one record, exactly once, and return its offset; for many records use an `appender`."""
+        with self.appender(path) as appender:
+            return appender.append(data).result()
+
+    def follow(self, path: str, *, offset: int = 0) -> Iterator[bytes]:
+        """Yield the content from an offset on, then what is appended as it commits, for ever.
+
+        Raise `Conflict` when the file is replaced or becomes shorter, `NotFound` when it is deleted.
+        """
+        return self._download().follow(paths.normalise(path), offset)
 
     def get(
         self,
@@ -278,6 +320,131 @@ class DfsClient:
     def checksum(self, path: str) -> FileChecksum:
         """Return the CRC32C of the content, composed from the chunks' checksums; only parts of chunks are read."""
         return self._download().checksum(paths.normalise(path))
+
+    def write_at(
+        self,
+        path: str,
+        offset: int,
+        data: bytes | memoryview | Path | BinaryIO,
+        *,
+        version: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> FileStatus:
+        """Put bytes over those of an existing file from `offset` on, atomically; past its end it grows.
+
+        `offset` is at most the file's size: there are no holes. With `version` only if the file still has that one
+        (`Conflict`). Each call makes new chunks of its own; when a file has got very many small ones they are merged.
+        """
+        path = paths.normalise(path)
+        source = io.BytesIO(data) if isinstance(data, bytes | memoryview) else data
+        status = self.stat(path)
+        if status.kind is Kind.DIRECTORY:
+            raise IsADirectory(f"{path!r} is a directory; only files can be written to")
+        status = self._upload().write(
+            source,
+            path,
+            offset=offset,
+            replication=status.replication,
+            version=version,
+            is_same_content=False,
+            progress=progress,
+        )
+        return self._merged(path, status)
+
+    def _merged(self, path: str, status: FileStatus) -> FileStatus:
+        """Merge the extents of a file that has very many small ones; return its status."""
+        if not is_fragmented(status):
+            return status
+        try:
+            return self.compact(path)
+        except Conflict:  # somebody else writes, too: whoever writes last merges
+            return self.stat(path)
+
+    def compact(self, path: str) -> FileStatus:
+        """Merge runs of small extents of a file into whole chunks; its content stays. Raise `Conflict` when it changes
+        meanwhile: what was merged until then stays merged."""
+        path = paths.normalise(path)
+        chunk_size = self.cluster_status().chunk_size
+        return Compaction(self._download(), self._upload()).run(path, chunk_size)
+
+    def truncate(self, path: str, size: int) -> FileStatus:
+        """Cut a file to its first `size` bytes, atomically; a longer size than its own is refused: no holes."""
+        path = paths.normalise(path)
+        return self._change(lambda call: Truncate(call, path, size), StatReply).status
+
+    def concat(self, target: str, sources: Sequence[str], *, keep_sources: bool = False) -> FileStatus:
+        """Add the content of `sources` at the end of the file `target`, atomically, moving no byte; the sources vanish
+        unless `keep_sources`."""
+        target, named = paths.normalise(target), tuple(paths.normalise(source) for source in sources)
+        return self._change(lambda call: Concat(call, target, named, keep_sources), StatReply).status
+
+    # --- snapshots and quotas ---------------------------------------------------------------------------------
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """Snapshots of directories; their content is read below `DIRECTORY/.snapshot/NAME`."""
+        return Snapshots(self._masters, self._calls, self._timeout_s, self.list)
+
+    @property
+    def quotas(self) -> Quotas:
+        """Limits of directories."""
+        return Quotas(self._masters, self._calls, self._timeout_s)
+
+    # --- many small files ----------------------------------------------------------------------------------
+
+    def put_many(
+        self,
+        items: Iterable[PackItem],
+        events: PackEvents,
+        *,
+        overwrite: bool = False,
+        parents: bool = False,
+        replication: int | None = None,
+        keeps_time: bool = False,
+    ) -> None:
+        """Store many small local files, packed into shared chunks and committed by the hundred.
+
+        Each is stored as by `put`, or fails by itself; `events` tells of each, also of those too large to be packed,
+        which are left to the caller. `keeps_time`: with their local modification times.
+        """
+        _check_replication(replication or 0)
+        rules = PackRules(
+            overwrite=overwrite, parents=parents, replication=replication or self._replication, keeps_time=keeps_time
+        )
+        normal = (PackItem(item.source, paths.normalise(item.path)) for item in items)
+        Packer(self._upload(), self._calls, self._timeout_s, rules, events).run(normal)
+
+    def locate_many(self, path: str) -> Iterator[LocateManyReply]:
+        """Yield what is below a directory with the places of all content, page by page, directories before their
+        content."""
+        path, after = paths.normalise(path), ""
+        while True:
+            reply = self._look(LocateMany(path, after, stale_ms=self._stale_ms), LocateManyReply)
+            yield reply
+            if not reply.has_more or not reply.files:
+                return
+            after = reply.files[-1].path
+
+    def get_many(
+        self,
+        pages: Iterable[tuple[LocateManyReply, builtins.list[UnpackItem]]],
+        events: UnpackEvents,
+        *,
+        overwrite: bool = True,
+    ) -> None:
+        """Fetch small files of pages that `locate_many` gave, read from their chunks in long runs.
+
+        Each appears complete or not at all; `events` tells of each, also of those that are left to an ordinary get.
+        Take only files for which `is_packable` holds.
+        """
+        Unpacker(self._transfer, events, overwrite=overwrite).run(pages)
+
+    def repack(self, path: str) -> RepackReport:
+        """Store the small files of half-empty shared chunks below a directory anew, so that deleted ones give their
+        space back; nobody sees a change of content. What others change meanwhile is left alone."""
+        path = paths.normalise(path)
+        repacking = Repacking(self._transfer, self._upload(), self._calls, self._timeout_s)
+        return repacking.run(path, lambda: self.locate_many(path))
 
     # --- trash --------------------------------------------------------------------------------------------
 
@@ -331,15 +498,30 @@ class DfsClient:
         return ClusterAdmin(self._masters, self._timeout_s)
 
     @property
+    def servers(self) -> ServerAdmin:
+        """What administrators do with the chunk servers."""
+        return ServerAdmin(self._masters, self._timeout_s)
+
+    @property
     def inspection(self) -> Inspection:
         """What administrators look at to know how well files are kept."""
         return Inspection(self._masters, self._pool, self._timeout_s)
 
     # --- inside -----------------------------------------------------------------------------------------------
 
+    def _upload(self) -> Upload:
+        return Upload(
+            self._masters,
+            self._calls,
+            self._transfer,
+            self._timeout_s,
+            parallel=min(2, self._parallel),
+            reserve=self._reserve,
+        )
+
     def _download(self) -> Download:
         return Download(
-            self._masters, self._transfer, self._timeout_s, parallel=self._parallel, stale_ms=self._stale_ms
+            self._masters, self._pool, self._transfer, self._timeout_s, parallel=self._parallel, stale_ms=self._stale_ms
         )
 
     def _look(self, message: Message, reply: type[T]) -> T:

@@ -37,9 +37,11 @@ from dfs.ids import ChunkHandle, id_text
 from dfs.log import get_logger
 from dfs.net.blocking import Channel, expect
 from dfs.net.messages import (
+    AllocateReply,
     FinishChunk,
     ReadChunk,
     ReadChunkReply,
+    StoreChunk,
     VerifyReplica,
     VerifyReplicaReply,
     WriteChunk,
@@ -68,6 +70,19 @@ class WriteTarget:
     handle: ChunkHandle
     token: bytes
     chain: tuple[ServerInfo, ...]
+
+
+def targets_of(reply: AllocateReply) -> list[WriteTarget]:
+    """Return the allocated chunks; raise `ProtocolError` when the reply makes no sense."""
+    servers = reply.servers
+    if not reply.chunks or reply.chunk_size <= 0:
+        raise ProtocolError("a master allocated no chunk where at least one was asked for; is it of another version?")
+    targets = []
+    for chunk in reply.chunks:
+        if not chunk.chain or not all(0 <= index < len(servers) for index in chunk.chain):
+            raise ProtocolError("a master allocated a chunk with an impossible chain; is it of another version?")
+        targets.append(WriteTarget(chunk.handle, chunk.token, tuple(servers[index] for index in chunk.chain)))
+    return targets
 
 
 class ChunkNotWritten(Exception):
@@ -137,12 +152,41 @@ class Transfer:
                     _check_servers(reply, target)
         except ChunkNotWritten as failure:
             cancellation.check()
-            now_s = time.monotonic()
-            for server in failure.failed:
-                self.health.failed(server, now_s)
-            log.warning("chunk_not_written", handle=target.handle, head=head.address, reason=failure.error.message)
+            self._note_not_written(target, failure)
             raise
         return NewChunk(target.handle, length, crc, reply.servers)
+
+    def store_chunk(self, target: WriteTarget, data: memoryview, cancellation: Cancellation) -> NewChunk:
+        """Store a chunk of at most STORE_SIZE_MAX bytes by one attempt, in one message; raise `ChunkNotWritten`."""
+        head = target.chain[0]
+        checksums = block_checksums(data)
+        crc = combine_blocks(checksums, len(data))
+        request = StoreChunk(
+            target.handle, target.token, tuple(server.address for server in target.chain[1:]), checksums, crc
+        )
+        try:
+            with ExitStack() as stack:
+                with _chain_errors(target):
+                    lent = self._pool.channel(head.address, Deadline.after(CONNECT_TIMEOUT_S), bulk=True)
+                    channel = stack.enter_context(lent)
+                stack.enter_context(cancellation.watched(channel))
+                finish = Deadline.after(FINISH_TIMEOUT_S)
+                with _chain_errors(target, channel):
+                    channel.send(request, finish, payload=data)
+                    reply = expect(channel.receive(finish).message, WriteChunkReply)
+                    _check_servers(reply, target)
+        except ChunkNotWritten as failure:
+            cancellation.check()
+            self._note_not_written(target, failure)
+            raise
+        return NewChunk(target.handle, len(data), crc, reply.servers)
+
+    def _note_not_written(self, target: WriteTarget, failure: ChunkNotWritten) -> None:
+        now_s = time.monotonic()
+        for server in failure.failed:
+            self.health.failed(server, now_s)
+        head = target.chain[0].address
+        log.warning("chunk_not_written", handle=target.handle, head=head, reason=failure.error.message)
 
     def _send_data(
         self,

@@ -1,7 +1,8 @@
 """From local bytes to a file: store chunks, in parallel and again where a chain failed, then commit them at once.
 
-Owns: the course of one put or append, and the tries of a chunk. Refuses to know: how a chain is talked to, how a leader
-is found, and how a local file is read. An upload that stops before its commit leaves garbage that the masters collect.
+Owns: the course of one put, append or overwrite in place, and the tries of a chunk. Refuses to know: how a chain is
+talked to, how a leader is found, and how a local file is read. An upload that stops before its commit leaves garbage
+that the masters collect.
 """
 
 from __future__ import annotations
@@ -17,14 +18,35 @@ from dfs import paths
 from dfs.client.allocation import Allocator
 from dfs.client.calls import Calls
 from dfs.client.discovery import Masters
-from dfs.client.local_files import SourceFile, StreamChunk, open_source
+from dfs.client.local_files import PIECE_SIZE, SourceFile, StreamChunk, open_source
 from dfs.client.parallel import Cancellation, Meter, in_order
 from dfs.client.plan import ChunkRange, backoff_s, split_source
+from dfs.client.reserve import ChunkReserve
 from dfs.client.transfer import ChunkNotWritten, Transfer
 from dfs.clock import Deadline
-from dfs.errors import AlreadyExists, ChainBroken, IsADirectory, LimitExceeded, NotADirectory, NotFound, Retry
+from dfs.errors import (
+    AlreadyExists,
+    ChainBroken,
+    InvalidArgument,
+    IsADirectory,
+    LimitExceeded,
+    NotADirectory,
+    NotFound,
+    QuotaExceeded,
+    Retry,
+)
 from dfs.ids import ServerId
-from dfs.net.messages import COMMIT_CHUNKS_MAX, AppendExtents, CommitFile, Stat, StatReply
+from dfs.net.messages import (
+    COMMIT_CHUNKS_MAX,
+    STORE_SIZE_MAX,
+    AppendExtents,
+    CommitFile,
+    ListQuotas,
+    ListQuotasReply,
+    Stat,
+    StatReply,
+    WriteRange,
+)
 from dfs.net.parts import FileStatus, Kind, NewChunk, NewExtent
 
 CHUNK_TRIES_MAX = 6  # chains tried for one chunk
@@ -44,12 +66,22 @@ class _Part:
 class Upload:
     """Stores one source; made for each call."""
 
-    def __init__(self, masters: Masters, calls: Calls, transfer: Transfer, timeout_s: float, *, parallel: int) -> None:
+    def __init__(
+        self,
+        masters: Masters,
+        calls: Calls,
+        transfer: Transfer,
+        timeout_s: float,
+        *,
+        parallel: int,
+        reserve: ChunkReserve | None = None,
+    ) -> None:
         self._masters = masters
         self._calls = calls
         self._transfer = transfer
         self._timeout_s = timeout_s
         self._parallel = parallel
+        self._reserve = reserve
 
     def put(
         self,
@@ -64,8 +96,9 @@ class Upload:
     ) -> FileStatus:
         """Store and commit a file."""
 
-        def check() -> None:
-            self._check_put(path, overwrite=overwrite, parents=parents)
+        def check(size: int) -> None:
+            old = self._check_put(path, overwrite=overwrite, parents=parents)
+            self._check_quota(path, size * max(1, replication) - old)
 
         chunks = self._store(source, path, replication, check, progress)
         return self._calls.call(
@@ -94,12 +127,36 @@ class Upload:
     ) -> FileStatus:
         """Store chunks and commit them as the new end of a file."""
 
-        def check() -> None:
+        def check(size: int) -> None:
             self._check_append(path, create=create)
+            self._check_quota(path, size * max(1, replication))
 
         chunks = self._store(source, path, replication, check, progress)
         return self._calls.call(
             lambda call: AppendExtents(call, path, chunks, _extents(chunks), create),
+            StatReply,
+            Deadline.after(self._timeout_s),
+        ).status
+
+    def write(
+        self,
+        source: Path | BinaryIO,
+        path: str,
+        *,
+        offset: int,
+        replication: int,
+        version: int,
+        is_same_content: bool,
+        progress: Callable[[int], None] | None,
+    ) -> FileStatus:
+        """Store chunks and commit them over the bytes of a file from `offset` on."""
+
+        def check(size: int) -> None:
+            self._check_quota(path, (self._check_write(path, offset) + size) * replication)
+
+        chunks = self._store(source, path, replication, check, progress)
+        return self._calls.call(
+            lambda call: WriteRange(call, path, offset, chunks, _extents(chunks), version, is_same_content),
             StatReply,
             Deadline.after(self._timeout_s),
         ).status
@@ -111,11 +168,11 @@ class Upload:
         source: Path | BinaryIO,
         path: str,
         replication: int,
-        check: Callable[[], None],
+        check: Callable[[int], None],
         progress: Callable[[int], None] | None,
     ) -> tuple[NewChunk, ...]:
         """Store all bytes of a source in new chunks; return them in order."""
-        allocator = Allocator(self._masters, self._transfer.health, replication, self._timeout_s)
+        allocator = Allocator(self._masters, self._transfer.health, replication, self._timeout_s, self._reserve)
         meter, cancellation = Meter(progress), Cancellation()
 
         def store(part: _Part) -> NewChunk:
@@ -124,7 +181,7 @@ class Upload:
         with open_source(source) as opened:
             if isinstance(opened, SourceFile):
                 if opened.size > CHECK_FIRST_SIZE:
-                    check()
+                    check(opened.size)
                 parts, window = _file_parts(opened, allocator, path), 2 * self._parallel
             else:  # its chunks are kept in memory: no more of them than are being sent
                 parts, window = _stream_parts(opened, allocator, path, check), self._parallel
@@ -133,6 +190,16 @@ class Upload:
                 opened.check_unchanged()
         allocator.check_commit_time()
         return chunks
+
+    def store_pack(self, data: memoryview, name: str, replication: int, cancellation: Cancellation) -> NewChunk:
+        """Store bytes as one chunk; `name` says in errors what they are."""
+        allocator = Allocator(self._masters, self._transfer.health, replication, self._timeout_s, self._reserve)
+
+        def pieces() -> Iterator[memoryview]:
+            return (data[start : start + PIECE_SIZE] for start in range(0, len(data), PIECE_SIZE))
+
+        part = _Part(0, 0, len(data), pieces)
+        return self._store_part(part, name, allocator, lambda _sent: None, cancellation)
 
     def _store_part(
         self,
@@ -149,7 +216,12 @@ class Upload:
             cancellation.check()
             target = allocator.take(failed)
             try:
-                return self._transfer.write_chunk(target, part.pieces(), reached, cancellation)
+                if part.length > STORE_SIZE_MAX:
+                    return self._transfer.write_chunk(target, part.pieces(), reached, cancellation)
+                (piece,) = part.pieces()
+                chunk = self._transfer.store_chunk(target, piece, cancellation)
+                reached(part.length)
+                return chunk
             except ChunkNotWritten as failure:
                 failed.update((server.server_id, None) for server in failure.failed)
                 stories.append(f"try {len(stories) + 1}: {failure.error.message}")
@@ -164,18 +236,19 @@ class Upload:
 
     # --- asking before storing much -------------------------------------------------------------------------
 
-    def _check_put(self, path: str, *, overwrite: bool, parents: bool) -> None:
-        """Raise what the commit would raise; it still has the last word."""
+    def _check_put(self, path: str, *, overwrite: bool, parents: bool) -> int:
+        """Raise what the commit would raise; it still has the last word. Return the stored size of what is replaced."""
         try:
             status = self._stat(path)
         except NotFound:
             if not parents and self._stat(paths.parent(path)).kind is Kind.FILE:
                 raise NotADirectory(f"{paths.parent(path)!r} is a file; {path!r} cannot be stored in it") from None
-            return
+            return 0
         if status.kind is Kind.DIRECTORY:
             raise IsADirectory(f"{path!r} is a directory; give the name of a file in it")
         if not overwrite:
             raise AlreadyExists(f"{path!r} exists already; allow overwriting, or choose another name")
+        return status.stored_size
 
     def _check_append(self, path: str, *, create: bool) -> None:
         try:
@@ -186,6 +259,33 @@ class Upload:
             return
         if status.kind is Kind.DIRECTORY:
             raise IsADirectory(f"{path!r} is a directory; only files can be appended to")
+
+    def _check_write(self, path: str, offset: int) -> int:
+        """Return how far from the end the write begins, as a negative number: so much of it adds nothing."""
+        status = self._stat(path)
+        if status.kind is Kind.DIRECTORY:
+            raise IsADirectory(f"{path!r} is a directory; only files can be written to")
+        if offset > status.size:
+            raise InvalidArgument(f"{path!r} has {status.size} bytes; writing at {offset} would leave a gap")
+        return offset - status.size
+
+    def _check_quota(self, path: str, growth: int) -> None:
+        """Raise `QuotaExceeded` when so many more stored bytes cannot fit, before they travel in vain."""
+        if growth <= 0:
+            return
+        try:
+            message = ListQuotas(paths.parent(path), "", is_effective=True)
+            reply = self._masters.call(message, ListQuotasReply, Deadline.after(self._timeout_s))
+        except (NotFound, NotADirectory):
+            return  # its directory is yet to be made, or the commit will tell
+        for quota in reply.entries:
+            if 0 < quota.stored_size < quota.stored_size_used + growth:
+                raise QuotaExceeded(
+                    f"the quota of {quota.path!r} is {quota.stored_size} bytes with all replicas; "
+                    f"{quota.stored_size_used} are used, {growth} more are wanted for {path!r}. Remove some files, or "
+                    f"have the quota raised: dfs quota set --bytes SIZE {quota.path!r}",
+                    directory=quota.path,
+                )
 
     def _stat(self, path: str) -> FileStatus:
         return self._masters.call(Stat(path), StatReply, Deadline.after(self._timeout_s)).status
@@ -206,7 +306,7 @@ def _file_parts(file: SourceFile, allocator: Allocator, path: str) -> Iterator[_
         yield _Part(piece.index, piece.offset, piece.length, pieces)
 
 
-def _stream_parts(stream: BinaryIO, allocator: Allocator, path: str, check: Callable[[], None]) -> Iterator[_Part]:
+def _stream_parts(stream: BinaryIO, allocator: Allocator, path: str, check: Callable[[int], None]) -> Iterator[_Part]:
     """Yield the chunks of a stream as they come; a part's memory is free when nobody holds the part any more."""
     index, offset, chunk_size = 0, 0, CHECK_FIRST_SIZE
     while True:
@@ -218,7 +318,7 @@ def _stream_parts(stream: BinaryIO, allocator: Allocator, path: str, check: Call
             little = min(chunk_size, CHECK_FIRST_SIZE)
             chunk.fill(stream, little)
             if chunk.length == little:
-                check()
+                check(0)
         if not chunk.fill(stream, chunk_size):
             return
         _check_count(index + 1, chunk_size, path)

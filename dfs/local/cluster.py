@@ -163,8 +163,11 @@ class LocalCluster:
 
     def _check_addresses(self, names: Collection[str]) -> None:
         """Raise `ConfigError` before anything is started when a node cannot listen where it should."""
-        wanted = [(m.name, address) for m in self.config.masters for address in (m.address, m.raft_address)]
-        wanted += [(server.name, server.address) for server in self.config.chunk_servers]
+        masters, servers = self.config.masters, self.config.chunk_servers
+        wanted = [(m.name, address) for m in masters for address in (m.address, m.raft_address)]
+        wanted += [(server.name, server.address) for server in servers]
+        wanted += [(node.name, node.metrics_address) for node in masters if node.metrics_address]
+        wanted += [(node.name, node.metrics_address) for node in servers if node.metrics_address]
         deadline = Deadline.after(ADDRESS_WAIT_S)
         for name, address in wanted:
             while name in names:

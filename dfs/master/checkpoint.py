@@ -13,17 +13,49 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 
 from dfs.errors import DfsError, StorageCorrupt
-from dfs.ids import ID_SIZE, ChunkHandle, ServerId, SessionId
+from dfs.ids import ID_SIZE, ChunkHandle, ServerId
 from dfs.master import extents
-from dfs.master.commands import ORPHAN_GRACE_MS
-from dfs.master.namespace import Directory, File, Node
+from dfs.master.checkpoint_rows import (
+    AppenderRow,
+    AppenderRows,
+    ChunkRow,
+    Chunks,
+    End,
+    GarbageRow,
+    GarbageRows,
+    ModeRow,
+    NodeRow,
+    Nodes,
+    Piece,
+    QuotaRow,
+    QuotaRows,
+    Row,
+    ServerModes,
+    ServerRow,
+    Servers,
+    SessionRow,
+    Sessions,
+    SnapshotRow,
+    SnapshotRows,
+    Start,
+    Table,
+    TailRow,
+    TailRows,
+    TrashRow,
+    TrashRows,
+)
+from dfs.master.chunkmap import TAKEN_APART_STEP
+from dfs.master.nodes import Directory, File, Node
 from dfs.master.parts import StateParts
+from dfs.master.quotas import Quota
 from dfs.master.sessions import Session
+from dfs.master.sharing import share
+from dfs.master.tails import Remembered, TailRecord
 from dfs.master.trash import Trashed
 from dfs.master.views import GarbageChunk, RegisteredServer
 from dfs.paths import check_name
@@ -31,125 +63,9 @@ from dfs.paths import check_name
 VERSION = 1
 PIECE_SIZE = 256 * 1024  # bytes after which a piece is closed; one row is at most about 7 MiB (a file's extents)
 KEY_TABLES = 16
+SEPARATION = "separation"
 DAMAGED = "the dumped state is damaged or of another version"
 
-
-class Start(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """The first piece."""
-
-    version: int
-    clock_ms: int
-    trash_keep_ms: int
-    replication: int
-    next_id: int
-    next_trash_id: int
-    born_ms: int = 0
-    horizon_ms: int = 0
-    orphan_grace_ms: int = ORPHAN_GRACE_MS
-
-
-class ServerRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A registered chunk server."""
-
-    server_id: ServerId
-    name: str
-    address: str
-    rack: str
-
-
-class Servers(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """The registry, in the order of joining."""
-
-    rows: list[ServerRow]
-
-
-class ChunkRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A chunk and its registered replicas; references and goal follow from the trees."""
-
-    handle: ChunkHandle
-    length: int
-    crc: int
-    servers: tuple[ServerId, ...]
-
-
-class Chunks(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """The chunk map, in its order."""
-
-    rows: list[ChunkRow]
-
-
-class GarbageRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A released chunk; the fields of `GarbageChunk`."""
-
-    handle: ChunkHandle
-    length: int
-    servers: tuple[ServerId, ...]
-    since_ms: int
-
-
-class GarbageRows(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """Garbage, oldest first."""
-
-    rows: list[GarbageRow]
-
-
-class NodeRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A node below the last row of one `depth` less; depth 0 is a root. `replication` 0 marks a directory."""
-
-    depth: int
-    name: str
-    inode: int
-    mtime_ms: int
-    version: int = 0
-    replication: int = 0
-    size: int = 0
-    extents: bytes = b""
-
-
-class Nodes(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """Trees one after another: the live one, those of the trash entries in their order, those being released."""
-
-    rows: list[NodeRow]
-
-
-class TrashRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A trash entry; its subtree is among the trees of `Nodes`."""
-
-    trash_id: int
-    path: str
-    deleted_ms: int
-
-
-class TrashRows(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """The trash by id."""
-
-    rows: list[TrashRow]
-
-
-class SessionRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """`results`: pairs of sequence and encoded reply, a row may continue the one before it (same session)."""
-
-    session: SessionId
-    first_unacked: int
-    last_used_ms: int
-    results: tuple[tuple[int, bytes], ...]
-
-
-class Sessions(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """Sessions in the order of their last use."""
-
-    rows: list[SessionRow]
-
-
-class End(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """The last piece: how many rows went before, so that a dump cut short is noticed."""
-
-    row_count: int
-
-
-Row: TypeAlias = ServerRow | ChunkRow | GarbageRow | NodeRow | TrashRow | SessionRow
-Table: TypeAlias = Servers | Chunks | GarbageRows | Nodes | TrashRows | Sessions
-Piece: TypeAlias = Start | Table | End
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[Piece] = msgspec.msgpack.Decoder(Piece)
@@ -171,16 +87,24 @@ def dump(parts: StateParts) -> Iterator[bytes]:
         parts.born_ms,
         parts.horizon_ms,
         parts.orphan_grace_ms,
+        parts.balance_mode,
+        parts.balance_threshold_ppm,
     )
     yield _ENCODER.encode(start)
-    trees = chain([space.root], (entry.node for _, entry in trash.items()), parts.released.nodes())
+    snapshots = (root for _, _, _, root in parts.snapshots.roots())
+    trees = chain([space.root], (entry.node for _, entry in trash.items()), snapshots)
     tables: list[tuple[type[Table], Iterator[tuple[int, Row]]]] = [
         (Servers, ((128, ServerRow(s.server_id, s.name, s.address, s.rack)) for s in parts.servers.all())),
         (Chunks, _chunk_rows(parts)),
         (GarbageRows, ((80 + 18 * len(item.servers), GarbageRow(*item)) for item in parts.chunks.garbage())),
         (TrashRows, ((32 + len(e.path), TrashRow(i, e.path, e.deleted_ms)) for i, e in trash.items())),
-        (Nodes, (sized for tree in trees for sized in _node_rows(tree))),
+        (SnapshotRows, _snapshot_rows(parts)),
+        (QuotaRows, ((32 + len(path), QuotaRow(path, *quota)) for path, quota in parts.quotas.items())),
+        (Nodes, _node_rows(parts, trees)),
         (Sessions, _session_rows(parts)),
+        (TailRows, ((96 + len(t.path), TailRow(t.path, t.handle, t.servers, t.begun_ms)) for t in parts.tails.all())),
+        (AppenderRows, _appender_rows(parts)),
+        (ServerModes, _mode_rows(parts)),
     ]
     count = 0
     for table, rows in tables:
@@ -205,25 +129,45 @@ def _chunk_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
         yield 32 + 18 * len(servers), ChunkRow(handle, chunk.length, chunk.crc, servers)
 
 
-def _node_rows(tree: Node) -> Iterator[tuple[int, Row]]:
-    stack: list[Iterator[tuple[str, Node]]] = [iter([("", tree)])]
-    while stack:
-        found = next(stack[-1], None)
-        if found is None:
-            stack.pop()
-            continue
-        name, node = found
-        depth = len(stack) - 1
-        if isinstance(node, File):
-            yield (
-                48 + len(name) + len(node.extents),
-                NodeRow(
-                    depth, name, node.inode, node.mtime_ms, node.version, node.replication, node.size, node.extents
-                ),
-            )
-        else:
-            yield 32 + len(name), NodeRow(depth, name, node.inode, node.mtime_ms)
-            stack.append(node.entries.items())
+def _snapshot_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
+    for path, shelf in parts.snapshots.shelves():
+        for name, created_ms in sorted(shelf.created_ms.items()):
+            row = SnapshotRow(path, name, created_ms, shelf.content.inode, shelf.content.mtime_ms)
+            yield 48 + len(path) + len(name), row
+
+
+def _node_rows(parts: StateParts, trees: Iterable[Node]) -> Iterator[tuple[int, Row]]:
+    shared: dict[int, int] = {}  # id of a table that several directories have -> number of the first one's row
+    count = 0
+
+    def rows(tree: Node, row_name: str = "", size: int = 0) -> Iterator[tuple[int, Row]]:
+        nonlocal count
+        stack: list[Iterator[tuple[str, Node]]] = [iter([(row_name, tree)])]
+        while stack:
+            found = next(stack[-1], None)
+            if found is None:
+                stack.pop()
+                continue
+            name, node = found
+            depth = len(stack) - 1
+            if isinstance(node, File):
+                yield 48 + len(name) + len(node.extents), _file_row(depth, name, node)
+                continue
+            count += 1
+            first = shared.setdefault(id(node.entries), count) if node.entries.sharers > 1 else count
+            version = 0 if first == count else first
+            yield 32 + len(name), NodeRow(depth, name, node.inode, node.mtime_ms, version, 0, 0 if depth else size)
+            if first == count:
+                stack.append(node.entries.items())
+
+    for tree in chain(trees, parts.released.nodes()):
+        yield from rows(tree)
+    for separation in parts.sharing.separations():
+        yield from rows(separation.made, SEPARATION, shared[id(separation.table)])
+
+
+def _file_row(depth: int, name: str, file: File) -> NodeRow:
+    return NodeRow(depth, name, file.inode, file.mtime_ms, file.version, file.replication, file.size, file.extents)
 
 
 def _session_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
@@ -238,6 +182,21 @@ def _session_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
                 results, size = [], 48
         if results or size == 48:
             yield size, SessionRow(session_id, session.first_unacked, session.last_used_ms, tuple(results))
+
+
+def _mode_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
+    for server in parts.servers.all():
+        if server.is_leaving or server.maintenance_until_ms:
+            yield 32, ModeRow(server.server_id, server.is_leaving, server.maintenance_until_ms)
+
+
+def _appender_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
+    for inode, history in parts.tails.histories():
+        if not history.appenders:
+            yield 48, AppenderRow(inode, history.versions, b"", 0, (), 0)
+        for appender, item in history.appenders.items():
+            row = AppenderRow(inode, history.versions, appender, item.last_sequence, item.offsets, item.used_ms)
+            yield 64 + 9 * len(item.offsets), row
 
 
 # --- pieces to parts
@@ -278,10 +237,13 @@ class Loader:
         self.trash_rows: list[TrashRow] = []
         self.trashed_count = 0
         self.trash_node: Node | None = None  # of the entry whose tree is not complete yet
+        self.snapshot_rows: list[SnapshotRow] = []
+        self.snapshot_nodes: list[Directory] = []
         # The chunk map's own key objects, to share them with files: in a few tables, so that none grows with a stall,
         # and each large enough for its memory to go back to the system in the end.
         self.keys: list[dict[ChunkHandle, ChunkHandle]] = [{} for _ in range(KEY_TABLES)]
-        self.servers: dict[tuple[ServerId, ...], tuple[ServerId, ...]] = {}  # those of garbage, to share them
+        self.servers: dict[tuple[ServerId, ...], tuple[ServerId, ...]] = {}  # checked; garbage shares them
+        self.directories: list[Directory] = []  # in the order of their rows, which name them by number
         self.stack: list[Directory] = []
         self.last_names: list[str] = []
 
@@ -320,6 +282,7 @@ class Loader:
             _require(self.trees >= 1 and self.trashed_count == len(self.trash_rows), "a tree is missing")
             assert self.start is not None, "checked above"
             self.parts.trash.next_id = self.start.next_trash_id
+            self._finish_snapshots()
             unused = self.parts.chunks.unused_count
             _require(not unused, f"{unused} chunks are used by no file")
             return self.parts
@@ -329,6 +292,9 @@ class Loader:
         for keys in self.keys:
             keys.clear()
             yield
+        while self.directories:
+            del self.directories[-TAKEN_APART_STEP:]
+            yield
 
     def _begin(self, start: Start) -> None:
         self.start = start
@@ -336,7 +302,11 @@ class Loader:
         parts.clock_ms, parts.trash_keep_ms, parts.replication = start.clock_ms, start.trash_keep_ms, start.replication
         parts.born_ms, parts.horizon_ms = start.born_ms, start.horizon_ms
         parts.orphan_grace_ms = start.orphan_grace_ms
+        parts.balance_mode, parts.balance_threshold_ppm = start.balance_mode, start.balance_threshold_ppm
         parts.namespace.next_id = start.next_id
+
+    def _take_server(self, row: ServerRow) -> None:
+        self.parts.servers.put(RegisteredServer(row.server_id, row.name, row.address, row.rack))
 
     def _take_chunk(self, row: ChunkRow) -> None:
         handle = row.handle
@@ -344,10 +314,12 @@ class Loader:
         keys = self.keys[handle[0] % KEY_TABLES]
         _require(handle not in keys, "a chunk handle is double")
         keys[handle] = handle
+        self._check_servers(row.servers)
         self.parts.chunks.add(handle, row.length, row.crc, row.servers)
 
     def _take_garbage(self, row: GarbageRow) -> None:
-        servers = self.servers.setdefault(row.servers, row.servers)
+        self._check_servers(row.servers)
+        servers = self.servers[row.servers]
         self.parts.chunks.add_garbage(GarbageChunk(row.handle, row.length, servers, row.since_ms))
 
     def _take_trash(self, row: TrashRow) -> None:
@@ -356,25 +328,51 @@ class Loader:
         )
         self.trash_rows.append(row)
 
-    def _take_server(self, row: ServerRow) -> None:
-        self.parts.servers.put(RegisteredServer(row.server_id, row.name, row.address, row.rack))
+    def _take_snapshot(self, row: SnapshotRow) -> None:
+        check_name(row.name)
+        self.snapshot_rows.append(row)
+
+    def _take_quota(self, row: QuotaRow) -> None:
+        _require(row.names >= 0 and row.stored_size >= 0, "a quota is negative")
+        self.parts.quotas.set(row.path, Quota(row.names, row.stored_size))
+
+    def _take_tail(self, row: TailRow) -> None:
+        self.parts.tails.open(TailRecord(row.path, row.handle, row.servers, row.begun_ms))
+
+    def _take_appender(self, row: AppenderRow) -> None:
+        item = Remembered(row.last_sequence, row.offsets, row.used_ms)
+        appenders = [(row.appender, item)] if row.appender else []
+        self.parts.tails.restore_history(row.inode, row.versions, appenders)
+
+    def _take_mode(self, row: ModeRow) -> None:
+        _require(row.server_id in self.parts.servers, "a mode is of no registered server")
+        self.parts.servers.set_mode(
+            row.server_id, is_leaving=row.is_leaving, maintenance_until_ms=row.maintenance_until_ms
+        )
+
+    def _check_servers(self, servers: tuple[ServerId, ...]) -> None:
+        if servers not in self.servers:
+            _require(all(server in self.parts.servers for server in servers), "a chunk is on an unknown server")
+            self.servers[servers] = servers
 
     def _take_node(self, row: NodeRow) -> None:
-        node = self._node(row)
         _require(0 <= row.depth <= len(self.stack), "a node has no parent")
         self._close(row.depth)
+        node = self._node(row)
         if row.depth:
             check_name(row.name)
             _require(self.last_names[-1] < row.name, "names of a directory are out of order")
             self.last_names[-1] = row.name
             self.stack[-1].entries.add(row.name, node)
-            if isinstance(node, File):
+            if isinstance(node, File) or row.version:
                 self.stack[-1].account(node, 1)
         else:
-            self._place_tree(node)
+            self._place_tree(node, row)
         if isinstance(node, Directory):
-            self.stack.append(node)
-            self.last_names.append("")
+            self.directories.append(node)
+            if not row.version:
+                self.stack.append(node)
+                self.last_names.append("")
 
     def _close(self, depth: int) -> None:
         """Directories deeper than `depth` are complete: their totals go up, and into the trash's."""
@@ -384,8 +382,13 @@ class Loader:
             if self.stack:
                 self.stack[-1].account(directory, 1)
 
-    def _place_tree(self, node: Node) -> None:
+    def _place_tree(self, node: Node, row: NodeRow) -> None:
         self._complete_trash()
+        if row.name == SEPARATION:
+            _require(isinstance(node, Directory) and 0 < row.size <= len(self.directories), "a copy is of nothing")
+            assert isinstance(node, Directory), "checked above"
+            self.parts.sharing.restore(self.directories[row.size - 1].entries, node)
+            return
         number = self.trees
         self.trees += 1
         if number == 0:
@@ -394,6 +397,10 @@ class Loader:
             self.parts.namespace.root = node
         elif number <= len(self.trash_rows):
             self.trash_node = node
+        elif number <= len(self.trash_rows) + len(self.snapshot_rows):
+            _require(isinstance(node, Directory), "a snapshot is not of a directory")
+            assert isinstance(node, Directory), "checked above"
+            self.snapshot_nodes.append(node)
         else:
             self.parts.released.push(node)
 
@@ -408,7 +415,7 @@ class Loader:
     def _node(self, row: NodeRow) -> Node:
         _require(0 < row.inode < self.parts.namespace.next_id, "an inode is not below the counter")
         if not row.replication:
-            return Directory(row.inode, row.mtime_ms)
+            return self._directory(row)
         _require(extents.is_valid(row.extents), "an extent list is cut short")
         packed, size, chunks = row.extents, row.size, self.parts.chunks
         if len(packed) == ID_SIZE:  # nearly all files: share the objects that the chunk map keeps, too
@@ -421,6 +428,16 @@ class Loader:
         version = row.inode if row.version == row.inode else row.version
         return File(row.inode, version, row.mtime_ms, row.replication, size, packed)
 
+    def _directory(self, row: NodeRow) -> Directory:
+        if not row.version:
+            return Directory(row.inode, row.mtime_ms)
+        _require(0 < row.version <= len(self.directories), "a directory shares the entries of one that comes later")
+        known = self.directories[row.version - 1]
+        _require(known not in self.stack, "a directory shares the entries of one that it is in")
+        made = share(known)
+        made.inode, made.mtime_ms = row.inode, row.mtime_ms
+        return made
+
     def _take_session(self, row: SessionRow) -> None:
         results = dict(row.results)
         known = self.parts.sessions.get(row.session)
@@ -429,16 +446,34 @@ class Loader:
         else:
             self.parts.sessions.restore(row.session, Session(row.first_unacked, row.last_used_ms, results))
 
+    def _finish_snapshots(self) -> None:
+        parts = self.parts
+        _require(len(self.snapshot_nodes) == len(self.snapshot_rows), "the tree of a snapshot is missing")
+        for row, root in zip(self.snapshot_rows, self.snapshot_nodes, strict=True):
+            if (shelf := parts.snapshots.shelf(row.directory)) is None:
+                _require(isinstance(parts.namespace.find(row.directory), Directory), "a file has snapshots")
+                shelf = parts.snapshots.open_shelf(row.directory, row.shelf_inode, row.shelf_ms)
+            _require(row.name not in shelf.created_ms, "a snapshot is there twice")
+            parts.snapshots.add(row.directory, row.name, root, row.created_ms)
+            shelf.content.mtime_ms = row.shelf_ms
+        for path in parts.quotas.paths():
+            _require(isinstance(parts.namespace.find(path), Directory), "a file has a quota")
 
-_ORDER: list[type[Table]] = [Servers, Chunks, GarbageRows, TrashRows, Nodes, Sessions]
-_TAKERS: dict[type[Table], Callable[[Loader, Any], None]] = {
+
+_TAKERS: dict[type[Table], Callable[[Loader, Any], None]] = {  # in the order of a dump
     Servers: Loader._take_server,
     Chunks: Loader._take_chunk,
     GarbageRows: Loader._take_garbage,
     TrashRows: Loader._take_trash,
+    SnapshotRows: Loader._take_snapshot,
+    QuotaRows: Loader._take_quota,
     Nodes: Loader._take_node,
     Sessions: Loader._take_session,
+    TailRows: Loader._take_tail,
+    AppenderRows: Loader._take_appender,
+    ServerModes: Loader._take_mode,
 }
+_ORDER = list(_TAKERS)
 
 
 def _require(condition: bool, what: str) -> None:

@@ -11,17 +11,21 @@ GFS (SOSP 2003) section 2.6.1; differs: replica locations are part of the replic
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import TypeVar
 
 import msgspec
 
 from dfs.ids import ChunkHandle, ServerId, id_text
+from dfs.master import extents
 from dfs.master.views import ChunkView, GarbageChunk
 from dfs.net.frames import PAYLOAD_SIZE_MAX
 
 CHUNK_LENGTH_MAX = PAYLOAD_SIZE_MAX  # bytes
 TAKEN_APART_STEP = 4_000  # objects freed at a time, of a state that was replaced: about a millisecond
+KeyT = TypeVar("KeyT")
 _SHARDS = 256  # by the first byte of a handle, which is random: a walk and the growth of a table go in small pieces
 
 
@@ -70,6 +74,7 @@ class ChunkMap:
         self._ids: dict[ServerId, ServerId] = {}  # one object for each id, however many sets name it
         self._levels: dict[ChunkHandle, dict[int, int]] = {}  # replication -> extents, of chunks with several
         self._garbage: dict[ChunkHandle, Garbage] = {}
+        self._garbage_counts: Counter[ServerId] = Counter()
         self.garbage_stored_size = 0
 
     # --- reads
@@ -124,6 +129,13 @@ class ChunkMap:
         for handle, item in islice(self._garbage.items(), start_at, None):
             yield GarbageChunk(handle, item.length, item.servers, item.since_ms)
 
+    def garbage_handles(self) -> list[ChunkHandle]:
+        return list(self._garbage)
+
+    def is_garbage_on(self, handle: ChunkHandle, server_id: ServerId) -> bool:
+        item = self._garbage.get(handle)
+        return item is not None and server_id in item.servers
+
     def tallies(self, live: Collection[ServerId] | None) -> Iterator[tuple[int, int, int, int, int]]:
         """Yield (registered replicas, live replicas, goal, chunk count, bytes), once for each first three.
 
@@ -143,6 +155,30 @@ class ChunkMap:
                     total[1] += replicas.size
             for (count, live_count), (chunk_count, size) in totals.items():
                 yield count, live_count, goal, chunk_count, size
+
+    def replica_sets(self) -> list[ReplicaSet]:
+        """Return every combination of servers and goal that some chunks have, a snapshot for walks in slices."""
+        return [replicas for sets in self._sets.values() for replicas in sets.values()]
+
+    def select(
+        self, handles: Iterable[ChunkHandle], wanted: Mapping[tuple[tuple[ServerId, ...], int], KeyT]
+    ) -> list[tuple[ChunkHandle, KeyT]]:
+        """Return those of `handles` whose (registered servers, goal) is wanted, and what stands there for it."""
+        found = []
+        for handle in handles:
+            chunk = self._find(handle)
+            if chunk is not None:
+                key = wanted.get((chunk.replicas.servers, chunk.replicas.goal))
+                if key is not None:
+                    found.append((handle, key))
+        return found
+
+    def replica_count_of(self, server_id: ServerId) -> int:
+        """Count the chunks that name a server, O(replica sets)."""
+        return sum(replicas.count for replicas in self.replica_sets() if server_id in replicas.servers)
+
+    def garbage_count_of(self, server_id: ServerId) -> int:
+        return self._garbage_counts.get(server_id, 0)
 
     # --- changes
 
@@ -171,6 +207,15 @@ class ChunkMap:
         self._recount(handle, chunk, replication, 1)
         return chunk.length
 
+    def reference_file(self, packed: bytes, replication: int) -> None:
+        """Count the extents of one more file; quick for a file that is one whole chunk, as nearly all are."""
+        chunk = self._shards[packed[0]].get(ChunkHandle(packed)) if packed else None
+        if chunk is not None and chunk.replicas.goal == replication and not self._levels and chunk.reference_count:
+            chunk.reference_count += 1
+            return
+        for handle in extents.handles(packed):
+            self.reference(handle, replication)
+
     def dereference(self, handle: ChunkHandle, replication: int, now_ms: int) -> None:
         """Count one extent less; the last one makes the chunk garbage."""
         shard = self._shards[handle[0]]
@@ -185,6 +230,7 @@ class ChunkMap:
 
     def add_garbage(self, item: GarbageChunk) -> None:
         self._garbage[item.handle] = Garbage(item.length, item.servers, item.since_ms)
+        self._garbage_counts.update(item.servers)
         self.garbage_stored_size += item.length * len(item.servers)
 
     def add_replica(self, handle: ChunkHandle, server_id: ServerId, length: int, crc: int) -> None:
@@ -209,6 +255,9 @@ class ChunkMap:
             return
         item.servers = tuple(known for known in item.servers if known != server_id)
         self.garbage_stored_size -= item.length
+        self._garbage_counts[server_id] -= 1
+        if not self._garbage_counts[server_id]:
+            del self._garbage_counts[server_id]
         if not item.servers:
             del self._garbage[handle]
 
@@ -311,5 +360,7 @@ class ChunkMap:
         assert all(item.servers for item in self._garbage.values()), "garbage without servers is kept"
         stored = sum(item.length * len(item.servers) for item in self._garbage.values())
         assert stored == self.garbage_stored_size, f"garbage counted {self.garbage_stored_size} B, adds up to {stored}"
+        counts = Counter(server for item in self._garbage.values() for server in item.servers)
+        assert counts == self._garbage_counts, f"garbage by server is {self._garbage_counts}, adds up to {counts}"
         since = [item.since_ms for item in self._garbage.values()]
         assert since == sorted(since), "garbage is not kept oldest first"

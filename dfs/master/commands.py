@@ -12,9 +12,12 @@ import msgspec
 
 from dfs.ids import ChunkHandle, ServerId
 from dfs.net.messages import Message, decode, encode, message
-from dfs.net.parts import Part
+from dfs.net.parts import AppenderState, Part
 
 ORPHAN_GRACE_MS = 24 * 60 * 60 * 1000  # until a leader proposes what its configuration says
+
+BALANCE_AUTOMATIC, BALANCE_ASKED, BALANCE_STOPPED = BALANCE_MODES = (0, 1, 2)
+BALANCE_THRESHOLD_MAX_PPM = 1_000_000
 
 
 class ReplicaChange(Part, frozen=True, array_like=True):
@@ -79,6 +82,79 @@ class SetOptions(Message, frozen=True, array_like=True):
     trash_keep_ms: int
     replication: int
     orphan_grace_ms: int = ORPHAN_GRACE_MS
+
+
+@message(0x0806)
+class SetServerMode(Message, frozen=True, array_like=True):
+    """What an administrator wants of a server: it shall be drained, or its silence be borne until a moment of the
+    state clock (0 = it is not). Both stay through leader changes and new registrations."""
+
+    server_id: ServerId
+    is_leaving: bool
+    maintenance_until_ms: int
+
+
+@message(0x0807)
+class ForgetServer(Message, frozen=True, array_like=True):
+    """Take a server out of the registry. `Conflict` while a chunk or garbage still names it."""
+
+    server_id: ServerId
+
+
+@message(0x0808)
+class TrimReplicas(Message, frozen=True, array_like=True):
+    """Unlist replicas of one server, of those chunks only that have more registered replicas than their goal."""
+
+    server_id: ServerId
+    handles: tuple[ChunkHandle, ...]
+
+
+@message(0x0809)
+class SetBalance(Message, frozen=True, array_like=True):
+    """What an administrator wants of balance: `mode` is one of BALANCE_MODES; `threshold_ppm` counts when it is asked
+    for, in millionths."""
+
+    mode: int
+    threshold_ppm: int = 0
+
+
+@message(0x0818)
+class BeginTail(Message, frozen=True, array_like=True):
+    """Make a chunk the open tail of a file; the chain has created it already. Reply: Done.
+
+    `inode` and `version` are the file's when its appenders were read (`Conflict` otherwise); 0 makes the file.
+    """
+
+    path: str
+    inode: int
+    version: int
+    handle: ChunkHandle
+    servers: tuple[ServerId, ...]  # head first
+    size_max: int
+
+
+@message(0x0819)
+class CommitTail(Message, frozen=True, array_like=True):
+    """The open tail of a file was sealed: its bytes become an extent, its appenders are remembered. Reply: Done.
+
+    `length` 0: nothing was appended, and there is no chunk.
+    """
+
+    path: str
+    handle: ChunkHandle
+    length: int
+    crc: int
+    servers: tuple[ServerId, ...]
+    appenders: tuple[AppenderState, ...]
+    closed: tuple[bytes, ...]
+
+
+@message(0x081A)
+class ForgetAppenders(Message, frozen=True, array_like=True):
+    """Drop at most `limit` appenders that were silent for `idle_ms` by the state clock."""
+
+    idle_ms: int
+    limit: int
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):

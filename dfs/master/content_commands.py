@@ -14,7 +14,8 @@ from dfs.ids import ID_SIZE, ServerId, allocated_ms, id_text
 from dfs.master import extents as packing
 from dfs.master.chunkmap import CHUNK_LENGTH_MAX
 from dfs.master.extents import Packable
-from dfs.master.namespace import Directory, File, files_below, shown, status_of
+from dfs.master.namespace import files_below, shown, status_of
+from dfs.master.nodes import Directory, File, stored_size_of
 from dfs.master.parts import StateParts
 from dfs.master.tree_commands import check_subtree, modification_time
 from dfs.net.messages import (
@@ -53,14 +54,14 @@ def commit_file(parts: StateParts, command: CommitFile) -> StatReply:
         raise IsADirectory(f"{shown(command.path)} is a directory")
     if old is not None and not command.overwrite:
         raise AlreadyExists(f"{shown(command.path)} exists already; replacing it must be asked for (overwrite)")
-    brought = _check_content(parts, command.chunks, command.extents)
+    brought = check_content(parts, command.chunks, command.extents)
     size = brought.size
     growth = size * replication - (old.size * old.replication if old is not None else 0)
-    parts.require_room(len(place.missing) + (old is None), growth)
+    parts.require_room(len(place.missing) + (old is None), growth, place)
     content = File(0, 0, mtime_ms, replication, size, _pack(brought, command.chunks))
     if len(content.extents) == ID_SIZE:
         content.size = command.chunks[0].length  # the int object that the chunk map keeps, too: 32 bytes less per file
-    _add_chunks(parts, command.chunks, brought, replication)
+    add_chunks(parts, command.chunks, brought, replication)
     if old is None:
         parts.namespace.create_file(place, content, parts.clock_ms)
         return StatReply(status_of(command.path, content))
@@ -76,7 +77,7 @@ def append_extents(parts: StateParts, command: AppendExtents) -> StatReply:
         raise IsADirectory(f"{shown(command.path)} is a directory")
     if file is None and not command.create:
         raise NotFound(f"{shown(command.path)} does not exist; creating it must be asked for (create)")
-    content = _check_content(parts, command.chunks, command.extents)
+    content = check_content(parts, command.chunks, command.extents)
     replication = parts.replication if file is None else file.replication
     size = content.size
     held = 0 if file is None else packing.count(file.extents)
@@ -85,15 +86,15 @@ def append_extents(parts: StateParts, command: AppendExtents) -> StatReply:
             f"{shown(command.path)} has {held} extents and would get over {packing.EXTENTS_MAX}; "
             "put it anew (get, then put) to merge its extents, or append larger pieces"
         )
-    parts.require_room(int(file is None), size * replication)
+    parts.require_room(int(file is None), size * replication, place)
     if file is None:
         file = File(0, 0, parts.clock_ms, replication, size, _pack(content, command.chunks))
-        _add_chunks(parts, command.chunks, content, replication)
+        add_chunks(parts, command.chunks, content, replication)
         parts.namespace.create_file(place, file, parts.clock_ms)
     elif content.extents:
         joined = packing.expand(file.extents, file.size) + packing.pack(content.extents, file.size)
         packed = joined if file.size else _pack(content, command.chunks)
-        _add_chunks(parts, command.chunks, content, replication)
+        add_chunks(parts, command.chunks, content, replication)
         # The old list's references stay: they are the new list's, so the detached old content is not released.
         parts.namespace.set_content(place, File(0, 0, parts.clock_ms, replication, file.size + size, packed))
     return StatReply(status_of(command.path, file))
@@ -109,8 +110,12 @@ def set_replication(parts: StateParts, command: SetReplication) -> SetReplicatio
     if isinstance(node, Directory) and not command.recursive:
         raise IsADirectory(f"{shown(command.path)} is a directory; setrep -R changes all files below it")
     check_subtree(node, command.path)
-    stored_size = node.stored_size if isinstance(node, Directory) else node.size * node.replication
-    parts.require_room(0, node.size * command.replication - stored_size)
+    parts.require_room(0, node.size * command.replication - stored_size_of(node), place, is_inside=True)
+    for path in parts.quotas.paths_below(command.path):
+        inner = parts.namespace.find(path)
+        if isinstance(inner, Directory):
+            parts.quotas.check_directory(path, inner, 0, inner.size * command.replication - inner.stored_size)
+    parts.sharing.own_below(node)
     for file in files_below(node):
         for handle in packing.handles(file.extents):
             parts.chunks.renew(handle, file.replication, command.replication)
@@ -123,7 +128,7 @@ def check_replication(replication: int) -> None:
         raise InvalidArgument(f"replication {replication} is not between 1 and {REPLICATION_MAX}")
 
 
-def _check_content(parts: StateParts, chunks: Sequence[NewChunk], extents: Sequence[NewExtent]) -> Content:
+def check_content(parts: StateParts, chunks: Sequence[NewChunk], extents: Sequence[NewExtent]) -> Content:
     """Return what the call brings; raise unless every chunk is new, sound and used, and every extent lies in one.
 
     The most a call can bring, 65,536 chunks and extents, takes 70 ms here.
@@ -192,7 +197,7 @@ def _pack(content: Content, chunks: Sequence[NewChunk]) -> bytes:
     return packing.pack(extents)
 
 
-def _add_chunks(parts: StateParts, chunks: Sequence[NewChunk], content: Content, replication: int) -> None:
+def add_chunks(parts: StateParts, chunks: Sequence[NewChunk], content: Content, replication: int) -> None:
     add = parts.chunks.add
     for chunk, count in zip(chunks, content.counts, strict=True):
         add(chunk.handle, chunk.length, chunk.crc, chunk.servers, replication, count)

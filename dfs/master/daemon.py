@@ -22,8 +22,10 @@ from dfs.master.leadership import Leadership
 from dfs.master.raft_state import RaftLog
 from dfs.master.service import MasterService
 from dfs.master.state import MasterState
+from dfs.master.tail_duty import TailDuty
 from dfs.net.aio import CONNECTIONS_MAX, AioServer
 from dfs.net.auth import ClusterKey
+from dfs.net.metrics_port import open_metrics_port
 
 DESCRIPTORS_WANTED = CONNECTIONS_MAX + 256  # the rest: journal, raft connections, logs
 STATE_FOLDER = "raft"  # what the log makes in a data directory
@@ -76,6 +78,7 @@ async def _serve(config: ClusterConfig, master: MasterConfig, key: ClusterKey) -
         await _start_log(raft, master)
         server = await AioServer.start(master.address, key, service.handle, allowed=service.allowed)
         stack.push_async_callback(server.close)
+        _open_metrics(stack, config, master, service, server)
         duties = all_duties(
             config=config,
             state=state,
@@ -83,13 +86,38 @@ async def _serve(config: ClusterConfig, master: MasterConfig, key: ClusterKey) -
             reports=service.reports,
             leadership=service.leadership,
             clock=SYSTEM_CLOCK,
+            healers=service.healing_duties(),
         )
+        duties.append(TailDuty(service.tails, state, service.leadership))
         stack.push_async_callback(_cancel, _start_duties(duties, service.leadership))
         settle_memory()
         log.info("master_started", address=master.address, raft_address=master.raft_address, data_dir=master.data_dir)
         await stop.wait()
         log.info("master_stopping")
     log.info("master_stopped")
+
+
+def _open_metrics(
+    stack: contextlib.AsyncExitStack,
+    config: ClusterConfig,
+    master: MasterConfig,
+    service: MasterService,
+    server: AioServer,
+) -> None:
+    """Serve metrics until the stack ends, where an address is configured for them."""
+    if not master.metrics_address:
+        return
+    from dfs.master.metrics import MasterMetrics  # noqa: PLC0415 - not without need: it loads the metrics library
+    from dfs.net.exposition import CONTENT_TYPE, page_of  # noqa: PLC0415 - likewise
+
+    metrics = MasterMetrics(
+        name=master.name, cluster=config.name, service=service, connection_count=lambda: server.connection_count
+    )
+    loop = asyncio.get_running_loop()
+    port = open_metrics_port(master.metrics_address, page_of(metrics.collect_from(loop)), CONTENT_TYPE)
+    if port is not None:
+        stack.push_async_callback(asyncio.to_thread, port.close)
+        stack.push_async_callback(_cancel, [loop.create_task(service.meter.watch_loop(), name="loop-lag")])
 
 
 async def _start_log(raft: RaftLog, master: MasterConfig) -> None:

@@ -12,7 +12,7 @@ replicas iterate alike by construction.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -28,11 +28,15 @@ def _key(name: str) -> bytes:
 
 
 class EntryTable(Generic[NodeT]):
-    """A sorted map; `len()` is its number of entries. There is always a block; only the first one may be empty."""
+    """A sorted map; `len()` is its number of entries. There is always a block; only the first one may be empty.
 
-    __slots__ = ("_count", "_names", "_nodes")
+    `sharers`: how many directories have it (dfs.master.sharing).
+    """
+
+    __slots__ = ("_count", "_names", "_nodes", "sharers")
 
     def __init__(self) -> None:
+        self.sharers = 1
         self._count = 0
         self._names: list[bytes] = [_NUL]
         self._nodes: list[tuple[NodeT, ...]] = [()]
@@ -140,6 +144,19 @@ class EntryTable(Generic[NodeT]):
         nodes = self._nodes[0]
         self._names, self._nodes, self._count = [_NUL], [()], 0
         yield nodes
+
+    def last_name(self) -> str:
+        """Return the last name, "" when there is none."""
+        names = self._names[-1]
+        return names[names.rfind(_NUL, 0, -1) + 1 : -1].decode("utf-8", "surrogatepass")
+
+    def mapped(self, twin: Callable[[NodeT], NodeT]) -> EntryTable[NodeT]:
+        """Return a table of its own with the same names, and of each node its twin."""
+        made: EntryTable[NodeT] = EntryTable()
+        made._count = self._count
+        made._names = self._names.copy()
+        made._nodes = [tuple([twin(node) for node in nodes]) for nodes in self._nodes]
+        return made
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless the blocks are what the other methods take them for."""

@@ -19,33 +19,43 @@ from dfs.checksum import crc32c
 from dfs.errors import StorageCorrupt
 from dfs.ids import ChunkHandle, ServerId, SessionId
 from dfs.master import extents
-from dfs.master.checkpoint import (
-    PIECE_SIZE,
-    VERSION,
+from dfs.master.checkpoint import PIECE_SIZE, SEPARATION, VERSION
+from dfs.master.checkpoint_rows import (
+    AppenderRow,
+    AppenderRows,
     ChunkRow,
     Chunks,
     End,
     GarbageRow,
     GarbageRows,
+    ModeRow,
     NodeRow,
     Nodes,
     Piece,
+    QuotaRow,
+    QuotaRows,
     Row,
+    ServerModes,
     ServerRow,
     Servers,
     SessionRow,
     Sessions,
+    SnapshotRow,
+    SnapshotRows,
     Start,
+    TailRow,
+    TailRows,
     TrashRow,
     TrashRows,
 )
 from dfs.master.views import Extent
+from dfs.paths import SNAPSHOTS, join
 
 FORMAT = "dfs-export"
 FORMAT_VERSION = 1
 LINE_SIZE_MAX = 64 * 1024 * 1024  # bytes; a file of 262,144 extents takes about 25 MiB
 _ROWS_MAX = 5000  # rows of a piece
-_DAMAGED = (msgspec.MsgspecError, KeyError, IndexError, TypeError, ValueError, AttributeError)
+_DAMAGED = (OverflowError, msgspec.MsgspecError, KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 _PIECE_DECODER: msgspec.msgpack.Decoder[Piece] = msgspec.msgpack.Decoder(Piece)
 _ENCODER = msgspec.msgpack.Encoder()
@@ -84,9 +94,15 @@ def _records(start: Start, stream: Iterator[Piece], cluster: str, log_index: int
     for piece in stream:
         if isinstance(piece, TrashRows):
             trees.trash_ids += [row.trash_id for row in piece.rows]
+        if isinstance(piece, SnapshotRows):
+            trees.snapshots += [_snapshot_path(row) for row in piece.rows]
         if not isinstance(piece, Start | End):
             for row in piece.rows:
                 yield _record(row, trees)
+
+
+def _snapshot_path(row: SnapshotRow) -> str:
+    return join(join(row.directory, SNAPSHOTS), row.name)
 
 
 class _Trees:
@@ -94,24 +110,43 @@ class _Trees:
 
     def __init__(self) -> None:
         self.trash_ids: list[int] = []
-        self._count = 0
+        self.snapshots: list[str] = []
+        self._count = self._copies = 0
         self._names: list[str] = []
+        self._tree = ""
 
     def place(self, depth: int, name: str) -> tuple[str, str]:
         """Return the tree and the path of the next row."""
         if depth == 0:
-            self._count += 1
+            self._tree = self._next_tree(name)
         del self._names[max(0, depth - 1) :]
         if depth:
             self._names.append(name)
+        return self._tree, "/" + "/".join(self._names)
+
+    def _next_tree(self, name: str) -> str:
+        if name == SEPARATION:
+            self._copies += 1
+            return f"separation:{self._copies - 1}"
+        self._count += 1
         number = self._count - 2
         if number < 0:
-            tree = "live"
-        elif number < len(self.trash_ids):
-            tree = f"trash:{self.trash_ids[number]}"
-        else:
-            tree = f"released:{number - len(self.trash_ids)}"
-        return tree, "/" + "/".join(self._names)
+            return "live"
+        if number < len(self.trash_ids):
+            return f"trash:{self.trash_ids[number]}"
+        number -= len(self.trash_ids)
+        if number < len(self.snapshots):
+            return f"snapshot:{self.snapshots[number]}"
+        return f"released:{number - len(self.snapshots)}"
+
+
+def _mode_record(row: ModeRow) -> dict[str, Any]:
+    return {
+        "type": "mode",
+        "server": row.server_id.hex(),
+        "is_leaving": row.is_leaving,
+        "maintenance_until_ms": row.maintenance_until_ms,
+    }
 
 
 def _record(row: Row, trees: _Trees) -> dict[str, Any]:
@@ -142,6 +177,19 @@ def _record(row: Row, trees: _Trees) -> dict[str, Any]:
             }
         case TrashRow():
             return {"type": "trash", "trash_id": row.trash_id, "path": row.path, "deleted_ms": row.deleted_ms}
+        case ModeRow():
+            return _mode_record(row)
+        case SnapshotRow():
+            return {
+                "type": "snapshot",
+                "directory": row.directory,
+                "name": row.name,
+                "created_ms": row.created_ms,
+                "shelf_inode": row.shelf_inode,
+                "shelf_ms": row.shelf_ms,
+            }
+        case QuotaRow():
+            return {"type": "quota", "path": row.path, "names": row.names, "stored_size": row.stored_size}
         case SessionRow():
             return {
                 "type": "session",
@@ -150,6 +198,24 @@ def _record(row: Row, trees: _Trees) -> dict[str, Any]:
                 "last_used_ms": row.last_used_ms,
                 "results": [[sequence, result.hex()] for sequence, result in row.results],
             }
+        case TailRow():
+            return {
+                "type": "tail",
+                "path": row.path,
+                "chunk": row.handle.hex(),
+                "servers": [server.hex() for server in row.servers],
+                "begun_ms": row.begun_ms,
+            }
+        case AppenderRow():
+            return {
+                "type": "appender",
+                "inode": row.inode,
+                "versions": list(row.versions),
+                "appender": row.appender.hex(),
+                "last_sequence": row.last_sequence,
+                "offsets": list(row.offsets),
+                "used_ms": row.used_ms,
+            }
     return _node_record(row, trees)
 
 
@@ -157,7 +223,9 @@ def _node_record(row: NodeRow, trees: _Trees) -> dict[str, Any]:
     tree, path = trees.place(row.depth, row.name)
     common = {"tree": tree, "path": path, "inode": row.inode, "mtime_ms": row.mtime_ms}
     if not row.replication:
-        return {"type": "directory", **common}
+        shares = {"shares": row.version} if row.version else {}  # the directory line, from 1, whose entries it has
+        copies = {"copies": row.size} if row.size else {}  # likewise, whose entries are being copied to here
+        return {"type": "directory", **common, **shares, **copies}
     _, found = extents.window(row.extents, row.size, 0, extents.count(row.extents))
     return {
         "type": "file",
@@ -254,10 +322,30 @@ class _Importer:
             case "trash":
                 self._trees.trash_ids.append(record["trash_id"])
                 return TrashRows, TrashRow(record["trash_id"], record["path"], record["deleted_ms"])
+            case "snapshot":
+                snapshot = SnapshotRow(
+                    record["directory"],
+                    record["name"],
+                    record["created_ms"],
+                    record["shelf_inode"],
+                    record["shelf_ms"],
+                )
+                self._trees.snapshots.append(_snapshot_path(snapshot))
+                return SnapshotRows, snapshot
+            case "quota":
+                return QuotaRows, QuotaRow(record["path"], record["names"], record["stored_size"])
             case "session":
                 session = SessionId(bytes.fromhex(record["session"]))
                 results = tuple((sequence, bytes.fromhex(result)) for sequence, result in record["results"])
                 return Sessions, SessionRow(session, record["first_unacked"], record["last_used_ms"], results)
+            case "mode":
+                server_id = ServerId(bytes.fromhex(record["server"]))
+                return ServerModes, ModeRow(server_id, record["is_leaving"], record["maintenance_until_ms"])
+            case "tail":
+                handle = ChunkHandle(bytes.fromhex(record["chunk"]))
+                return TailRows, TailRow(record["path"], handle, _servers(record), record["begun_ms"])
+            case "appender":
+                return AppenderRows, _appender(record)
             case "directory" | "file":
                 return Nodes, self._node(record)
             case other:
@@ -267,11 +355,14 @@ class _Importer:
         path = record["path"]
         depth = 0 if path == "/" else path.count("/")
         name = path.rpartition("/")[2]
+        if copied := record.get("copies", 0):
+            name = SEPARATION
         expected = self._trees.place(depth, name)
         if (record["tree"], path) != expected:
             raise ValueError(f"{path!r} of tree {record['tree']!r} does not follow the line before")
         if record["type"] == "directory":
-            return NodeRow(depth, name, record["inode"], record["mtime_ms"])
+            shared = record.get("shares", 0)
+            return NodeRow(depth, name, record["inode"], record["mtime_ms"], shared, 0, copied)
         return NodeRow(
             depth,
             name,
@@ -297,8 +388,19 @@ def _start(record: dict[str, Any]) -> Start:
         raise ValueError("it does not begin with the header of an export")
     if record["version"] != FORMAT_VERSION:
         raise ValueError(f"its format is version {record['version']}, {FORMAT_VERSION} is read here")
-    names = [name for name in Start.__struct_fields__ if name != "version"]
-    return Start(VERSION, *(record[name] for name in names))
+    names = [field.name for field in msgspec.structs.fields(Start) if field.required or field.name in record]
+    return Start(**{name: VERSION if name == "version" else record[name] for name in names})
+
+
+def _appender(record: dict[str, Any]) -> AppenderRow:
+    return AppenderRow(
+        record["inode"],
+        tuple(record["versions"]),
+        bytes.fromhex(record["appender"]),
+        record["last_sequence"],
+        tuple(record["offsets"]),
+        record["used_ms"],
+    )
 
 
 def _servers(record: dict[str, Any]) -> tuple[ServerId, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from dfs.ids import ID_SIZE, ChunkHandle
 from dfs.master.views import Extent
@@ -87,3 +87,54 @@ def cut_last(packed: bytes, limit: int) -> tuple[bytes, bytes]:
         return EMPTY, packed
     keep = len(packed) - limit * RECORD.size
     return packed[:keep], packed[keep:]
+
+
+class Cut(NamedTuple):
+    """A list of records taken apart at a range of the file that is to be replaced.
+
+    `before` and `after` are what is left of the extents at its edges, None when an extent begins or ends there.
+    """
+
+    head: bytes  # records of the extents that end at or before the range
+    before: Extent | None
+    removed: tuple[Extent, ...]  # whole extents that the range touches, those at its edges included
+    after: Extent | None
+    tail: bytes  # records of the extents that begin at or after its end; their file offsets are the old ones
+
+
+def index_at(packed: bytes, offset: int) -> int:
+    """Return the number of the first record whose extent ends after a file offset, by bisection."""
+    low, high = 0, len(packed) // RECORD.size
+    while low < high:
+        middle = (low + high) // 2
+        if _END.unpack_from(packed, (middle + 1) * RECORD.size - _END.size)[0] > offset:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def cut(packed: bytes, size: int, start: int, stop: int) -> Cut:
+    """Take out file bytes [`start`, `stop`) of a file of `size` bytes, 0 <= start <= stop <= size."""
+    packed = expand(packed, size)
+    first = index_at(packed, start)
+    last = index_at(packed, stop - 1) + 1 if stop > start else first
+    if start == stop < size and start > (end(packed[: first * RECORD.size]) if first else 0):
+        last += 1  # nothing goes, but the extent around this place is split
+    begin, removed = window(packed, size, first, last - first) if last > first else (start, ())
+    before = after = None
+    if removed and begin < start:
+        before = Extent(removed[0].handle, removed[0].chunk_offset, start - begin)
+    finish = begin + sum(extent.length for extent in removed)
+    if removed and finish > stop:
+        kept, edge = finish - stop, removed[-1]
+        after = Extent(edge.handle, edge.chunk_offset + edge.length - kept, kept)
+    return Cut(packed[: first * RECORD.size], before, removed, after, packed[last * RECORD.size :])
+
+
+def shifted(packed: bytes, size: int, start: int) -> bytes:
+    """Return the records of a whole file of `size` bytes, to stand at file offset `start` of another one."""
+    records = bytearray()
+    for handle, offset, stop in RECORD.iter_unpack(expand(packed, size)):
+        records += RECORD.pack(handle, offset, start + stop)
+    return bytes(records)

@@ -9,60 +9,33 @@ are where totals change. So a rename is O(depth), a subtree in the trash needs n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
-import msgspec
-
-from dfs.errors import NotADirectory, NotFound
-from dfs.master.entries import EntryTable
+from dfs.errors import InvalidName, NotADirectory, NotFound, ReadOnly
 from dfs.master.extents import count as extent_count
+from dfs.master.nodes import Directory, File, Node
+from dfs.master.sharing import Sharing
 from dfs.net.parts import FileStatus, Kind
-from dfs.paths import ROOT, join, split
+from dfs.paths import ROOT, SNAPSHOTS, SNAPSHOTS_MARK, join, split, split_snapshot
+
+__all__ = [
+    "Directory",
+    "File",
+    "Namespace",
+    "Node",
+    "Place",
+    "check_changeable",
+    "check_file",
+    "check_tree",
+    "descend",
+    "files_below",
+    "shown",
+    "status_of",
+    "walk",
+]
 
 _SHOWN_MAX = 200  # characters of a path in an error message
-
-
-class File(msgspec.Struct, gc=False):
-    """A file's attributes and content. Not tracked by the garbage collector: it holds no container."""
-
-    inode: int
-    version: int
-    mtime_ms: int
-    replication: int
-    size: int
-    extents: bytes  # see dfs.master.extents
-
-
-class Directory:
-    """A directory and the totals of all below it, itself not counted."""
-
-    __slots__ = ("directory_count", "entries", "file_count", "inode", "mtime_ms", "size", "stored_size")
-
-    def __init__(self, inode: int, mtime_ms: int) -> None:
-        self.inode = inode
-        self.mtime_ms = mtime_ms
-        self.entries: EntryTable[Node] = EntryTable()
-        self.file_count = 0
-        self.directory_count = 0
-        self.size = 0
-        self.stored_size = 0  # size times replication, summed over files
-
-    def account(self, node: Node, sign: int) -> None:
-        """Add (`sign` 1) or take away (-1) what `node` counts for in the directories above it."""
-        if isinstance(node, File):
-            self.file_count += sign
-            self.size += sign * node.size
-            self.stored_size += sign * node.size * node.replication
-        else:
-            self.file_count += sign * node.file_count
-            self.directory_count += sign * (node.directory_count + 1)
-            self.size += sign * node.size
-            self.stored_size += sign * node.stored_size
-
-
-Node: TypeAlias = File | Directory
 
 
 @dataclass(slots=True)
@@ -131,10 +104,48 @@ def status_of(path: str, node: Node) -> FileStatus:
     )
 
 
-class Namespace:
-    """The live tree. Methods that change it expect that their caller has checked everything."""
+def check_changeable(path: str) -> None:
+    """Raise `ReadOnly` or `InvalidName` when a path leads into snapshots."""
+    cut = split_snapshot(path)
+    if cut is None:
+        return
+    directory, inner = cut
+    if not inner:
+        raise InvalidName(
+            f"{shown(path)}: the name {SNAPSHOTS!r} is reserved for the snapshots of {shown(directory)}; choose another"
+        )
+    if len(inner) == 1:
+        raise ReadOnly(
+            f"{shown(path)} is a snapshot, which never changes; `dfs snapshot rm` removes it as a whole, `dfs snapshot "
+            "restore` goes back to it"
+        )
+    raise ReadOnly(
+        f"{shown(path)} is in a snapshot, which never changes; copy it out of there (cp), or bring it back: "
+        "`dfs snapshot restore`"
+    )
 
-    def __init__(self) -> None:
+
+def descend(root: Directory, parts: Sequence[str], path: str) -> Node:
+    """Return the node at `parts` below a directory; raise `NotFound` or `NotADirectory`. `path` is for the message."""
+    node: Node = root
+    for name in parts:
+        if isinstance(node, File):
+            raise NotADirectory(f"{shown(path)}: what is before {shown(name)} is a file")
+        child = node.entries.get(name)
+        if child is None:
+            raise NotFound(f"{shown(path)} does not exist: there is no {shown(name)}")
+        node = child
+    return node
+
+
+class Namespace:
+    """The live tree. Methods that change it expect that their caller has checked everything.
+
+    `sharing` gives directories tables of their own before they change.
+    """
+
+    def __init__(self, sharing: Sharing) -> None:
+        self.sharing = sharing
         self.root = Directory(1, 0)
         self.next_id = 2  # of the next inode or file version; versions are never reused at a path, whatever moves there
 
@@ -143,14 +154,28 @@ class Namespace:
         return self.next_id - 1
 
     def locate(self, path: str, *, parents: bool = False) -> Place:
-        """Find a path; raise `InvalidName`, `NotADirectory` (a file on the way) or `NotFound` (a missing ancestor,
-        unless `parents` will make it)."""
+        """Find a path that is to be changed; what the place holds may then be changed, and is in no snapshot.
+
+        Raise `InvalidName`, `ReadOnly` (in a snapshot), `NotADirectory` (a file on the way), `NotFound` (a missing
+        ancestor, unless `parents` will make it) or `Overloaded` (a large directory is being copied).
+        """
+        if SNAPSHOTS_MARK in path:
+            check_changeable(path)
+        return self._walk(path, parents, True)
+
+    def look(self, path: str, *, parents: bool = False) -> Place:
+        """Find a path that is only looked at."""
+        return self._walk(path, parents, False)
+
+    def _walk(self, path: str, parents: bool, is_to_change: bool) -> Place:
         parts = split(path)
         if not parts:
             return Place(path, [], (), "", self.root)
         directory = self.root
         chain = [directory]
         for index, name in enumerate(parts[:-1]):
+            if is_to_change and directory.entries.sharers > 1:
+                self.sharing.own(directory)
             child = directory.entries.get(name)
             if child is None:
                 if parents:
@@ -160,11 +185,13 @@ class Namespace:
                 raise NotADirectory(f"{shown(path)}: {shown('/' + '/'.join(parts[: index + 1]))} is a file")
             directory = child
             chain.append(directory)
+        if is_to_change and directory.entries.sharers > 1:
+            self.sharing.own(directory)
         return Place(path, chain, (), parts[-1], directory.entries.get(parts[-1]))
 
     def find(self, path: str) -> Node:
-        """Return the node at a path; raise `NotFound` or what `locate` raises."""
-        node = self.locate(path).node
+        """Return the node at a path, to look at it; raise `NotFound` or what `look` raises."""
+        node = self.look(path).node
         if node is None:
             raise NotFound(f"{shown(path)} does not exist")
         return node
@@ -254,8 +281,11 @@ class Namespace:
         return twin
 
 
-def check_tree(root: Directory, next_id: int, seen: set[int], path: str = ROOT) -> None:
-    """Raise AssertionError unless totals, sorted entries and inodes of a tree are right; add its inodes to `seen`."""
+Contents = dict[tuple[int, int], tuple[int, bytes]]  # (inode, version) -> (size, extents)
+
+
+def check_tree(root: Directory, next_id: int, seen: Contents, path: str = ROOT) -> None:
+    """Raise AssertionError unless totals, sorted entries and ids of a tree are right; add its files to `seen`."""
     order: list[tuple[str, Directory]] = [(path, root)]
     for where, directory in order:
         for name, node in directory.entries.items():
@@ -268,21 +298,22 @@ def check_tree(root: Directory, next_id: int, seen: set[int], path: str = ROOT) 
             actual.account(node, 1)
             if isinstance(node, File):
                 check_file(join(where, name), node, next_id, seen)
-        _check_inode(where, directory.inode, next_id, seen)
+        assert 0 < directory.inode < next_id, f"{where}: inode {directory.inode}, the counter is at {next_id}"
         for field in ("file_count", "directory_count", "size", "stored_size"):
             stored, counted = getattr(directory, field), getattr(actual, field)
             assert stored == counted, f"{where}: {field} is {stored}, its entries add up to {counted}"
 
 
-def check_file(path: str, file: File, next_id: int, seen: set[int]) -> None:
-    """Raise AssertionError unless a file's numbers are possible."""
-    _check_inode(path, file.inode, next_id, seen)
+def check_file(path: str, file: File, next_id: int, seen: Contents) -> None:
+    """Raise AssertionError unless a file's numbers are possible, and its inode and version say what is in it.
+
+    A file and its images in snapshots have the same inode, and so do two files when one was restored and the other,
+    moved away, is the original; the same version of an inode is the same content everywhere.
+    """
+    assert 0 < file.inode < next_id, f"{path}: inode {file.inode}, the counter is at {next_id}"
     assert file.inode <= file.version < next_id, f"{path}: version {file.version} of inode {file.inode}, next {next_id}"
     assert file.replication >= 1, f"{path}: replication {file.replication}"
     assert (file.size == 0) == (file.extents == b""), f"{path}: size {file.size} with {len(file.extents)} B of extents"
-
-
-def _check_inode(path: str, inode: int, next_id: int, seen: set[int]) -> None:
-    assert 0 < inode < next_id, f"{path}: inode {inode}, the counter is at {next_id}"
-    assert inode not in seen, f"{path}: inode {inode} is in use twice"
-    seen.add(inode)
+    content = (file.size, file.extents)
+    known = seen.setdefault((file.inode, file.version), content)
+    assert known == content, f"{path}: version {file.version} of inode {file.inode} has two contents"

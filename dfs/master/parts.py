@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dfs.errors import LimitExceeded
+from dfs.errors import HasSnapshots, LimitExceeded, NotADirectory
 from dfs.master.chunkmap import TAKEN_APART_STEP, ChunkMap
-from dfs.master.commands import ORPHAN_GRACE_MS
+from dfs.master.commands import BALANCE_AUTOMATIC, ORPHAN_GRACE_MS
 from dfs.master.extents import EXTENTS_MAX
-from dfs.master.namespace import Directory, Namespace, Node
+from dfs.master.namespace import Namespace, Place, shown
+from dfs.master.nodes import Directory, File, Node
+from dfs.master.quotas import Growth, QuotaTable
 from dfs.master.registry import ServerRegistry
 from dfs.master.sessions import SessionTable
+from dfs.master.sharing import Sharing
+from dfs.master.snapshots import SnapshotTable
+from dfs.master.tails import TailTable
 from dfs.master.trash import ReleaseQueue, Trash
+from dfs.paths import SNAPSHOTS_MARK, split_snapshot
 
 NODES_MAX = 20_000_000  # files and directories in tree and trash (about 8 GB of memory on each master)
 SIZE_TOTAL_MAX = 1 << 59  # bytes, stored and in the trash together; keeps every sum within 64 bits
@@ -27,16 +33,22 @@ class StateParts:
     """Everything that is replicated. Only handlers change it, and only after all their checks."""
 
     __slots__ = (
+        "balance_mode",
+        "balance_threshold_ppm",
         "born_ms",
         "chunks",
         "clock_ms",
         "horizon_ms",
         "namespace",
         "orphan_grace_ms",
+        "quotas",
         "released",
         "replication",
         "servers",
         "sessions",
+        "sharing",
+        "snapshots",
+        "tails",
         "trash",
         "trash_keep_ms",
     )
@@ -48,10 +60,16 @@ class StateParts:
         self.orphan_grace_ms = ORPHAN_GRACE_MS
         self.trash_keep_ms = trash_keep_ms
         self.replication = replication
-        self.namespace = Namespace()
+        self.balance_mode = BALANCE_AUTOMATIC
+        self.balance_threshold_ppm = 0
         self.chunks = ChunkMap()
+        self.sharing = Sharing(self.reference, self.release)
+        self.namespace = Namespace(self.sharing)
+        self.snapshots = SnapshotTable()
+        self.quotas = QuotaTable()
         self.servers = ServerRegistry()
         self.sessions = SessionTable()
+        self.tails = TailTable()
         self.trash = Trash()
         self.released = ReleaseQueue()
 
@@ -65,8 +83,28 @@ class StateParts:
         self.born_ms = self.born_ms or self.clock_ms
         self.horizon_ms = max(self.horizon_ms, self.clock_ms - self.orphan_grace_ms)
 
-    def require_room(self, nodes: int, stored_size: int) -> None:
-        """Raise `LimitExceeded` unless the tree may grow by this much."""
+    def find(self, path: str) -> Node:
+        """Return the node at a path, to look at it, also in a snapshot; raise `NotFound` and its like."""
+        cut = split_snapshot(path) if SNAPSHOTS_MARK in path else None
+        if cut is None:
+            return self.namespace.find(path)
+        directory, inner = cut
+        if isinstance(self.namespace.find(directory), File):
+            raise NotADirectory(f"{shown(path)}: {shown(directory)} is a file; only directories have snapshots")
+        return self.snapshots.find(directory, inner, path)
+
+    def reference(self, file: File) -> None:
+        """Count the extents of a file that has come into being."""
+        self.chunks.reference_file(file.extents, file.replication)
+
+    def require_room(self, nodes: int, stored_size: int, place: Place, *, is_inside: bool = False) -> None:
+        """Raise `QuotaExceeded` or `LimitExceeded` unless so much more may be at a place (`is_inside`: in it)."""
+        if len(self.quotas):
+            self.quotas.check((Growth(place, nodes, stored_size, is_inside),))
+        self.require_total(nodes, stored_size)
+
+    def require_total(self, nodes: int, stored_size: int) -> None:
+        """Raise `LimitExceeded` unless the whole tree may grow by this much."""
         root = self.namespace.root
         if nodes and root.file_count + root.directory_count + self.trash.node_count + nodes > NODES_MAX:
             raise LimitExceeded(
@@ -78,6 +116,31 @@ class StateParts:
                 f"the file system would hold more than {SIZE_TOTAL_MAX} bytes with its copies and trash; "
                 "delete some files and empty the trash"
             )
+
+    def forget_directory(self, path: str, node: Node) -> None:
+        """Forget the quotas of a directory that leaves the tree, and of those in it."""
+        if len(self.quotas) and isinstance(node, Directory):
+            self.quotas.drop(path)
+
+    def require_no_snapshots(self, path: str, verb: str) -> None:
+        """Raise `HasSnapshots` when a directory with snapshots is at a path or below it."""
+        first = self.snapshots.first_below(path)
+        if first is not None:
+            raise HasSnapshots(
+                f"{shown(path)} cannot be {verb}: {shown(first)} has snapshots, which would go with it; remove them "
+                "first: `dfs snapshot ls`, `dfs snapshot rm`"
+            )
+
+    def step(self) -> None:
+        """Go on with what commands began and left to be done in bounded steps."""
+        if len(self.sharing):
+            self.sharing.step()
+        if len(self.released):
+            self.released.step(self.chunks, self.clock_ms, self.sharing.leave)
+
+    @property
+    def has_steps(self) -> bool:
+        return len(self.released) > 0 or (len(self.sharing) > 0 and self.sharing.is_pending)
 
     def release(self, node: Node) -> None:
         """Give up a detached subtree: its chunks are dereferenced in bounded steps, the first after this command."""
@@ -93,10 +156,16 @@ class StateParts:
         return size
 
     def take_apart(self) -> Iterator[None]:
-        """Free a state that was replaced, in steps of about a millisecond."""
+        """Free a state that was replaced, in steps of about a millisecond; it is useless from the first one on.
+
+        A table that several directories share is empty when the second of them is met.
+        """
         yield from self.chunks.take_apart()
         stack = [self.namespace.root, *(entry.node for _, entry in self.trash.items()), *self.released.nodes()]
-        self.namespace.root, self.trash, self.released = Directory(1, 0), Trash(), ReleaseQueue()
+        stack.extend(shelf.content for _, shelf in self.snapshots.shelves())
+        stack.extend(separation.made for separation in self.sharing.separations())
+        self.trash, self.released, self.snapshots = Trash(), ReleaseQueue(), SnapshotTable()
+        del self.namespace, self.sharing  # which know this object: it would wait for the garbage collector
         budget = TAKEN_APART_STEP
         while stack:
             node = stack.pop()

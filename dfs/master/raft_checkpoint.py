@@ -31,6 +31,7 @@ from dfs.errors import StorageCorrupt
 from dfs.log import get_logger
 from dfs.master.raft_journal import make_folder, sync_directory
 from dfs.master.raft_records import Entry
+from dfs.master.raft_times import CHECKPOINTS
 from dfs.master.replicated_log import CheckpointFile
 
 MAGIC = b"DFScp\r\n\x01"  # the last byte is the format version
@@ -199,6 +200,7 @@ class CheckpointWriter:
     def __init__(self, folder: CheckpointFolder) -> None:
         self._folder = folder
         self._child = 0
+        self._begun_s = 0.0
         self._deadline_s = 0.0
         self.index = 0  # of the checkpoint being written, or last written
 
@@ -210,7 +212,8 @@ class CheckpointWriter:
         if self._child:
             raise AssertionError("a checkpoint is being written already")
         self.index = head.index
-        self._deadline_s = time.monotonic() + WRITE_TIMEOUT_S
+        self._begun_s = time.monotonic()
+        self._deadline_s = self._begun_s + WRITE_TIMEOUT_S
         parent = os.getpid()
         with warnings.catch_warnings():  # from 3.12 on fork warns when there are threads; the child uses none of them
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -235,7 +238,9 @@ class CheckpointWriter:
                 return False
             return None
         self._child = 0
-        if status:
+        if not status:
+            CHECKPOINTS.observe(time.monotonic() - self._begun_s)
+        else:
             code = os.waitstatus_to_exitcode(status)
             why = os.strerror(code) if 0 < code < _EXIT_NOT_OS else f"exit status {code}"
             _log.error("checkpoint_failed", index=self.index, folder=str(self._folder.folder), why=why)

@@ -16,6 +16,7 @@ import errno
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from dfs.master.raft_records import (
     encode_record,
     parse_head,
 )
+from dfs.master.raft_times import SYNCS
 
 SEGMENT_SIZE = 8 * 1024 * 1024  # bytes; prepared ahead and zero-filled, so that a fdatasync needs no metadata
 _FILL_SIZE = 256 * 1024  # bytes zero-filled per step: a larger sync would hold up the journal's own
@@ -366,10 +368,12 @@ class Journal:
         self._needs_mark = False
 
     def _append(self, data: bytes) -> None:
+        begun_s = time.perf_counter()
         write_all(self._fd, data, self._offset)
         self._offset += len(data)
         if self._fsync:
             os.fdatasync(self._fd)
+        SYNCS.observe(time.perf_counter() - begun_s)
         self._synced_offset = self._offset
 
     def _roll(self, number: int, previous_end: int) -> None:

@@ -93,7 +93,10 @@ def parse_head(data: bytes) -> SegmentHead | None:
     if record is None or record.kind != Kind.HEAD or len(record.payload) < _HEAD.size:
         return None
     version, salt = _HEAD.unpack_from(record.payload)
-    return SegmentHead(record.a, record.b, version, salt, record.payload[_HEAD.size :].decode(), record.end)
+    try:
+        return SegmentHead(record.a, record.b, version, salt, record.payload[_HEAD.size :].decode(), record.end)
+    except UnicodeDecodeError:
+        return None
 
 
 @dataclass(slots=True)
@@ -137,7 +140,10 @@ class Replay:
             if self.entries:
                 del self.entries[max(0, index - self.entries[0][1]) :]
         elif kind == Kind.VOTE:
-            self.term, self.vote = record.a, record.payload.decode() or None
+            try:
+                self.term, self.vote = record.a, record.payload.decode() or None
+            except UnicodeDecodeError:
+                raise _damaged(where, offset, "a vote is for a name that cannot be one") from None
         elif kind == Kind.RESET:
             self.entries = []
         elif kind == Kind.MARK:

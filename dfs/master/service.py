@@ -12,23 +12,30 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 import dfs
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.config import ClusterConfig
-from dfs.errors import InternalError, InvalidArgument, ProtocolError
+from dfs.errors import DfsError, InternalError, InvalidArgument, ProtocolError
 from dfs.log import get_logger
 from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
+from dfs.master.administration import AdministrationDesk
 from dfs.master.diagnosis import DiagnosisDesk
+from dfs.master.healing import Healing
+from dfs.master.healing_duties import BalanceDuty, Ordering, RepairDuty, ReplacedDuty, SurplusDuty
+from dfs.master.healing_status import healing_status, server_mode
 from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView, Liveness
+from dfs.master.lookout import Lookout
+from dfs.master.meter import MasterMeter
 from dfs.master.replicated_log import ReplicatedLog
 from dfs.master.reports import Reports
 from dfs.master.state import MasterState
+from dfs.master.tail_desk import TailDesk
 from dfs.master.views import RegisteredServer
 from dfs.net.aio import RequestContext
 from dfs.net.auth import ClusterKey
@@ -37,8 +44,12 @@ from dfs.net.messages import (
     Allocate,
     AppendExtents,
     ChunkReport,
+    CloseTail,
     CommitFile,
+    CommitMany,
+    Concat,
     Copy,
+    CreateSnapshot,
     Delete,
     EmptyTrash,
     ErrorReply,
@@ -50,26 +61,38 @@ from dfs.net.messages import (
     Heartbeat,
     ListDirectory,
     ListDirectoryReply,
+    ListQuotas,
+    ListQuotasReply,
+    ListSnapshots,
+    ListSnapshotsReply,
     ListTrash,
     ListTrashReply,
     Locate,
+    LocateMany,
     MakeDirectory,
     Message,
     Mutation,
+    OpenTail,
     Ping,
     Pong,
     ReadCheckpoint,
     RegisterServer,
     RemoveDirectory,
+    RemoveSnapshot,
     Rename,
+    RestoreSnapshot,
+    SetQuota,
     SetReplication,
     Stat,
     StatReply,
     SurveyFiles,
+    TailReport,
     Touch,
     TransferLeadership,
+    Truncate,
     Undelete,
     WriteCheckpoint,
+    WriteRange,
 )
 from dfs.net.parts import MasterStatus, ServerStatus
 from dfs.paths import split
@@ -82,13 +105,22 @@ MUTATIONS: frozenset[type[Mutation]] = frozenset(
         Rename,
         Copy,
         CommitFile,
+        CommitMany,
         AppendExtents,
         Touch,
         SetReplication,
         Undelete,
         EmptyTrash,
+        Truncate,
+        Concat,
+        WriteRange,
+        CreateSnapshot,
+        RemoveSnapshot,
+        RestoreSnapshot,
+        SetQuota,
     }
 )
+Handler: TypeAlias = Callable[[Any, RequestContext], Awaitable[Message]]
 FAULT_SHOWN_MAX = 900  # last characters of a traceback in the log
 _PATH_FIELDS = ("path", "source", "target")
 
@@ -114,15 +146,42 @@ class MasterService:
         self._config = config
         self._clock = clock
         self._began_s = clock.monotonic()
-        self._log = replicated
+        self.replicated = replicated
+        self.meter = MasterMeter()
         self.leadership = Leadership(replicated, config, name, clock)
-        admin = AdminDesk(replicated, self.leadership)
         self.view = ClusterView(heartbeat_interval_s=config.heartbeat_interval_s, dead_after_s=config.dead_after_s)
-        self.reports = Reports(config=config, state=state, view=self.view, leadership=self.leadership, clock=clock)
-        self._access = AccessDesk(
-            config=config, state=state, view=self.view, key=key, clock=clock, rng=rng or random.SystemRandom()
+        self._rng = rng or random.SystemRandom()
+        self.healing = Healing(config=config, state=state, view=self.view, key=key, clock=clock)
+        self.reports = Reports(
+            config=config,
+            state=state,
+            view=self.view,
+            leadership=self.leadership,
+            healing=self.healing,
+            clock=clock,
         )
-        diagnosis = DiagnosisDesk(
+        self.lookout = Lookout(config=config, state=state, view=self.view, reports=self.reports, clock=clock)
+        self._access = AccessDesk(config=config, state=state, view=self.view, key=key, clock=clock, rng=self._rng)
+        self.administration = AdministrationDesk(
+            config=config,
+            state=state,
+            view=self.view,
+            lookout=self.lookout,
+            healing=self.healing,
+            reports=self.reports,
+            leadership=self.leadership,
+            clock=clock,
+        )
+        self.tails = TailDesk(
+            config=config,
+            state=state,
+            view=self.view,
+            leadership=self.leadership,
+            access=self._access,
+            key=key,
+            clock=clock,
+        )
+        self._diagnosis = DiagnosisDesk(
             config=config,
             state=state,
             view=self.view,
@@ -131,23 +190,34 @@ class MasterService:
             key=key,
             clock=clock,
         )
-        self._handlers: dict[type[Message], Callable[[Any, RequestContext], Awaitable[Message]]] = {
+        self._handlers = self._make_handlers(AdminDesk(replicated, self.leadership))
+
+    def _make_handlers(self, admin: AdminDesk) -> dict[type[Message], Handler]:
+        """Return the table from message type to handler."""
+        return {
             Ping: self._ping,
             GetMasterStatus: self._master_status,
             GetClusterStatus: self._cluster_status,
             Stat: self._stat,
             ListDirectory: self._list_directory,
             ListTrash: self._list_trash,
+            ListSnapshots: self._list_snapshots,
+            ListQuotas: self._list_quotas,
             Locate: self._locate,
+            LocateMany: self._locate_many,
             Allocate: self._allocate,
+            OpenTail: self._open_tail,
+            CloseTail: self._close_tail,
+            TailReport: self._tail_report,
             RegisterServer: self._register,
             Heartbeat: self._heartbeat,
             ChunkReport: self._report,
             TransferLeadership: admin.transfer,
             WriteCheckpoint: admin.write,
             ReadCheckpoint: admin.read,
-            SurveyFiles: diagnosis.survey,
-            GetReport: diagnosis.report,
+            **self.administration.handlers,
+            SurveyFiles: self._diagnosis.survey,
+            GetReport: self._diagnosis.report,
             **dict.fromkeys(MUTATIONS, self._mutate),
         }
 
@@ -159,15 +229,56 @@ class MasterService:
     def on_leadership(self, is_leader: bool) -> None:
         """Hear that this master began or ceased to lead: what was known of chunk servers is of another time."""
         log.info("leadership_gained" if is_leader else "leadership_lost", term=self.leadership.status().term)
+        self.meter.leaderships += is_leader
         self.view.reset(self._clock.monotonic())
         self.reports.reset()
+        self.healing.reset()
+        self.lookout.reset()
+
+    def healing_duties(self) -> list[RepairDuty | SurplusDuty | BalanceDuty | ReplacedDuty]:
+        """Return the duties that heal; they act while this master leads."""
+        config, state, clock = self._config, self.state, self._clock
+        lookout, healing, leadership = self.lookout, self.healing, self.leadership
+        ordering = Ordering(lookout=lookout, healing=healing, state=state, rng=self._rng, clock=clock)
+        return [
+            RepairDuty(config=config, state=state, lookout=lookout, healing=healing, ordering=ordering, clock=clock),
+            SurplusDuty(
+                config=config,
+                state=state,
+                lookout=lookout,
+                healing=healing,
+                reports=self.reports,
+                leadership=leadership,
+                clock=clock,
+            ),
+            BalanceDuty(
+                config=config,
+                state=state,
+                lookout=lookout,
+                healing=healing,
+                leadership=leadership,
+                ordering=ordering,
+            ),
+            ReplacedDuty(config, state, self.view, self.administration.removal, clock),
+        ]
 
     async def handle(self, message: Message, context: RequestContext) -> Message:
         """Answer one request; raise a DfsError that tells its sender what to do."""
+        name, code = type(message).__name__, ""
         handler = self._handlers.get(type(message))
         if handler is None:
-            raise ProtocolError(f"a master does not answer {type(message).__name__}; is this a chunk server's message?")
-        return await handler(message, context)
+            raise ProtocolError(f"a master does not answer {name}; is this a chunk server's message?")
+        begun_s = self.meter.begin(name)
+        try:
+            reply = await handler(message, context)
+            if isinstance(reply, ErrorReply):
+                code = reply.code
+        except DfsError as error:
+            code = error.code
+            raise
+        finally:
+            self.meter.end(name, begun_s, code)
+        return reply
 
     # --- any master -----------------------------------------------------------------------------------
 
@@ -177,7 +288,7 @@ class MasterService:
     async def _master_status(self, _message: GetMasterStatus, _context: RequestContext) -> Message:
         status = self.leadership.status()
         uptime_s = self._clock.monotonic() - self._began_s
-        checkpoint, stale_s = self._log.checkpoint_file(), self._log.staleness_s()
+        checkpoint, stale_s = self.replicated.checkpoint_file(), self.replicated.staleness_s()
         return GetMasterStatusReply(
             MasterStatus(
                 self.name,
@@ -207,7 +318,7 @@ class MasterService:
 
     async def _stat(self, message: Stat, context: RequestContext) -> Message:
         await self._settle(message.stale_ms, context)
-        return StatReply(self.state.stat(message.path))
+        return StatReply(self.state.stat(message.path), is_open=self.state.tails.at(message.path) is not None)
 
     async def _list_directory(self, message: ListDirectory, context: RequestContext) -> Message:
         if not 1 <= message.limit <= LIST_LIMIT_MAX:
@@ -219,6 +330,15 @@ class MasterService:
         await self.leadership.barrier(context.deadline)
         return ListTrashReply(*self.state.list_trash(message.after, LIST_LIMIT_MAX))
 
+    async def _list_snapshots(self, message: ListSnapshots, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)
+        after = message.after_directory, message.after_name
+        return ListSnapshotsReply(*self.state.list_snapshots(message.path, after))
+
+    async def _list_quotas(self, message: ListQuotas, context: RequestContext) -> Message:
+        await self.leadership.barrier(context.deadline)
+        return ListQuotasReply(*self.state.list_quotas(message.path, message.after, is_effective=message.is_effective))
+
     async def _locate(self, message: Locate, context: RequestContext) -> Message:
         if message.first_extent < 0 or message.version < 0:
             raise InvalidArgument(
@@ -227,14 +347,26 @@ class MasterService:
         await self._settle(message.stale_ms, context)
         return self._access.locate(message, hears_servers=self.leadership.is_leader)
 
+    async def _locate_many(self, message: LocateMany, context: RequestContext) -> Message:
+        await self._settle(message.stale_ms, context)
+        return self._access.locate_many(message, hears_servers=self.leadership.is_leader)
+
     async def _cluster_status(self, _message: GetClusterStatus, context: RequestContext) -> Message:
         await self.leadership.barrier(context.deadline)
+        return self.cluster_view()
+
+    def cluster_view(self) -> GetClusterStatusReply:
+        """Return what this master knows of the cluster at this moment; it is worth something on the leader only."""
         now_s = self._clock.monotonic()
         servers = self.state.servers()
         live = self.view.offered((server.server_id for server in servers), now_s)
         statuses = tuple(self._server_status(server, now_s) for server in servers)
         return GetClusterStatusReply(
-            statuses, self.state.space(live), self._config.replication, self._config.chunk_size
+            statuses,
+            self.state.space(live),
+            self._config.replication,
+            self._config.chunk_size,
+            healing_status(self._config, self.state, self.lookout, self.healing, now_s),
         )
 
     def _server_status(self, server: RegisteredServer, now_s: float) -> ServerStatus:
@@ -242,14 +374,48 @@ class MasterService:
         info = server_info(server, is_alive=liveness is not Liveness.DEAD)
         seen = self.view.get(server.server_id)
         age_s = self.view.age_s(server.server_id, now_s)
-        if seen is None:
-            return ServerStatus(info, liveness.value, age_s, 0, 0, 0, ())
-        return ServerStatus(info, liveness.value, age_s, seen.capacity, seen.free, seen.chunk_count, seen.disks)
+        survey, wall_ms = self.lookout.survey, max(self._clock.wall_ms(), self.state.clock_ms)
+        mode = server_mode(self.state, server, survey, wall_ms)
+        left_count, left_size = survey.left.get(server.server_id, (0, 0)) if survey is not None else (0, 0)
+        is_slow = liveness is Liveness.ALIVE and self.view.is_slow(server.server_id)
+        return ServerStatus(
+            info,
+            "slow" if is_slow else liveness.value,
+            age_s,
+            seen.capacity if seen is not None else 0,
+            seen.free if seen is not None else 0,
+            seen.chunk_count if seen is not None else 0,
+            seen.disks if seen is not None else (),
+            mode,
+            server.maintenance_until_ms if mode == "maintenance" else 0,
+            left_count,
+            left_size,
+            survey.stored[server.server_id] if survey is not None else 0,
+            round(seen.pace.wait_ms) if seen is not None else 0,
+        )
+
+    async def _open_tail(self, message: OpenTail, context: RequestContext) -> Message:
+        return await self.tails.open(message, context.deadline)
+
+    async def _close_tail(self, message: CloseTail, context: RequestContext) -> Message:
+        return await self.tails.close(message, context.deadline)
+
+    async def _tail_report(self, message: TailReport, context: RequestContext) -> Message:
+        return await self.tails.report(message, context.deadline)
 
     # --- writes ---------------------------------------------------------------------------------------------
 
-    async def _allocate(self, message: Allocate, context: RequestContext) -> Message:
-        await self.leadership.barrier(context.deadline)  # a deposed leader places on servers that others gave up
+    async def _allocate(self, message: Allocate, _context: RequestContext) -> Message:
+        """Hand out chunks without a proof of leadership: an allocation promises nothing.
+
+        A master that was deposed and does not know it yet may do this, with these consequences: its handles are random,
+        so they clash with nobody's. Its tokens are signed with the key that all masters share. It places by what it
+        heard of the servers within `dead_after`, as a true leader does; a chain that does not work is tried anew
+        elsewhere. The chunks exist for nobody before a commit, which goes through the log of the true leader and is
+        judged by *its* state: servers that are not registered there and chunks from before the horizon are refused
+        (docs/adr/0009), whoever allocated them. So a round to the other masters would buy nothing.
+        """
+        self.leadership.require()
         return self._access.allocate(message)
 
     async def _mutate(self, message: Mutation, context: RequestContext) -> Message:
@@ -257,14 +423,14 @@ class MasterService:
             for field in _PATH_FIELDS:
                 if (path := getattr(message, field, None)) is not None:
                     split(path)
-        reply = await self.leadership.propose(self._filled_in(message), context.deadline)
+        reply = await self.tails.propose_sealed(self._filled_in(message), context.deadline)
         if isinstance(reply, ErrorReply) and reply.code == InternalError.code:
             log.error("state_fault", command=type(message).__name__, trace=(self.state.fault or "")[-FAULT_SHOWN_MAX:])
         return reply
 
     def _filled_in(self, message: Mutation) -> Mutation:
         """Return the command with what only the leader may decide: the state must not read a configuration."""
-        if isinstance(message, CommitFile) and message.replication == 0:
+        if isinstance(message, (CommitFile, CommitMany)) and message.replication == 0:
             return msgspec.structs.replace(message, replication=self._config.replication)
         return message
 

@@ -10,36 +10,65 @@ when one of them was loaded from a dump in between. Rule 3: `apply` never raises
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from dfs.errors import Conflict, DfsError, InternalError, InvalidArgument, IsADirectory, NotADirectory
+from dfs.errors import Conflict, DfsError, InternalError, InvalidArgument, IsADirectory, NotADirectory, Overloaded
 from dfs.ids import ChunkHandle, ServerId
-from dfs.master import checkpoint, content_commands, duty_commands, extents, tree_commands
+from dfs.master import (
+    checkpoint,
+    content_commands,
+    duty_commands,
+    extents,
+    packed_commands,
+    quota_commands,
+    quotas,
+    range_commands,
+    server_commands,
+    snapshot_commands,
+    tail_commands,
+    tree_commands,
+)
 from dfs.master.commands import (
+    BeginTail,
     ChangeReplicas,
+    CommitTail,
     ExpireSessions,
     ExpireTrash,
+    ForgetAppenders,
     ForgetGarbage,
+    ForgetServer,
     PutServer,
+    SetBalance,
     SetOptions,
+    SetServerMode,
+    TrimReplicas,
     decode_command,
 )
 from dfs.master.file_walk import WalkPage, walk_page
 from dfs.master.invariants import check_invariants
 from dfs.master.loading import StateLoading
-from dfs.master.namespace import Directory, File, shown, status_of
+from dfs.master.namespace import shown, status_of
+from dfs.master.nodes import Directory, File, Node
 from dfs.master.parts import TIME_MAX_MS, StateParts
-from dfs.master.views import ChunkView, Extent, ExtentsView, GarbageChunk, RegisteredServer
+from dfs.master.subtree import entries_after
+from dfs.master.tails import TailRecord, TailTable
+from dfs.master.views import ChunkView, Extent, ExtentsView, GarbageChunk, RegisteredServer, ReplicaTally
 from dfs.net.messages import (
     LIST_LIMIT_MAX,
     LOCATE_EXTENTS_MAX,
+    LOCATE_FILE_EXTENTS_MAX,
+    QUOTAS_PAGE_MAX,
+    SNAPSHOTS_PAGE_MAX,
     AppendExtents,
     CommitFile,
+    CommitMany,
+    Concat,
     Copy,
+    CreateSnapshot,
     Delete,
     EmptyTrash,
     ErrorReply,
@@ -47,15 +76,22 @@ from dfs.net.messages import (
     Message,
     Mutation,
     RemoveDirectory,
+    RemoveSnapshot,
     Rename,
+    RestoreSnapshot,
+    SetQuota,
     SetReplication,
     Touch,
+    Truncate,
     Undelete,
+    WriteRange,
 )
-from dfs.net.parts import FileStatus, SpaceStatus, TrashEntry
+from dfs.net.parts import FileStatus, QuotaStatus, SnapshotStatus, SpaceStatus, TrashEntry
 
 __all__ = ["ChunkView", "Extent", "ExtentsView", "GarbageChunk", "MasterState", "RegisteredServer"]
 
+KeyT = TypeVar("KeyT")
+TALLIES_PER_PIECE = 300  # judged between two breaths of the loop: about 3 ms
 TRASH_KEEP_MS = 3 * 24 * 60 * 60 * 1000
 REPLICATION = 3
 
@@ -71,12 +107,27 @@ _HANDLERS: dict[type[Message], Callable[[StateParts, Any], Message]] = {
     CommitFile: content_commands.commit_file,
     AppendExtents: content_commands.append_extents,
     SetReplication: content_commands.set_replication,
+    CommitMany: packed_commands.commit_many,
+    Truncate: range_commands.truncate,
+    Concat: range_commands.concat,
+    WriteRange: range_commands.write_range,
+    CreateSnapshot: snapshot_commands.create_snapshot,
+    RemoveSnapshot: snapshot_commands.remove_snapshot,
+    RestoreSnapshot: snapshot_commands.restore_snapshot,
+    SetQuota: quota_commands.set_quota,
     PutServer: duty_commands.put_server,
     ChangeReplicas: duty_commands.change_replicas,
     ExpireTrash: duty_commands.expire_trash,
     ForgetGarbage: duty_commands.forget_garbage,
     ExpireSessions: duty_commands.expire_sessions,
     SetOptions: duty_commands.set_options,
+    SetServerMode: server_commands.set_server_mode,
+    ForgetServer: server_commands.forget_server,
+    TrimReplicas: server_commands.trim_replicas,
+    SetBalance: server_commands.set_balance,
+    BeginTail: tail_commands.begin_tail,
+    CommitTail: tail_commands.commit_tail,
+    ForgetAppenders: tail_commands.forget_appenders,
 }
 
 
@@ -107,8 +158,7 @@ class MasterState:
             parts.tick(now_ms)
             apply = self._apply_once if isinstance(command, Mutation) else self._run
             reply = apply(command, handler)
-            if len(parts.released):
-                parts.released.step(parts.chunks, parts.clock_ms)
+            parts.step()
         except DfsError as error:
             return ErrorReply.of(error)
         except Exception as error:  # noqa: BLE001 - one that escaped would be re-applied by the log for ever
@@ -130,7 +180,10 @@ class MasterState:
         known = parts.sessions.begin(command.call, parts.clock_ms)
         if known is not None:
             return known
+        parts.tails.check_sealed(command)  # its refusal is no result: nothing was applied, the same call comes again
         reply = self._run(command, handler)
+        if isinstance(reply, ErrorReply) and reply.code == Overloaded.code:
+            return reply  # no result: nothing was applied, and the same call comes again
         parts.sessions.finish(command.call, reply)
         return reply
 
@@ -211,12 +264,12 @@ class MasterState:
         return self._parts.born_ms
 
     def stat(self, path: str) -> FileStatus:
-        return status_of(path, self._parts.namespace.find(path))
+        return status_of(path, self._parts.find(path))
 
     def list_directory(self, path: str, after: str, limit: int) -> tuple[tuple[FileStatus, ...], bool]:
         """Return at most `limit` entries named after `after`, by name, and whether there are more."""
         _check_limit(limit, LIST_LIMIT_MAX)
-        node = self._parts.namespace.find(path)
+        node = self._parts.find(path)
         if isinstance(node, File):
             raise NotADirectory(f"{shown(path)} is a file")
         entries, has_more = node.entries.page(after, limit)
@@ -227,18 +280,38 @@ class MasterState:
         _check_limit(count, LOCATE_EXTENTS_MAX)
         if first_extent < 0:
             raise InvalidArgument(f"there is no extent number {first_extent}")
-        node = self._parts.namespace.find(path)
+        node = self._parts.find(path)
         if isinstance(node, Directory):
             raise IsADirectory(f"{shown(path)} is a directory")
-        if version not in (0, node.version):
+        if version and not self._parts.tails.is_beginning(node, version):
             raise Conflict(f"{shown(path)} changed: it has version {node.version}, {version} was asked for; begin anew")
         first_offset, found = extents.window(node.extents, node.size, first_extent, count)
         has_more = first_extent + count < extents.count(node.extents)
         return ExtentsView(status_of(path, node), first_offset, found, has_more)
 
+    @property
+    def tails(self) -> TailTable:
+        """Open tails and appenders; for reading only."""
+        return self._parts.tails
+
     def walk_page(self, path: str, after: str, extents_told: int, limit: int) -> WalkPage:
         """Return a page of the files at and below `path`, see dfs.master.file_walk."""
-        return walk_page(self._parts.namespace.find(path), after, extents_told, limit)
+        return walk_page(self._parts.find(path), after, extents_told, limit)
+
+    def content_below(self, path: str, after: str) -> Iterator[tuple[str, Node, tuple[Extent, ...] | None]]:
+        """Yield (relative path, node, extents) of what is below a directory and comes after `after`.
+
+        The extents are None where they are more than a reply tells, or not all: records are being appended to the file.
+        Take a bounded number; apply nothing in between.
+        """
+        root = self._parts.find(path)
+        tails, above = self._parts.tails, path.rstrip("/")
+        if isinstance(root, File):
+            raise NotADirectory(f"{shown(path)} is a file")
+        return (
+            (name, node, _few_extents(node, tails.at(f"{above}/{name}")) if isinstance(node, File) else ())
+            for name, node in entries_after(root, after)
+        )
 
     def chunk(self, handle: ChunkHandle) -> ChunkView | None:
         return self._parts.chunks.view(handle)
@@ -246,6 +319,14 @@ class MasterState:
     def is_garbage(self, handle: ChunkHandle) -> bool:
         """Whether the chunk was released and some server has not confirmed yet that it is gone."""
         return self._parts.chunks.is_garbage(handle)
+
+    def is_garbage_on(self, handle: ChunkHandle, server_id: ServerId) -> bool:
+        """Whether the chunk was released and this server has not confirmed yet that it is gone."""
+        return self._parts.chunks.is_garbage_on(handle, server_id)
+
+    def garbage_handles(self) -> list[ChunkHandle]:
+        """Return the handles of all garbage, a snapshot for walks in slices."""
+        return self._parts.chunks.garbage_handles()
 
     def garbage(self, start_at: int = 0) -> Iterator[GarbageChunk]:
         """Yield released chunks, oldest first, from number `start_at` on (skipping a million takes 10 ms).
@@ -265,12 +346,39 @@ class MasterState:
         """
         return self._parts.chunks.handles()
 
+    def select_chunks(
+        self, handles: Iterable[ChunkHandle], wanted: Mapping[tuple[tuple[ServerId, ...], int], KeyT]
+    ) -> list[tuple[ChunkHandle, KeyT]]:
+        """Return those of `handles` whose (registered servers, goal) is a key of `wanted`, each with its value."""
+        return self._parts.chunks.select(handles, wanted)
+
+    def replica_tallies(self) -> Iterator[list[ReplicaTally]]:
+        """Yield a row for each combination of servers and goal that chunks have, in pieces as of their moments."""
+        sets = self._parts.chunks.replica_sets()
+        for start in range(0, len(sets), TALLIES_PER_PIECE):
+            piece = sets[start : start + TALLIES_PER_PIECE]
+            yield [ReplicaTally(found.servers, found.goal, found.count, found.size) for found in piece if found.count]
+
+    def tallies_on(self, server_id: ServerId) -> list[ReplicaTally]:
+        """Return the rows of `replica_tallies` that name a server, O(replica sets)."""
+        named = (found for found in self._parts.chunks.replica_sets() if server_id in found.servers)
+        return [ReplicaTally(found.servers, found.goal, found.count, found.size) for found in named]
+
+    def garbage_count_of(self, server_id: ServerId) -> int:
+        """Return how many chunks of garbage this server has not confirmed to be gone."""
+        return self._parts.chunks.garbage_count_of(server_id)
+
+    @property
+    def balance(self) -> tuple[int, int]:
+        """What an administrator wants of balance: the mode and the threshold of `SetBalance`."""
+        return self._parts.balance_mode, self._parts.balance_threshold_ppm
+
     def handles_on(self, server_id: ServerId) -> Iterator[list[ChunkHandle]]:
         """Yield the handles of the chunks registered on a server, in pieces as `chunk_handle_pieces` does."""
         return self._parts.chunks.handles_on(server_id)
 
     def servers(self) -> tuple[RegisteredServer, ...]:
-        """Return all servers that ever registered, in that order."""
+        """Return all registered servers, in the order they joined."""
         return self._parts.servers.all()
 
     def server(self, server_id: ServerId) -> RegisteredServer | None:
@@ -298,12 +406,44 @@ class MasterState:
             under_replicated=under,
             under_replicated_live=under_live,
             missing=missing,
+            snapshot_count=parts.snapshots.count,
+            snapshot_size=parts.snapshots.size,
         )
+
+    def live_replica_counts(self, live: Collection[ServerId], most: int) -> list[int]:
+        """Return how many chunks have 0, 1, … live replicas; the last number is of those with `most` or more."""
+        counts = [0] * (most + 1)
+        for _, alive, _, count, _ in self._parts.chunks.tallies(live):
+            counts[min(alive, most)] += count
+        return counts
+
+    @property
+    def session_count(self) -> int:
+        return len(self._parts.sessions)
 
     def list_trash(self, after: int, limit: int) -> tuple[tuple[TrashEntry, ...], bool]:
         """Return at most `limit` entries with ids above `after`, oldest first, and whether there are more."""
         _check_limit(limit, LIST_LIMIT_MAX)
         return self._parts.trash.page(after, limit, self._parts.trash_keep_ms)
+
+    def list_snapshots(self, path: str, after: tuple[str, str]) -> tuple[tuple[SnapshotStatus, ...], bool]:
+        """Return a page of the snapshots of `path` and of directories in it, and whether there are more."""
+        self._parts.find(path)
+        return self._parts.snapshots.page(path, after, SNAPSHOTS_PAGE_MAX)
+
+    def list_quotas(self, path: str, after: str, *, is_effective: bool) -> tuple[tuple[QuotaStatus, ...], bool]:
+        """Return a page of the quotas of `path` and of what is in it (or what it is in), and whether there are more."""
+        parts = self._parts
+        parts.find(path)
+        known = parts.quotas.paths_above(path) if is_effective else parts.quotas.paths_below(path)
+        found: list[QuotaStatus] = []
+        for directory in known:
+            quota, node = parts.quotas.get(directory), parts.namespace.find(directory)
+            if directory > after and quota is not None and isinstance(node, Directory):
+                found.append(quotas.status(directory, quota, node))
+            if len(found) > QUOTAS_PAGE_MAX:
+                return tuple(found[:-1]), True
+        return tuple(found), False
 
     @property
     def trash_count(self) -> int:
@@ -313,13 +453,19 @@ class MasterState:
     def next_trash_expiry_ms(self) -> int | None:
         """Return when the state clock makes `ExpireTrash` worth proposing; that is now while a release is going on."""
         parts = self._parts
-        if len(parts.released):
+        if parts.has_steps:
             return parts.clock_ms
         oldest_ms = parts.trash.oldest_ms()
         return None if oldest_ms is None else oldest_ms + parts.trash_keep_ms
 
     def has_idle_sessions(self, idle_ms: int) -> bool:
         return self._parts.sessions.has_idle(idle_ms, self._parts.clock_ms)
+
+
+def _few_extents(file: File, tail: TailRecord | None) -> tuple[Extent, ...] | None:
+    if tail is not None or extents.count(file.extents) > LOCATE_FILE_EXTENTS_MAX:
+        return None
+    return extents.window(file.extents, file.size, 0, LOCATE_FILE_EXTENTS_MAX)[1]
 
 
 def _check_limit(limit: int, limit_max: int) -> None:

@@ -7,19 +7,15 @@ how long entries are kept (an argument).
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dfs.master import extents
 from dfs.master.chunkmap import ChunkMap
-from dfs.master.namespace import File, Node
+from dfs.master.entries import EntryTable
+from dfs.master.nodes import File, Node, count_nodes
 from dfs.net.parts import Kind, TrashEntry
 
 RELEASE_STEP_MAX = 2_000  # extents and nodes released after each command: a few milliseconds
-
-
-def count_nodes(node: Node) -> int:
-    """Return how many files and directories a subtree has, its top included."""
-    return 1 if isinstance(node, File) else node.file_count + node.directory_count + 1
 
 
 class Trashed:
@@ -136,12 +132,17 @@ class ReleaseQueue:
     def nodes(self) -> Iterator[Node]:
         yield from self._stack
 
-    def step(self, chunks: ChunkMap, now_ms: int, budget: int = RELEASE_STEP_MAX) -> None:
-        """Release at most `budget` extents and nodes."""
+    def step(
+        self, chunks: ChunkMap, now_ms: int, leave: Callable[[EntryTable[Node]], None], budget: int = RELEASE_STEP_MAX
+    ) -> None:
+        """Release at most `budget` extents and nodes; `leave` is told of a shared table that loses a directory."""
         while self._stack and budget > 0:
             node = self._stack.pop()
             if not isinstance(node, File):
-                self._stack.extend(node.entries.nodes())
+                if node.entries.sharers > 1:
+                    leave(node.entries)  # what is in it lives on in another tree
+                else:
+                    self._stack.extend(node.entries.nodes())
                 budget -= 1
                 continue
             rest, cut = extents.cut_last(node.extents, budget)

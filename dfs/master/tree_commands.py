@@ -16,8 +16,10 @@ from dfs.errors import (
     NotFound,
 )
 from dfs.master import extents
-from dfs.master.namespace import Directory, File, Node, Place, files_below, shown, status_of
+from dfs.master.namespace import Place, files_below, shown, status_of
+from dfs.master.nodes import Directory, File, Node, count_nodes, stored_size_of
 from dfs.master.parts import SUBTREE_EXTENTS_MAX, SUBTREE_MAX, TIME_MAX_MS, StateParts
+from dfs.master.quotas import Growth
 from dfs.master.trash import Trashed
 from dfs.net.messages import (
     Copy,
@@ -34,6 +36,7 @@ from dfs.net.messages import (
     Undelete,
 )
 from dfs.net.parts import Kind
+from dfs.paths import ROOT
 
 EMPTY_TRASH_MAX = 1_000  # entries that one EmptyTrash releases
 
@@ -44,7 +47,7 @@ def make_directory(parts: StateParts, command: MakeDirectory) -> StatReply:
         return _reply(place)
     if place.node is not None:
         raise AlreadyExists(f"{shown(command.path)} exists already")
-    parts.require_room(len(place.missing) + 1, 0)
+    parts.require_room(len(place.missing) + 1, 0, place)
     node = Directory(0, parts.clock_ms)
     parts.namespace.link(place, node, parts.clock_ms)
     node.inode = parts.namespace.draw_id()
@@ -59,7 +62,9 @@ def remove_directory(parts: StateParts, command: RemoveDirectory) -> Done:
         raise NotADirectory(f"{shown(command.path)} is a file; rm removes it")
     if len(node.entries):
         raise DirectoryNotEmpty(f"{shown(command.path)} is not empty; rm -r removes it with all that is in it")
-    parts.namespace.unlink(place, parts.clock_ms)
+    parts.require_no_snapshots(command.path, "removed")
+    parts.release(parts.namespace.unlink(place, parts.clock_ms))  # an empty one, too, may share its table
+    parts.forget_directory(command.path, node)
     return Done()
 
 
@@ -71,7 +76,9 @@ def delete(parts: StateParts, command: Delete) -> DeleteReply:
     if isinstance(node, Directory) and not command.recursive:
         raise IsADirectory(f"{shown(command.path)} is a directory; rm -r removes it with all that is in it")
     kind, file_count = (Kind.FILE, 1) if isinstance(node, File) else (Kind.DIRECTORY, node.file_count)
+    parts.require_no_snapshots(command.path, "removed")
     parts.namespace.unlink(place, parts.clock_ms)
+    parts.forget_directory(command.path, node)
     if command.skip_trash or not parts.trash_keep_ms:
         reply = DeleteReply(kind, file_count, node.size, 0, 0)
         parts.release(node)
@@ -90,34 +97,39 @@ def rename(parts: StateParts, command: Rename) -> StatReply:
         raise InvalidArgument(f"{shown(command.source)} cannot be moved into itself ({shown(command.target)})")
     target = parts.namespace.locate(command.target)
     _check_replaceable(target, node, command.overwrite)
+    if len(parts.quotas):
+        growth = [Growth(target, count_nodes(node), stored_size_of(node))]
+        growth.append(Growth(place, -growth[0].names, -growth[0].stored_size))
+        if isinstance(target.node, File):
+            growth.append(Growth(target, -1, -stored_size_of(target.node)))
+        parts.quotas.check(growth)
     if target.node is not None:
         parts.release(parts.namespace.unlink(target, parts.clock_ms))
     parts.namespace.unlink(place, parts.clock_ms)
     parts.namespace.link(target, node, parts.clock_ms)
+    if isinstance(node, Directory):
+        parts.snapshots.rename(command.source, command.target)
+        parts.quotas.rename(command.source, command.target)
     return _reply(target)
 
 
 def copy(parts: StateParts, command: Copy) -> StatReply:
     """Copy by reference, O(extents of the subtree), which is bounded."""
-    place, node = _existing(parts, command.source)
+    node = parts.find(command.source)
     if isinstance(node, File):
         if command.source == command.target:
             raise InvalidArgument(f"{shown(command.source)} cannot be copied onto itself")
     elif not command.recursive:
         raise IsADirectory(f"{shown(command.source)} is a directory; cp -r copies it with all that is in it")
-    elif place.is_root or f"{command.target}/".startswith(command.source + "/"):
+    elif command.source == ROOT or f"{command.target}/".startswith(command.source + "/"):
         raise InvalidArgument(f"{shown(command.source)} cannot be copied into itself ({shown(command.target)})")
     target = parts.namespace.locate(command.target)
     _check_replaceable(target, node, command.overwrite)
     check_subtree(node, command.source)
-    replaced_size = target.node.size * target.node.replication if isinstance(target.node, File) else 0
-    if isinstance(node, File):
-        parts.require_room(0 if target.node else 1, node.size * node.replication - replaced_size)
-    else:
-        parts.require_room(node.file_count + node.directory_count + 1, node.stored_size)
+    replaced_size = stored_size_of(target.node) if target.node else 0
+    parts.require_room(count_nodes(node) - bool(target.node), stored_size_of(node) - replaced_size, target)
     for file in files_below(node):
-        for handle in extents.handles(file.extents):
-            parts.chunks.reference(handle, file.replication)
+        parts.reference(file)
     if isinstance(node, File) and target.node is not None:
         content = File(0, 0, parts.clock_ms, node.replication, node.size, node.extents)
         parts.release(parts.namespace.set_content(target, content))
@@ -134,7 +146,7 @@ def touch(parts: StateParts, command: Touch) -> StatReply:
     elif command.no_create:
         raise NotFound(f"{shown(command.path)} does not exist")
     else:
-        parts.require_room(1, 0)
+        parts.require_room(1, 0, place)
         file = File(0, 0, mtime_ms, parts.replication, 0, extents.EMPTY)
         parts.namespace.create_file(place, file, parts.clock_ms)
     return _reply(place)
@@ -152,10 +164,9 @@ def undelete(parts: StateParts, command: Undelete) -> StatReply:
     if place.node is not None:
         raise AlreadyExists(f"{shown(entry.path)} exists again; rename it, then undelete")
     node = entry.node
-    if isinstance(node, File):
-        parts.require_room(len(place.missing), node.size * node.replication)
-    else:
-        parts.require_room(len(place.missing), node.stored_size)  # its nodes count already, in the trash
+    missing = len(place.missing)
+    parts.quotas.check((Growth(place, missing + count_nodes(node), stored_size_of(node)),))
+    parts.require_total(missing, stored_size_of(node))  # its nodes count already, in the trash
     parts.trash.remove(trash_id)
     parts.namespace.link(place, node, parts.clock_ms)
     return _reply(place)

@@ -37,6 +37,8 @@ class Rights(enum.IntFlag):
 
     READ = 1
     WRITE = 2
+    APPEND = 4  # records to an open tail
+    SEAL = 8  # make and seal a tail; only masters hold such tokens
 
 
 @dataclass(frozen=True, slots=True)

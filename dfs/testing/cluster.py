@@ -25,6 +25,7 @@ from dfs.errors import DeadlineExceeded, DfsError
 from dfs.local.cluster import LocalCluster
 from dfs.net.parts import MasterStatus
 from dfs.testing.ports import free_ports
+from dfs.testing.replicas import StoredReplica, stored_in
 
 WAIT_S = 60.0  # patience on a busy test machine; nothing waits that long on a good day
 LOOPBACK = "127.0.0.1"
@@ -35,6 +36,7 @@ _FAST: Final = {  # the defaults are for machines rooms apart
     "heartbeat_interval": "300 ms",
     "dead_after": "3 s",
     "repair_after": "6 s",
+    "balance": "no",
     "client_timeout": "20 s",
 }
 
@@ -115,10 +117,10 @@ class ClusterUnderTest:
         """Return the whole log of a node."""
         return self.local.log_path(name).read_text(encoding="utf-8", errors="replace")
 
-    def chunk_files(self, name: str) -> list[Path]:
-        """Return the files of the replicas that a chunk server has published."""
+    def replicas(self, name: str) -> list[StoredReplica]:
+        """Return the replicas that lie on the disks of a chunk server, oldest first."""
         folders = self.config.chunk_server(name).data_dirs
-        return [path for folder in folders for path in sorted((folder / "chunks").glob("??/*"))]
+        return [replica for folder in folders for replica in stored_in(folder)]
 
     def start(self, name: str) -> None:
         """Start one node; does not wait until it is healthy."""

@@ -7,8 +7,10 @@ from a cluster: there is no concurrency to see and no failure that a test did no
 from __future__ import annotations
 
 import builtins
+import io
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -27,8 +29,9 @@ from dfs.errors import (
     NotFound,
 )
 from dfs.net.messages import DeleteReply, EmptyTrashReply, GetClusterStatusReply
-from dfs.net.parts import FileStatus, Kind, MasterStatus, ServerInfo, ServerStatus, SpaceStatus, TrashEntry
+from dfs.net.parts import FileStatus, Kind, MasterStatus, QuotaStatus, ServerInfo, ServerStatus, SpaceStatus, TrashEntry
 from dfs.testing.memory_inspection import MemoryInspection
+from dfs.testing.memory_packing import MemoryPacking
 
 START_MS = 1_700_000_000_000  # the first moment of a memory client's time; each change is a second later
 TRASH_KEEP_MS = 3 * 86_400_000
@@ -69,7 +72,15 @@ def healthy_status(space: SpaceStatus) -> GetClusterStatusReply:
     return GetClusterStatusReply(servers, space, 3, 64 << 20)
 
 
-class MemoryClient:
+class MemoryQuotas:
+    """The quotas of a memory client: there are none."""
+
+    def effective(self, path: str) -> Iterator[QuotaStatus]:
+        paths.normalise(path)
+        yield from ()
+
+
+class MemoryClient(MemoryPacking):
     """`faults` maps a path to the error that any call about it ends in; `down` is the error of every call."""
 
     def __init__(self) -> None:
@@ -81,6 +92,7 @@ class MemoryClient:
             for number in (1, 2, 3)
         ]
         self.status_reply: GetClusterStatusReply | None = None
+        self.quotas = MemoryQuotas()
         self.calls: list[str] = []
         self.inspection = MemoryInspection(self._files, self._servers, self._check)
         self._trash: list[_Trashed] = []
@@ -250,6 +262,12 @@ class MemoryClient:
             node.version += 1
             node.mtime_ms = self._tick()
             return self._status(path, node)
+
+    def appender(self, path: str, *, create: bool = True, identity: bytes | None = None) -> MemoryAppender:
+        path = paths.normalise(path)
+        if not create:
+            self.stat(path)
+        return MemoryAppender(self, path, identity or b"m" * 16)
 
     def get(
         self,
@@ -433,3 +451,26 @@ def _read_all(source: Path | BinaryIO, progress: Callable[[int], None] | None) -
     if progress is not None:
         progress(len(data))
     return data
+
+
+class MemoryAppender:
+    """Appends records to a file of a `MemoryClient`; each is there at once."""
+
+    def __init__(self, client: MemoryClient, path: str, identity: bytes) -> None:
+        self.path = path
+        self.identity = identity
+        self._client = client
+
+    def append(self, data: bytes) -> Future[int]:
+        outcome: Future[int] = Future()
+        try:
+            outcome.set_result(self._client.append(io.BytesIO(data), self.path).size - len(data))
+        except DfsError as error:
+            outcome.set_exception(error)
+        return outcome
+
+    def __enter__(self) -> MemoryAppender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing waits."""

@@ -44,7 +44,11 @@ CLUSTER = "memory"
 class MemoryChunkServer:
     """One chunk server. `intercept` gets each connection first, and says whether the real service may have it."""
 
-    def __init__(self, name: str, key: ClusterKey) -> None:
+    def __init__(self, name: str, key: ClusterKey, folder: Path | None = None) -> None:
+        """`folder`: for the tails of record append, which are files also here; None: it keeps none."""
+        self.tail_folders = [] if folder is None else [folder / "tails"]
+        if folder is not None:
+            folder.mkdir()
         self.name = name
         self.store = MemoryStore(new_server_id(), CAPACITY)
         self.intercept: Callable[[Channel], bool] | None = None
@@ -56,7 +60,13 @@ class MemoryChunkServer:
         """Listen again, at the address of the first start."""
         listener = Listener.bind(self.address or "127.0.0.1:0")
         self.address = listener.address
-        self._service = ChunkService(store=self.store, key=self._key, name=self.name, address=self.address)
+        self._service = ChunkService(
+            store=self.store,
+            key=self._key,
+            name=self.name,
+            address=self.address,
+            tail_folders=self.tail_folders,
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=serve_forever,
@@ -120,7 +130,9 @@ class MemoryCluster:
         self.group = MemoryGroup([master.name for master in self.config.masters])
         self.masters = [MemoryMaster(self.config, master.name, self.group, self.key) for master in self.config.masters]
         self.run(self._start_masters())
-        self.chunk_servers = [MemoryChunkServer(f"c{number}", self.key) for number in range(1, chunk_servers + 1)]
+        self.chunk_servers = [
+            MemoryChunkServer(f"c{number}", self.key, folder / f"c{number}") for number in range(1, chunk_servers + 1)
+        ]
         self.lead("m1")
 
     def _make_config(

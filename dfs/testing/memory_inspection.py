@@ -41,6 +41,7 @@ class MemoryInspection:
     reply: GetReportReply = field(default_factory=lambda: GetReportReply(NOW_MS, 600.0, RULES, ()))
     page_size: int = 2
     broken: DfsError | None = None  # how a survey ends after its first page
+    failure: DfsError | None = None  # what a report ends in
 
     def survey(self, path: str, *, with_tokens: bool = False, page_size: int = 0) -> Iterator[SurveyFilesReply]:
         self.check("survey with tokens" if with_tokens else "survey", path)
@@ -82,6 +83,8 @@ class MemoryInspection:
 
     def report(self) -> GetReportReply:
         self.check("report", "")
+        if self.failure is not None:
+            raise self.failure
         return self.reply
 
     def ping(self, addresses: Iterable[str], _timeout_s: float) -> list[NodeAnswer]:

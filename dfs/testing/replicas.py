@@ -5,12 +5,17 @@ Owns: these few motions, for any `ChunkStore` and for the files of a `FileStore`
 
 from __future__ import annotations
 
+import contextlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from dfs.checksum import block_checksums, crc32c
+from dfs.chunk.layout import data_length
 from dfs.chunk.replicas import ChunkStore, Replica
+from dfs.chunk.volume_records import RecordKind, VolumeName
+from dfs.chunk.volume_scan import read_volume
 from dfs.ids import ChunkHandle, id_text, new_chunk_handle
 
 DATA: Final = bytes(range(256)) * 700  # two blocks and a rest
@@ -33,12 +38,54 @@ def put(store: ChunkStore, data: bytes = DATA, handle: ChunkHandle | None = None
 def content(store: ChunkStore, handle: ChunkHandle) -> bytes:
     """Return all bytes of a replica, unverified."""
     with store.open(handle) as opened:
-        return os.pread(opened.fd, opened.tail.length, 0)
+        return os.pread(opened.fd, opened.tail.length, opened.start)
 
 
 def path_of(disk: Path, handle: ChunkHandle) -> Path:
     """Return where a data directory keeps the file of a replica."""
     return disk / "chunks" / id_text(handle)[:2] / id_text(handle)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReplica:
+    """Where the bytes [`start`, +`length`) of a replica lie on disk: in a file of their own or in a volume."""
+
+    handle: ChunkHandle
+    path: Path
+    start: int
+    length: int
+    published_ms: int
+
+    def data(self) -> bytes:
+        """Return all bytes, unverified."""
+        with self.path.open("rb") as file:
+            return os.pread(file.fileno(), self.length, self.start)
+
+    def damage(self, at: float = 0.0) -> None:
+        """Flip one bit of the data, `at` of [0, 1) of its length, behind the store's back."""
+        flip(self.path, self.start + int(at * self.length))
+
+
+def stored_in(disk: Path) -> list[StoredReplica]:
+    """Return what a data directory holds, oldest first. What goes meanwhile may be named or not."""
+    found = []
+    for path in (disk / "chunks").glob("??/*"):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            handle = ChunkHandle(bytes.fromhex(path.name))
+            found.append(StoredReplica(handle, path, 0, data_length(status.st_size), status.st_mtime_ns // 1_000_000))
+    for path in (disk / "volumes").glob("*.vol"):
+        name = VolumeName.parse(path.stem)
+        assert name is not None, path
+        with contextlib.suppress(FileNotFoundError):
+            scanned = read_volume(path, path.with_suffix(".idx"), name)
+            gone = {header.handle for header in scanned.headers if header.kind is RecordKind.TOMBSTONE}
+            found += [
+                StoredReplica(header.handle, path, header.start, header.length, header.moment_ms)
+                for header in scanned.headers
+                if header.kind is RecordKind.REPLICA and header.handle not in gone
+            ]
+    return sorted(found, key=lambda replica: replica.published_ms)
 
 
 def flip(path: Path, offset: int) -> None:

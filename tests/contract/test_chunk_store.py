@@ -13,25 +13,29 @@ from dfs.checksum import BLOCK_SIZE, block_checksums, crc32c
 from dfs.chunk.memstore import MemoryStore
 from dfs.chunk.replicas import ChunkStore, Space, checksums_of
 from dfs.chunk.store import FileStore
+from dfs.chunk.volumes import VOLUME_CHUNK_MAX
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DiskFull, InvalidArgument
 from dfs.ids import ServerId, new_chunk_handle
 from dfs.testing.replicas import content, put
 
 CAPACITY = 16 * 1024 * 1024
+WAYS = {"volumes": VOLUME_CHUNK_MAX, "files": 0}  # the largest chunk that shares a file
 SIZES = [1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 3 * BLOCK_SIZE + 17, 5 * 1024 * 1024]
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["volumes", "files", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ChunkStore]:
     """A store with room for `CAPACITY` bytes."""
     opened: ChunkStore
-    if request.param == "file":
+    if request.param != "memory":
 
         def probe(path: Path) -> Space:
             used = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             return Space(CAPACITY, CAPACITY - used)
 
-        opened = FileStore([tmp_path / "disk"], "test", disk_reserve=0, probe=probe)
+        opened = FileStore(
+            [tmp_path / "disk"], "test", disk_reserve=0, probe=probe, volume_chunk_max=WAYS[request.param]
+        )
     else:
         opened = MemoryStore(ServerId(bytes(16)), CAPACITY)
     yield opened
@@ -137,7 +141,7 @@ def test_deleted_replica_is_gone_but_a_present_reader_finishes(store: ChunkStore
     replica = put(store, b"data")
     with store.open(replica.handle) as opened:
         assert store.delete(replica.handle)
-        assert os.pread(opened.fd, 4, 0) == b"data"
+        assert os.pread(opened.fd, 4, opened.start) == b"data"
     assert store.replica(replica.handle) is None
     with pytest.raises(ChunkNotFound):
         store.open(replica.handle)

@@ -25,7 +25,7 @@ from dfs.errors import (
 )
 from dfs.ids import ChunkHandle
 from dfs.net.blocking import Channel
-from dfs.net.messages import Locate, LocateReply
+from dfs.net.messages import Locate, LocateReply, Message
 from dfs.net.parts import FileStatus
 from dfs.testing.memory_cluster import MemoryChunkServer, MemoryCluster
 from dfs.testing.replicas import put
@@ -60,6 +60,30 @@ def quick_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "READ_STALL_S", 0.3)
     monkeypatch.setattr(transfer, "WRITE_STALL_S", 0.5)
     monkeypatch.setattr(transfer, "FINISH_TIMEOUT_S", 0.5)
+
+
+def test_small_puts_in_a_row_cost_one_commit_and_one_message_to_a_chunk_server_each(
+    shared: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    send = Channel.send
+
+    def noted(channel: Channel, message: Message, *arguments: object, **options: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            sent.append(type(message).__name__)
+        send(channel, message, *arguments, **options)  # type: ignore[arg-type]
+
+    with shared.client() as client:
+        client.put(io.BytesIO(b"first"), "/row/first", parents=True)
+        client.put(io.BytesIO(b"second"), "/row/second")
+        monkeypatch.setattr(Channel, "send", noted)
+        for number in range(100):
+            client.put(io.BytesIO(b"%d" % number), f"/row/{number}")
+        monkeypatch.undo()
+        assert all(fetched(client, f"/row/{number}") == b"%d" % number for number in range(0, 100, 9))
+    assert (sent.count("CommitFile"), sent.count("StoreChunk")) == (100, 100)
+    assert sent.count("Allocate") < 8
+    assert len(sent) == 200 + sent.count("Allocate")
 
 
 def content(size: int) -> bytes:

@@ -10,6 +10,7 @@ import pytest
 
 from dfs.errors import DeadlineExceeded, DfsError, NoQuorum, NotFound
 from dfs.testing.chaos.history import History
+from dfs.testing.chaos.report import report
 from dfs.testing.chaos.schedule import TAKES_THE_QUORUM, TOUCHES_MASTERS, Fault, FaultKind, plan_faults
 from dfs.testing.chaos.verdict import Verdict, judge
 from dfs.testing.chaos.workloads import EDITION_SIZES, edition_bytes, edition_of
@@ -102,3 +103,13 @@ def test_errors_tell_whether_the_change_may_have_happened() -> None:
     assert NoQuorum("x", may_have_happened="yes").may_have_happened
     assert not NoQuorum("x").may_have_happened
     assert not DfsError("x").may_have_happened
+
+
+def test_the_report_sums_the_runs_and_hides_no_failure() -> None:
+    clean = Verdict(1, 30.0, {"put done": 5, "put failed (no_quorum)": 1}, {"kill_leader": 2}, [], [], [0.5, 0.7])
+    broken = Verdict(2, 30.0, {"put done": 3, "put unknown": 1}, {"kill_leader": 1}, ["book1: no order"], [], [2.0])
+    page = report([clean, broken], "abc", "1000 seeds")
+    for words in ("| calls judged | 9 |", "| kill leader | 3 |", "median 0.70 s", "max 2.00 s", "book1: no order"):
+        assert words in page
+    assert "| promises found broken | 1 |" in page
+    assert "Found broken" not in report([clean], "abc", "")

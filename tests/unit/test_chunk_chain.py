@@ -6,7 +6,6 @@ The servers are real ones in this process, over loopback.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,11 +17,9 @@ from dfs.checksum import BLOCK_SIZE, block_checksums, crc32c
 from dfs.chunk import chain as chain_module
 from dfs.chunk import streams as streams_module
 from dfs.chunk.chain import WRITE_PIECE_SIZE_MAX
-from dfs.chunk.disk import measure_space
 from dfs.chunk.peers import PeerConnections
-from dfs.chunk.replicas import Replica, Space
-from dfs.chunk.service import ChunkService
-from dfs.chunk.store import FileReplicaWriter, FileStore
+from dfs.chunk.replicas import Replica
+from dfs.chunk.store import FileReplicaWriter
 from dfs.clock import Deadline
 from dfs.errors import (
     ChainBroken,
@@ -40,25 +37,23 @@ from dfs.errors import (
     TokenInvalid,
 )
 from dfs.ids import ChunkHandle, new_chunk_handle
-from dfs.net.auth import ClusterKey, Rights, sign_token
+from dfs.net.auth import Rights
 from dfs.net.blocking import Channel, expect
-from dfs.net.listener import Listener, ServeLimits, serve_forever
+from dfs.net.listener import Listener
 from dfs.net.messages import (
     ErrorReply,
     FinishChunk,
     Message,
     Ping,
     Pong,
-    ReadChunk,
-    ReadChunkReply,
     VerifyReplica,
     VerifyReplicaReply,
     WriteChunk,
     WriteChunkReply,
     WriteData,
 )
+from dfs.testing.chunk_server import KEY, LoopbackChunkServer, read, refusal, soon, token
 
-KEY = ClusterKey.from_secret(b"0" * 64, "test")
 PIECE = 1024 * 1024
 SIZES = [1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 5 * PIECE + 12_345]
 
@@ -69,69 +64,27 @@ def wait_until(condition: Callable[[], bool], deadline: Deadline) -> None:
         time.sleep(0.005)
 
 
-class Server:
-    """A chunk server on one temporary directory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.free: int | None = None
-        self.store = FileStore([path], "test", disk_reserve=0, fsync=False, probe=self._probe)
-        self.listener = Listener.bind("127.0.0.1:0")
-        self.address = self.listener.address
-        self.service = ChunkService(store=self.store, key=KEY, name=path.name, address=self.address)
-        self.connections = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _probe(self, path: Path) -> Space:
-        return measure_space(path) if self.free is None else Space(10**9, self.free)
-
-    def _serve(self) -> None:
-        serve_forever(self.listener, KEY, self._handle, ServeLimits(drain_s=0.0), self._stop)
-
-    def _handle(self, channel: Channel) -> None:
-        self.connections += 1
-        self.service.handle(channel)
-
-    def close(self) -> None:
-        self._stop.set()
-        self.listener.close()
-        self._thread.join(20)
-        self.service.close()
-        self.store.close()
-
-    def temporaries(self) -> list[str]:
-        return [path.name for path in (self.path / "tmp").iterdir()]
-
-
 @pytest.fixture
-def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Server]]:
+def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LoopbackChunkServer]]:
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # power cuts are not in question here
     with ExitStack() as stack:
         made = []
         for name in ("a", "b", "c"):
-            made.append(Server(tmp_path / name))
+            made.append(LoopbackChunkServer(tmp_path / name))
             stack.callback(made[-1].close)
         yield made
 
 
 @pytest.fixture
-def channel(servers: list[Server]) -> Iterator[Channel]:
+def channel(servers: list[LoopbackChunkServer]) -> Iterator[Channel]:
     """A client's connection to the first server."""
     with Channel.connect(servers[0].address, KEY, soon(), bulk=True) as connected:
         yield connected
 
 
-def soon(seconds: float = 20.0) -> Deadline:
-    return Deadline.after(seconds)
-
-
-def token(handle: ChunkHandle, rights: Rights, lifetime_s: float = 60.0) -> bytes:
-    return sign_token(KEY, handle, rights, int((time.time() + lifetime_s) * 1000))
-
-
-def open_chunk(channel: Channel, servers: list[Server], handle: ChunkHandle, deadline: Deadline | None = None) -> None:
+def open_chunk(
+    channel: Channel, servers: list[LoopbackChunkServer], handle: ChunkHandle, deadline: Deadline | None = None
+) -> None:
     chain = tuple(server.address for server in servers[1:])
     channel.send(WriteChunk(handle, token(handle, Rights.WRITE), chain), deadline or soon(), request_id=7)
 
@@ -147,7 +100,9 @@ def finish(channel: Channel, data: bytes, deadline: Deadline | None = None) -> t
     return expect(received.message, WriteChunkReply).servers
 
 
-def write(channel: Channel, servers: list[Server], data: bytes, handle: ChunkHandle | None = None) -> ChunkHandle:
+def write(
+    channel: Channel, servers: list[LoopbackChunkServer], data: bytes, handle: ChunkHandle | None = None
+) -> ChunkHandle:
     handle = handle or new_chunk_handle()
     open_chunk(channel, servers, handle)
     for start in range(0, len(data), PIECE):
@@ -156,31 +111,13 @@ def write(channel: Channel, servers: list[Server], data: bytes, handle: ChunkHan
     return handle
 
 
-def read(
-    channel: Channel, handle: ChunkHandle, offset: int, length: int, rights: bytes | None = None
-) -> tuple[ReadChunkReply, bytes]:
-    request = ReadChunk(handle, rights or token(handle, Rights.READ), offset, length)
-    channel.send(request, soon(), request_id=3)
-    received = channel.receive(soon())
-    reply = expect(received.message, ReadChunkReply)
-    data = bytearray(received.payload_size)
-    channel.receive_into(memoryview(data), soon())
-    return reply, bytes(data)
-
-
-def refusal(channel: Channel) -> DfsError:
-    received = channel.receive(soon())
-    assert isinstance(received.message, ErrorReply), received
-    return received.message.error()
-
-
 def assert_usable(channel: Channel) -> None:
     reply: Message = channel.call(Ping(), soon())
     assert isinstance(reply, Pong)
     assert (reply.node, reply.role) == ("a", "chunk")
 
 
-def assert_nothing_left(servers: list[Server], handle: ChunkHandle) -> None:
+def assert_nothing_left(servers: list[LoopbackChunkServer], handle: ChunkHandle) -> None:
     wait_until(lambda: not any(server.temporaries() for server in servers), soon())
     wait_until(lambda: all(server.store.replica(handle) is None for server in servers), soon())
 
@@ -190,7 +127,7 @@ def assert_nothing_left(servers: list[Server], handle: ChunkHandle) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_chunk_is_on_all_three_servers_when_it_is_acknowledged(
-    servers: list[Server], channel: Channel, size: int
+    servers: list[LoopbackChunkServer], channel: Channel, size: int
 ) -> None:
     data = os.urandom(size)
     handle = write(channel, servers, data)
@@ -204,12 +141,14 @@ def test_chunk_is_on_all_three_servers_when_it_is_acknowledged(
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_chains_of_any_length_work(servers: list[Server], channel: Channel, count: int) -> None:
+def test_chains_of_any_length_work(servers: list[LoopbackChunkServer], channel: Channel, count: int) -> None:
     handle = write(channel, servers[:count], os.urandom(100_000))
     assert [server.store.replica(handle) is not None for server in servers] == [n < count for n in range(3)]
 
 
-def test_pieces_of_the_largest_size_and_mixed_sizes_make_one_chunk(servers: list[Server], channel: Channel) -> None:
+def test_pieces_of_the_largest_size_and_mixed_sizes_make_one_chunk(
+    servers: list[LoopbackChunkServer], channel: Channel
+) -> None:
     data = os.urandom(WRITE_PIECE_SIZE_MAX + 3 * BLOCK_SIZE + 5)
     handle = new_chunk_handle()
     open_chunk(channel, servers, handle)
@@ -220,13 +159,15 @@ def test_pieces_of_the_largest_size_and_mixed_sizes_make_one_chunk(servers: list
     assert read(channel, handle, 0, len(data))[1] == data
 
 
-def test_connections_are_used_again_all_along_the_chain(servers: list[Server], channel: Channel) -> None:
+def test_connections_are_used_again_all_along_the_chain(servers: list[LoopbackChunkServer], channel: Channel) -> None:
     for _ in range(20):
         write(channel, servers, os.urandom(1000))
     assert [server.connections for server in servers] == [1, 1, 1]
 
 
-def test_idle_connections_to_peers_grow_old_and_are_made_anew(servers: list[Server], channel: Channel) -> None:
+def test_idle_connections_to_peers_grow_old_and_are_made_anew(
+    servers: list[LoopbackChunkServer], channel: Channel
+) -> None:
     peers = PeerConnections(KEY)
     first = peers.take(servers[1].address, soon())
     peers.give(first)
@@ -243,7 +184,7 @@ def test_idle_connections_to_peers_grow_old_and_are_made_anew(servers: list[Serv
     peers.close()
 
 
-def test_small_chunk_sent_in_one_go_is_answered_once(servers: list[Server], channel: Channel) -> None:
+def test_small_chunk_sent_in_one_go_is_answered_once(servers: list[LoopbackChunkServer], channel: Channel) -> None:
     handles = [new_chunk_handle() for _ in range(5)]
     for handle in handles:  # five whole chunks under way before the first answer is read
         open_chunk(channel, servers, handle)
@@ -255,11 +196,11 @@ def test_small_chunk_sent_in_one_go_is_answered_once(servers: list[Server], chan
 
 
 def test_chain_survives_the_restart_of_a_peer_between_chunks(
-    servers: list[Server], channel: Channel, tmp_path: Path
+    servers: list[LoopbackChunkServer], channel: Channel, tmp_path: Path
 ) -> None:
     write(channel, servers, b"before")
     servers[1].close()
-    again = Server(tmp_path / "b")
+    again = LoopbackChunkServer(tmp_path / "b")
     try:
         write(channel, [servers[0], again, servers[2]], b"after")
         assert len(again.store.handles()) == 2
@@ -267,7 +208,7 @@ def test_chain_survives_the_restart_of_a_peer_between_chunks(
         again.close()
 
 
-def test_any_aligned_range_is_read(servers: list[Server], channel: Channel) -> None:
+def test_any_aligned_range_is_read(servers: list[LoopbackChunkServer], channel: Channel) -> None:
     data = os.urandom(5 * BLOCK_SIZE + 77)
     handle = write(channel, servers, data)
     block = BLOCK_SIZE
@@ -281,7 +222,7 @@ def test_any_aligned_range_is_read(servers: list[Server], channel: Channel) -> N
 # --- what is refused ------------------------------------------------------------------------------------
 
 
-def test_reads_need_a_valid_token_and_an_aligned_range(servers: list[Server], channel: Channel) -> None:
+def test_reads_need_a_valid_token_and_an_aligned_range(servers: list[LoopbackChunkServer], channel: Channel) -> None:
     handle = write(channel, servers, os.urandom(2 * BLOCK_SIZE + 1))
     other = token(new_chunk_handle(), Rights.READ)
     for rights in (b"", other, token(handle, Rights.WRITE), bytes(26)):
@@ -298,7 +239,9 @@ def test_reads_need_a_valid_token_and_an_aligned_range(servers: list[Server], ch
     assert_usable(channel)
 
 
-def test_write_without_right_is_refused_and_the_connection_lives_on(servers: list[Server], channel: Channel) -> None:
+def test_write_without_right_is_refused_and_the_connection_lives_on(
+    servers: list[LoopbackChunkServer], channel: Channel
+) -> None:
     handle = new_chunk_handle()
     channel.send(WriteChunk(handle, token(handle, Rights.READ), ()), soon())
     send_piece(channel, b"data")
@@ -308,7 +251,9 @@ def test_write_without_right_is_refused_and_the_connection_lives_on(servers: lis
     assert_nothing_left(servers, handle)
 
 
-def test_writer_that_stops_after_a_refusal_can_go_on_at_once(servers: list[Server], channel: Channel) -> None:
+def test_writer_that_stops_after_a_refusal_can_go_on_at_once(
+    servers: list[LoopbackChunkServer], channel: Channel
+) -> None:
     first = write(channel, servers, b"first")
     open_chunk(channel, servers, first)  # exists
     assert isinstance(refusal(channel), ChunkExists)
@@ -316,7 +261,9 @@ def test_writer_that_stops_after_a_refusal_can_go_on_at_once(servers: list[Serve
     assert_usable(channel)
 
 
-def test_handle_that_exists_further_down_is_refused_as_such(servers: list[Server], channel: Channel) -> None:
+def test_handle_that_exists_further_down_is_refused_as_such(
+    servers: list[LoopbackChunkServer], channel: Channel
+) -> None:
     handle = new_chunk_handle()
     with Channel.connect(servers[2].address, KEY, soon()) as direct:
         write(direct, servers[2:], b"there", handle)
@@ -328,7 +275,7 @@ def test_handle_that_exists_further_down_is_refused_as_such(servers: list[Server
     assert servers[2].store.verify(handle)
 
 
-def test_empty_chunk_and_wrong_sums_are_refused(servers: list[Server], channel: Channel) -> None:
+def test_empty_chunk_and_wrong_sums_are_refused(servers: list[LoopbackChunkServer], channel: Channel) -> None:
     for data, length, crc, expected in [
         (b"", 0, 0, InvalidArgument),
         (b"abc", 4, crc32c(b"abc"), InvalidArgument),
@@ -344,7 +291,7 @@ def test_empty_chunk_and_wrong_sums_are_refused(servers: list[Server], channel: 
         assert_usable(channel)
 
 
-def test_misshapen_pieces_are_refused(servers: list[Server], channel: Channel) -> None:
+def test_misshapen_pieces_are_refused(servers: list[LoopbackChunkServer], channel: Channel) -> None:
     big = bytes(WRITE_PIECE_SIZE_MAX + BLOCK_SIZE)
     for payload, checksums, expected in [
         (big, block_checksums(big), LimitExceeded),
@@ -359,7 +306,9 @@ def test_misshapen_pieces_are_refused(servers: list[Server], channel: Channel) -
         assert_usable(channel)
 
 
-def test_chain_that_visits_a_server_twice_or_is_too_long_is_refused(servers: list[Server], channel: Channel) -> None:
+def test_chain_that_visits_a_server_twice_or_is_too_long_is_refused(
+    servers: list[LoopbackChunkServer], channel: Channel
+) -> None:
     handle = new_chunk_handle()
     first = servers[0].address
     for chain, expected in [((first,), InvalidArgument), (tuple(f"10.0.0.{n}:1" for n in range(16)), LimitExceeded)]:
@@ -368,7 +317,7 @@ def test_chain_that_visits_a_server_twice_or_is_too_long_is_refused(servers: lis
     assert_usable(channel)
 
 
-def test_foreign_messages_are_answered_with_an_error(servers: list[Server], channel: Channel) -> None:
+def test_foreign_messages_are_answered_with_an_error(servers: list[LoopbackChunkServer], channel: Channel) -> None:
     with pytest.raises(ProtocolError):
         channel.call(FinishChunk(1, 2), soon())
     assert_usable(channel)
@@ -377,7 +326,7 @@ def test_foreign_messages_are_answered_with_an_error(servers: list[Server], chan
 # --- what breaks ------------------------------------------------------------------------------------------
 
 
-def test_corrupt_piece_is_refused_and_nothing_is_left(servers: list[Server], channel: Channel) -> None:
+def test_corrupt_piece_is_refused_and_nothing_is_left(servers: list[LoopbackChunkServer], channel: Channel) -> None:
     data = bytearray(os.urandom(2 * PIECE))
     checksums = block_checksums(bytes(data[PIECE:]))
     data[PIECE + 70_000] ^= 4
@@ -392,7 +341,9 @@ def test_corrupt_piece_is_refused_and_nothing_is_left(servers: list[Server], cha
 
 
 @pytest.mark.parametrize("dead", [1, 2])
-def test_dead_server_is_named_and_nothing_is_left(servers: list[Server], channel: Channel, dead: int) -> None:
+def test_dead_server_is_named_and_nothing_is_left(
+    servers: list[LoopbackChunkServer], channel: Channel, dead: int
+) -> None:
     servers[dead].close()
     handle = new_chunk_handle()
     open_chunk(channel, servers, handle)
@@ -406,7 +357,9 @@ def test_dead_server_is_named_and_nothing_is_left(servers: list[Server], channel
 
 
 @pytest.mark.parametrize("dead", [1, 2])
-def test_server_that_dies_in_the_middle_is_named(servers: list[Server], channel: Channel, dead: int) -> None:
+def test_server_that_dies_in_the_middle_is_named(
+    servers: list[LoopbackChunkServer], channel: Channel, dead: int
+) -> None:
     handle = new_chunk_handle()
     data = os.urandom(PIECE)
     open_chunk(channel, servers, handle)
@@ -425,7 +378,7 @@ def test_server_that_dies_in_the_middle_is_named(servers: list[Server], channel:
 
 
 @pytest.mark.parametrize("full", [0, 1, 2])
-def test_full_disk_is_blamed_on_its_server(servers: list[Server], channel: Channel, full: int) -> None:
+def test_full_disk_is_blamed_on_its_server(servers: list[LoopbackChunkServer], channel: Channel, full: int) -> None:
     servers[full].free = 100
     handle = new_chunk_handle()
     open_chunk(channel, servers, handle)
@@ -439,19 +392,19 @@ def test_full_disk_is_blamed_on_its_server(servers: list[Server], channel: Chann
 
 
 @pytest.mark.parametrize("sent", [0, 1, 3])
-def test_writer_that_vanishes_leaves_nothing_anywhere(servers: list[Server], sent: int) -> None:
+def test_writer_that_vanishes_leaves_nothing_anywhere(servers: list[LoopbackChunkServer], sent: int) -> None:
     handle = new_chunk_handle()
     channel = Channel.connect(servers[0].address, KEY, soon(), bulk=True)
     open_chunk(channel, servers, handle)
     for _ in range(sent):
         send_piece(channel, bytes(PIECE))
-    wait_until(lambda: bool(servers[2].temporaries()), soon())
+    wait_until(lambda: servers[2].service.active_streams == 1, soon())
     channel.close()
     assert_nothing_left(servers, handle)
 
 
 def test_silent_server_is_named_by_its_neighbour_before_the_writer_gives_up(
-    servers: list[Server], channel: Channel
+    servers: list[LoopbackChunkServer], channel: Channel
 ) -> None:
     silent = Listener.bind("127.0.0.1:0")  # accepts, and never greets
     try:
@@ -470,7 +423,7 @@ def test_silent_server_is_named_by_its_neighbour_before_the_writer_gives_up(
 
 
 def test_server_that_was_slow_itself_does_not_blame_the_next_one(
-    servers: list[Server], channel: Channel, monkeypatch: pytest.MonkeyPatch
+    servers: list[LoopbackChunkServer], channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patience = soon(0.9)  # the first waits two thirds of it for the rest, and is slower than that itself
     publish = FileReplicaWriter.publish
@@ -489,7 +442,7 @@ def test_server_that_was_slow_itself_does_not_blame_the_next_one(
 
 
 def test_writer_that_stalls_is_dropped(
-    servers: list[Server], channel: Channel, monkeypatch: pytest.MonkeyPatch
+    servers: list[LoopbackChunkServer], channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chain_module, "STALL_MAX_S", 0.2)
     handle = new_chunk_handle()
@@ -499,7 +452,7 @@ def test_writer_that_stalls_is_dropped(
     assert_nothing_left(servers, handle)
 
 
-def test_writer_may_pause_for_longer_than_it_waits_itself(servers: list[Server], channel: Channel) -> None:
+def test_writer_may_pause_for_longer_than_it_waits_itself(servers: list[LoopbackChunkServer], channel: Channel) -> None:
     handle = new_chunk_handle()
     data = os.urandom(2 * BLOCK_SIZE)
     open_chunk(channel, servers, handle)
@@ -510,7 +463,7 @@ def test_writer_may_pause_for_longer_than_it_waits_itself(servers: list[Server],
 
 
 def test_streams_are_bounded_and_refused_ones_are_told(
-    servers: list[Server], channel: Channel, monkeypatch: pytest.MonkeyPatch
+    servers: list[LoopbackChunkServer], channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams_module, "STREAM_WAIT_S", 0.01)
     monkeypatch.setattr(servers[0].service, "_writes", streams_module.Streams("chunk writes", 1, BLOCK_SIZE))
@@ -530,9 +483,9 @@ def test_streams_are_bounded_and_refused_ones_are_told(
 
 
 def test_damaged_replica_is_found_on_a_readers_word_and_never_served_again(
-    servers: list[Server], channel: Channel
+    servers: list[LoopbackChunkServer], channel: Channel
 ) -> None:
-    handle = write(channel, servers, os.urandom(3 * BLOCK_SIZE))
+    handle = write(channel, servers, os.urandom(5 * BLOCK_SIZE))  # a file of its own
     verify = VerifyReplica(handle, token(handle, Rights.READ))
     assert channel.expect(channel.call(verify, soon()), VerifyReplicaReply).is_good
     path = servers[0].path / "chunks" / handle.hex()[:2] / handle.hex()
@@ -545,11 +498,11 @@ def test_damaged_replica_is_found_on_a_readers_word_and_never_served_again(
     assert servers[0].store.changes.batch(10).removed == (handle,)
 
 
-def test_replica_that_was_cut_off_under_way_is_taken_out(servers: list[Server], channel: Channel) -> None:
-    handle = write(channel, servers, os.urandom(3 * BLOCK_SIZE))
+def test_replica_that_was_cut_off_under_way_is_taken_out(servers: list[LoopbackChunkServer], channel: Channel) -> None:
+    handle = write(channel, servers, os.urandom(5 * BLOCK_SIZE))  # a file of its own
     read(channel, handle, 0, BLOCK_SIZE)  # now it is held open
     os.truncate(servers[0].path / "chunks" / handle.hex()[:2] / handle.hex(), BLOCK_SIZE)
     with pytest.raises(ConnectionFailed):
-        read(channel, handle, 0, 3 * BLOCK_SIZE)
+        read(channel, handle, 0, 5 * BLOCK_SIZE)
     wait_until(lambda: servers[0].store.replica(handle) is None, soon())
     assert servers[0].store.changes.batch(10).removed == (handle,)

@@ -16,6 +16,7 @@ from dfs.chunk.descriptors import DescriptorCache
 from dfs.chunk.replicas import Replica
 from dfs.chunk.store import FileStore
 from dfs.chunk.streams import Streams
+from dfs.chunk.volumes import VOLUME_CHUNK_MAX
 from dfs.errors import ChunkExists
 from dfs.ids import id_text, new_chunk_handle
 from dfs.testing.replicas import DATA, flip, path_of, put, quarantined
@@ -26,7 +27,7 @@ WAIT_S = 10.0
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileStore]:
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # power cuts are not in question here
-    opened = FileStore([tmp_path / "disk"], "test", disk_reserve=0, fsync=False)
+    opened = FileStore([tmp_path / "disk"], "test", disk_reserve=0, fsync=False, volume_chunk_max=0)
     yield opened
     opened.close()
 
@@ -148,7 +149,7 @@ def test_folder_among_the_temporaries_does_not_cost_the_disk(store: FileStore, t
     handle = put(store).handle
     store.close()
     (tmp_path / "disk" / "tmp" / "strange").mkdir()
-    again = FileStore([tmp_path / "disk"], "test", disk_reserve=0, fsync=False)
+    again = FileStore([tmp_path / "disk"], "test", disk_reserve=0, fsync=False, volume_chunk_max=0)
     try:
         assert again.handles() == [handle]
         assert list((tmp_path / "disk" / "tmp").iterdir()) == []
@@ -179,13 +180,15 @@ def test_chunks_are_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         store = FileStore([tmp_path / "disk"], "test", disk_reserve=0)
-        handle = put(store).handle
+        put(store)
+        put(store, bytes(VOLUME_CHUNK_MAX + 1))
         store.close()
     finally:
         os.umask(before)
-    file = path_of(tmp_path / "disk", handle)
-    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (file, file.parent, tmp_path / "disk")}
-    assert modes == {file: 0o600, file.parent: 0o700, tmp_path / "disk": 0o700}
+    paths = [tmp_path / "disk", *(tmp_path / "disk").rglob("*")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths if path.is_file()} == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths if path.is_dir()} == {0o700}
+    assert {"chunks", "volumes"} <= {path.parent.name[:7] if path.is_file() else path.name for path in paths}
 
 
 def test_turn_is_given_back_when_there_is_no_memory_for_its_buffer() -> None:

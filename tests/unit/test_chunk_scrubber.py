@@ -61,7 +61,7 @@ def disk(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileStore]:
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # power cuts are not in question here
-    opened = FileStore([disk], "test", disk_reserve=0, fsync=False)
+    opened = FileStore([disk], "test", disk_reserve=0, fsync=False, volume_chunk_max=0)
     yield opened
     opened.close()
 

@@ -12,6 +12,7 @@ import pytest
 from click.testing import Result
 
 from dfs.cli.progress import Progress
+from dfs.client.repacking import RepackReport
 from dfs.errors import DiskFull, NoQuorum
 from dfs.testing.memory_client import MemoryClient
 
@@ -251,6 +252,16 @@ def test_append_adds_whole_files_in_order(client: MemoryClient, run: Run, tmp_pa
     assert run("append", "one").exit_code == 2
 
 
+def test_append_lines_makes_each_line_a_record(client: MemoryClient, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"1\n2\n")
+    assert run("append", "--lines", "one", "-", "/log", stdin=b"3\nwithout end").exit_code == 0
+    assert b"".join(client.read("/log")) == b"1\n2\n3\nwithout end"
+    assert client.stat("/log").version >= 4, "each line was appended by itself"
+    assert run("append", "-l", "-c", "one", "/absent").exit_code == 3
+    assert run("append", "-l", "-", "/empty", stdin=b"").exit_code == 0
+    assert client.stat("/empty").size == 0
+
+
 def test_cat_prints_bytes_unchanged(client: MemoryClient, run: Run) -> None:
     blob = bytes(range(256)) * 1000
     client.put(io.BytesIO(blob), "/a")
@@ -359,3 +370,14 @@ def test_an_empty_local_path_is_never_the_current_folder(client: MemoryClient, r
     for line in (("put", "-r", "", "/"), ("put", "", "/"), ("get", "/x", "")):
         result = run(*line)
         assert (result.exit_code, "is empty" in result.stderr) == (2, True)
+
+
+def test_repack_says_what_it_moved(client: MemoryClient, run: Run) -> None:
+    client.make_directory("/thin")
+    assert "nothing to do" in run("admin", "repack", "/thin").stdout
+    client.repacked = RepackReport(17, 2048, 3, 1)
+    told = run("admin", "repack", "/thin").stdout
+    assert told == "moved 17 files (2.0 KiB) out of 3 half-empty chunks; 1 changed meanwhile and were left\n"
+    facts = {"file_count": 17, "size": 2048, "chunk_count": 3, "conflict_count": 1}
+    assert json.loads(run("admin", "repack", "/thin", "--json").stdout) == facts
+    assert run("admin", "repack", "/none").exit_code == 3

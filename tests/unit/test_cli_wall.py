@@ -121,7 +121,7 @@ def test_unknown_verbs_get_a_suggestion(run: Run) -> None:
     assert result.exit_code == 2
     assert result.stderr == "dfs: there is no verb 'mkdri'; did you mean mkdir?\n"
     assert "copyFromLocal" in run("copyfromlocal").stderr
-    assert run("frobnicate").stderr == "dfs: there is no verb 'frobnicate'; see `dfs --help`\n"
+    assert run("xyzzy").stderr == "dfs: there is no verb 'xyzzy'; see `dfs --help`\n"
 
 
 def test_bad_options_are_usage_errors_that_point_to_help(run: Run) -> None:

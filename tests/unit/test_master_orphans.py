@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from dfs.errors import Conflict
+from dfs.errors import Conflict, InvalidArgument, NotEnoughServers
 from dfs.ids import ChunkHandle, allocated_ms, new_chunk_handle
 from dfs.master import parts as limits
 from dfs.master.duties import OptionsDuty
 from dfs.master.reports import REPORT_EVERY_S
 from dfs.master.state import MasterState
 from dfs.net.messages import Allocate, AllocateReply, CommitFile, Delete, EmptyTrash, MakeDirectory, Touch, Undelete
-from dfs.net.parts import NewChunk, NewExtent
+from dfs.net.parts import AllocatedChunk, NewChunk, NewExtent
 from dfs.testing.masters import MasterTrio, PretendServer
 
 GRACE_S = 1000.0
@@ -103,6 +103,37 @@ def test_a_deposed_leader_orders_nothing_away_that_the_new_one_may_have_committe
         assert await ordered_away(server) == {handle}, "a command has brought the time along"
 
     run(test())
+
+
+def test_a_deposed_leader_may_allocate_because_the_true_one_judges_the_commit() -> None:
+    async def test() -> None:
+        trio, server = await started()
+        depose_unnoticed(trio)
+        late, good = await allocate_at(trio, "m1"), await allocate_at(trio, "m1")
+        assert late.handle != good.handle
+        stranger = PretendServer(trio, 9)
+        refused = await trio.refused(commit_of(trio, stranger, late.handle))
+        assert isinstance(refused, InvalidArgument), "a server that is not registered with the true leader"
+        await trio.ask(commit_of(trio, server, good.handle))  # the bytes are where it says: nothing is wrong with it
+        await trio.ask(Delete(trio.call(), "/f", skip_trash=True))
+        trio.clock.advance(GRACE_S + 1)
+        await bring_options(trio)
+        assert isinstance(await trio.refused(commit_of(trio, server, late.handle)), Conflict)
+        assert isinstance(await trio.refused(Allocate(1), to="m1"), NotEnoughServers), "it hears nobody any more"
+
+    run(test())
+
+
+def depose_unnoticed(trio: MasterTrio) -> None:
+    """Let m2 lead while m1, cut off, has not noticed yet."""
+    trio.group._cut_off.add("m1")
+    trio.group.leader = None
+    trio.group.elect("m2")
+    assert trio.logs["m1"].is_leader
+
+
+async def allocate_at(trio: MasterTrio, name: str) -> AllocatedChunk:
+    return (await trio.expect(AllocateReply, Allocate(1), to=name)).chunks[0]
 
 
 def test_a_longer_grace_does_not_bring_back_what_was_given_up() -> None:

@@ -7,8 +7,12 @@ Sizes are bytes, times are milliseconds since 1970.
 
 from __future__ import annotations
 
+from typing import Final
+
 from dfs.ids import ChunkHandle, ServerId
 from dfs.net.messages.base import Message, message
+
+STORE_SIZE_MAX: Final = 256 * 1024  # bytes of a chunk that goes in one StoreChunk; a larger one gains nothing by it
 
 
 @message(0x0400)
@@ -77,3 +81,16 @@ class VerifyReplica(Message, frozen=True, array_like=True):
 @message(0x0407)
 class VerifyReplicaReply(Message, frozen=True, array_like=True):
     is_good: bool
+
+
+@message(0x0420)
+class StoreChunk(Message, frozen=True, array_like=True):
+    """Store a small chunk here and along `chain`, in one message: its bytes (1 to STORE_SIZE_MAX) are the payload.
+
+    Means the same as WriteChunk, one WriteData and FinishChunk. Reply: WriteChunkReply."""
+
+    handle: ChunkHandle
+    token: bytes
+    chain: tuple[str, ...]  # addresses of the servers after this one
+    checksums: bytes  # list as in dfs.checksum
+    crc: int  # of all bytes

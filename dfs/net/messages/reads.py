@@ -13,7 +13,9 @@ from dfs.net.parts import (
     AllocatedChunk,
     CheckpointStatus,
     FileStatus,
+    HealingStatus,
     LocatedExtent,
+    LocatedTail,
     MasterStatus,
     ServerInfo,
     ServerStatus,
@@ -50,6 +52,7 @@ class GetClusterStatusReply(Message, frozen=True, array_like=True):
     space: SpaceStatus
     replication: int  # the cluster's default
     chunk_size: int
+    healing: HealingStatus = HealingStatus()
 
 
 @message(0x0105)
@@ -108,6 +111,7 @@ class Stat(Message, frozen=True, array_like=True):
 @message(0x0111)
 class StatReply(Message, frozen=True, array_like=True):
     status: FileStatus
+    is_open: bool = False  # the file has an open tail: what was appended to it lately is not in `status.size` yet
 
 
 @message(0x0112)
@@ -146,6 +150,7 @@ class LocateReply(Message, frozen=True, array_like=True):
     extents: tuple[LocatedExtent, ...]
     servers: tuple[ServerInfo, ...]
     has_more: bool
+    tail: tuple[LocatedTail, ...] = ()  # the open tail, if there is one, in every page; it follows the last extent
 
 
 @message(0x0116)
@@ -164,6 +169,7 @@ class AllocateReply(Message, frozen=True, array_like=True):
     chunk_size: int
     replication: int  # the goal; a chain may be shorter when servers are few
     commit_within_s: int  # uncommitted chunks are garbage after that
+    write_within_s: int = 0  # the tokens are good for so long; 0 = not said
 
 
 @message(0x0118)

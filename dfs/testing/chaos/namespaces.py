@@ -8,7 +8,9 @@ broken switch. Nobody gets an error, and the other direction works on. Needs roo
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import subprocess
 from collections.abc import Sequence
 from types import TracebackType
@@ -18,6 +20,8 @@ from dfs.errors import DfsError
 NETWORK = "198.18.{}.{}"  # RFC 2544: for tests of networks, routed nowhere
 NOBODY = "02:00:00:00:00:01"  # a link address that no interface has
 COMMAND_TIMEOUT_S = 20.0
+
+_COUNTER = itertools.count(1)
 
 
 def is_permitted() -> bool:
@@ -35,8 +39,8 @@ class Namespaces:
     """One bridge, one namespace for each of `names`; this process sits at the bridge. A context manager."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._tag = f"{os.getpid() % 0xFFFFF:x}"
-        self._subnet = os.getpid() % 256
+        self._tag = f"{os.getpid() % 0xFFFF:x}{next(_COUNTER) % 0xFFF:x}"  # names of links have 15 letters at most
+        self._subnet = _free_subnet()
         self._bridge = f"dfs{self._tag}"
         self._number = {name: number for number, name in enumerate(names, start=2)}
         self._cuts: list[tuple[str, str]] = []
@@ -55,6 +59,10 @@ class Namespaces:
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def bridge(self) -> str:
+        return self._bridge
 
     def address(self, name: str) -> str:
         return NETWORK.format(self._subnet, self._number[name])
@@ -78,7 +86,8 @@ class Namespaces:
 
     def close(self) -> None:
         """Remove everything; processes in the namespaces must have ended."""
-        for name in self._number:
+        for name, number in self._number.items():
+            _ip("link", "del", f"d{self._tag}-{number}", must=False)
             _ip("netns", "del", self._namespace(name), must=False)
         _ip("link", "del", self._bridge, must=False)
 
@@ -98,7 +107,15 @@ class Namespaces:
         _ip("-n", self._namespace(name), *words)
 
 
-def _ip(*words: str, must: bool = True) -> None:
+def _free_subnet() -> int:
+    """Return a number below 256 that no route of this machine uses; another run at once may have drawn others."""
+    for subnet in random.SystemRandom().sample(range(256), 256):
+        if not _ip("route", "show", f"{NETWORK.format(subnet, 0)}/24"):
+            return subnet
+    raise DfsError(f"all networks of {NETWORK.format('n', 0)} are in use on this machine")
+
+
+def _ip(*words: str, must: bool = True) -> str:
     try:
         done = subprocess.run(  # noqa: S603 - the words are ours
             ["ip", *words],  # noqa: S607 - where it is differs between distributions
@@ -111,3 +128,4 @@ def _ip(*words: str, must: bool = True) -> None:
         raise DfsError(f"cannot run ip (package iproute2): {error.strerror or error}") from None
     if must and done.returncode:
         raise DfsError(f"ip {' '.join(words)} failed: {done.stderr.strip()}")
+    return done.stdout

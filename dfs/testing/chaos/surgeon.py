@@ -7,7 +7,6 @@ know: when (dfs.testing.chaos.schedule), and what clients see of it.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import threading
@@ -23,7 +22,7 @@ from dfs.testing.cluster import ClusterUnderTest, wait_until
 
 RECOVERY_S = 60.0  # patience for the cluster's own recovery on a busy machine
 FILLER_PIECE_SIZE = 1 << 20  # bytes
-OLD_FILES = 8  # of a chunk server, to damage one of: most younger ones belong to files that were replaced since
+OLD_REPLICAS = 8  # of a chunk server, to damage one of: most younger ones belong to files that were replaced since
 Undo = Callable[[], None]
 
 
@@ -140,17 +139,10 @@ class Surgeon:
 
         Always on one server: a second damaged replica of one chunk and a dead server would be one fault too many.
         """
-        with contextlib.suppress(FileNotFoundError):  # deleted this very moment
-            files = sorted(self._cluster.chunk_files(self._servers[-1]), key=lambda path: path.stat().st_mtime)
-            if not files:
-                return lambda: None
-            path = files[int(fault.choice * 7919) % min(len(files), OLD_FILES)]
-            with path.open("r+b") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(int(fault.choice * size))
-                byte = file.read(1)
-                file.seek(-1, os.SEEK_CUR)
-                file.write(bytes([byte[0] ^ 0x10]))
+        replicas = self._cluster.replicas(self._servers[-1])[:OLD_REPLICAS]
+        if replicas:
+            with contextlib.suppress(FileNotFoundError):  # deleted this very moment
+                replicas[int(fault.choice * 7919) % len(replicas)].damage(fault.choice)
         return lambda: None
 
     def _fill(self, name: str) -> Undo:

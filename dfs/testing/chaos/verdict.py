@@ -48,8 +48,8 @@ class Verdict:
         ]
         if gaps := sorted(self.write_gaps_s):
             lines.append(
-                f"  leaders lost, no change succeeded for: {len(gaps)} times, median {_at(gaps, 0.5):.2f} s, "
-                f"p99 {_at(gaps, 0.99):.2f} s, max {gaps[-1]:.2f} s"
+                f"  leaders lost, no change succeeded for: {len(gaps)} times, median {at_share(gaps, 0.5):.2f} s, "
+                f"p99 {at_share(gaps, 0.99):.2f} s, max {gaps[-1]:.2f} s"
             )
         lines += [f"  BROKEN  {words}" for words in self.broken]
         lines += [f"  FAILED READ  {words}" for words in self.reads_failed]
@@ -99,5 +99,6 @@ def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(counts.items()))
 
 
-def _at(ordered: Sequence[float], share: float) -> float:
+def at_share(ordered: Sequence[float], share: float) -> float:
+    """Return the value below which this share of the ascending values lies."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

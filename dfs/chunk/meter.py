@@ -1,0 +1,29 @@
+"""What a chunk server counts while it works.
+
+Owns: times and bytes of reads and writes, refusals by code. Refuses to know: how it is shown (dfs.chunk.metrics).
+"""
+
+from __future__ import annotations
+
+import time
+
+from dfs.measures import Times, Totals
+
+
+class ChunkMeter:
+    """What is counted as it happens, from any thread."""
+
+    def __init__(self) -> None:
+        self.reads, self.writes = Times(), Times()
+        self.bytes = Totals()  # in, out
+        self.refused = Totals()  # by code
+
+    def read(self, size: int, begun_s: float) -> None:
+        """Count a range that was sent; `begun_s` is of time.perf_counter()."""
+        self.reads.observe(time.perf_counter() - begun_s)
+        self.bytes.add("out", size)
+
+    def wrote(self, size: int, begun_s: float) -> None:
+        """Count a chunk that was written here and along the rest of its chain."""
+        self.writes.observe(time.perf_counter() - begun_s)
+        self.bytes.add("in", size)

@@ -1,0 +1,373 @@
+"""The tails of one chunk server, and what it answers about them.
+
+Owns: which tails are here, the messages 0x0410 to 0x041b, tokens, the way down the chain, and sealed replicas made of
+tails. Refuses to know: how a round is ordered and stored (dfs.chunk.tails), and files (docs/adr/0015).
+
+A tail is open only in the process that made it. One that is found on disk at the start takes nothing more: it only says
+what it holds, and can be published.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from dfs.checksum import BLOCK_SIZE, Buffer, block_checksums, combine_blocks
+from dfs.chunk.peers import PeerConnections
+from dfs.chunk.replicas import ChunkStore
+from dfs.chunk.streams import APPENDS_SIZE_MAX, ByteBudget
+from dfs.chunk.tail_log import TailFile, TailLog, TailStart, check_records
+from dfs.chunk.tails import Forward, OpenTail, check_read
+from dfs.clock import Deadline
+from dfs.errors import (
+    ChainBroken,
+    ChunkExists,
+    ChunkNotFound,
+    DfsError,
+    DiskFailed,
+    DiskFull,
+    InvalidArgument,
+    LimitExceeded,
+    Overloaded,
+    ProtocolError,
+    StaleReplica,
+    TailClosed,
+)
+from dfs.ids import ID_SIZE, ChunkHandle, ServerId, id_text
+from dfs.log import get_logger
+from dfs.net.auth import Rights
+from dfs.net.blocking import Channel, Received, expect
+from dfs.net.messages import (
+    GROUP_SIZE_MAX,
+    REPLICATION_MAX,
+    TAIL_REPORT_MAX,
+    TAIL_WAIT_MAX_MS,
+    AppendRecords,
+    CreateTail,
+    CreateTailReply,
+    ErrorReply,
+    FenceTail,
+    FenceTailReply,
+    Message,
+    PublishTail,
+    PublishTailReply,
+    ReadTail,
+    ReadTailReply,
+    ReplicateRecords,
+    ReplicateRecordsReply,
+)
+from dfs.net.parts import HeldTail
+
+TAILS_MAX = 1024  # open at the same time on one server
+PAYLOAD_TIMEOUT_S = 30.0  # for the records of a request whose head is here
+REPLY_TIMEOUT_S = 30.0  # for a peer to take a reply
+CREATE_TIMEOUT_S = 5.0  # for the rest of a chain to make its tails
+PUBLISH_PIECE_SIZE = 16 * BLOCK_SIZE  # bytes written at a time
+
+TAIL_MESSAGES = (AppendRecords, CreateTail, FenceTail, PublishTail, ReadTail, ReplicateRecords)
+
+log = get_logger(__name__)
+CheckToken = Callable[[bytes, ChunkHandle, Rights], None]
+
+
+class TailService:
+    """All tails of one server; `answer` runs in the thread of a connection."""
+
+    def __init__(
+        self, folders: Sequence[Path], store: ChunkStore, peers: PeerConnections, check_token: CheckToken
+    ) -> None:
+        """`folders`: where tails are kept, one for each disk; they are made when missing."""
+        self._store = store
+        self._peers = peers
+        self._check_token = check_token
+        self._budget = ByteBudget("records", APPENDS_SIZE_MAX)
+        self._lock = threading.Lock()
+        self._publishing = threading.Lock()  # one at a time: it takes a whole chunk of memory
+        self._open: dict[ChunkHandle, OpenTail] = {}
+        self._paths: dict[ChunkHandle, Path] = {}
+        self._folders: list[Path] = []
+        self._turn = 0
+        for folder in folders:
+            try:
+                folder.mkdir(mode=0o700, exist_ok=True)
+                found = {ChunkHandle(bytes.fromhex(path.name)): path for path in folder.iterdir() if _is_tail(path)}
+            except OSError as error:
+                log.error("tails_unreadable", folder=folder, reason=error.strerror or str(error))
+                continue
+            self._folders.append(folder)
+            self._paths.update(found)
+        if self._paths:
+            log.info("tails_found", count=len(self._paths))
+
+    # --- messages -------------------------------------------------------------------------------------------
+
+    def answer(self, channel: Channel, received: Received) -> None:
+        """Answer one of TAIL_MESSAGES; raise only when the connection cannot be used any more."""
+        message, size = received.message, received.payload_size
+        groups = message.groups if isinstance(message, ReplicateRecords) else ()
+        if isinstance(message, AppendRecords):
+            groups = (message.group,)
+        if size != sum(sum(group.lengths) for group in groups):
+            raise ProtocolError(f"{type(message).__name__} came with {size} bytes that are not its records'")
+        payload: bytes | None = None
+        try:
+            # A round of another server must not wait for memory: that server's own rounds may be what it waits for.
+            with self._budget.lent(size if isinstance(message, AppendRecords) else 0):
+                data = _payload(channel, size)
+                reply, payload = self.reply(message, data)
+        except DfsError as error:
+            if channel.is_broken:  # lost, or only refused before its payload was read
+                if not isinstance(error, Overloaded):
+                    raise
+                channel.skip_payload(size, Deadline.after(PAYLOAD_TIMEOUT_S))
+            log.debug("tail_request_refused", code=error.code, reason=error.message)
+            reply = ErrorReply.of(error)
+        channel.send(reply, Deadline.after(REPLY_TIMEOUT_S), request_id=received.request_id, payload=payload)
+
+    def reply(self, request: Message, data: Buffer) -> tuple[Message, bytes | None]:
+        """Carry one of TAIL_MESSAGES out; return the reply with its payload, or raise."""
+        match request:
+            case AppendRecords():
+                self._check_token(request.token, request.handle, Rights.APPEND)
+                check_records((request.group,), data)
+                return self._opened(request.handle).append(request, data), None
+            case ReplicateRecords():
+                self._check_token(request.token, request.handle, Rights.APPEND)
+                check_records(request.groups, data)
+                return ReplicateRecordsReply(self._opened(request.handle).replicate(request, data)), None
+            case ReadTail():
+                self._check_token(request.token, request.handle, Rights.READ)
+                return self._read(request)
+            case CreateTail():
+                self._check_token(request.token, request.handle, Rights.SEAL)
+                return self._create(request), None
+            case FenceTail():
+                self._check_token(request.token, request.handle, Rights.SEAL)
+                return self._fence(request.handle), None
+            case PublishTail():
+                self._check_token(request.token, request.handle, Rights.SEAL)
+                return self._publish(request.handle, request.length), None
+            case _:
+                raise ProtocolError(f"{type(request).__name__} is not about tails")
+
+    def _opened(self, handle: ChunkHandle) -> OpenTail:
+        with self._lock:
+            tail, is_known = self._open.get(handle), handle in self._paths
+        if tail is not None:
+            return tail
+        if is_known:
+            raise TailClosed(f"this server restarted since tail {id_text(handle)} was made; ask for the next one")
+        raise TailClosed(f"there is no tail {id_text(handle)} here; ask a master for the present one")
+
+    # --- making -----------------------------------------------------------------------------------------------
+
+    def _create(self, request: CreateTail) -> CreateTailReply:
+        if len(request.chain) >= REPLICATION_MAX or len(set(request.chain)) != len(request.chain):
+            raise InvalidArgument(f"a chain of {len(request.chain) + 1} servers is not possible")
+        if self._store.space().free < request.size_max:
+            raise DiskFull("there is no room for another tail here; write elsewhere")
+        start = TailStart(request.base, request.size_max, request.record_size_max, request.appenders)
+        with self._lock:
+            if request.handle in self._paths:
+                raise ChunkExists(f"tail {id_text(request.handle)} was made here before; use a new handle")
+            if len(self._open) >= TAILS_MAX:
+                raise LimitExceeded(f"this server has {TAILS_MAX} open tails, the most it allows; write elsewhere")
+            path = self._paths[request.handle] = self._choose_folder() / id_text(request.handle)
+        try:
+            file = TailFile.create(path, request.handle, start)
+        except OSError as error:
+            with self._lock:
+                del self._paths[request.handle]
+            raise DiskFailed(f"making tail {path} failed: {error.strerror or error}; write elsewhere") from None
+        forward = self._forward_to(request.chain[0]) if request.chain else None
+        try:
+            below = self._create_below(request) if request.chain else ()
+        except ChainBroken:
+            self.drop(request.handle)
+            raise
+        with self._lock:
+            self._open[request.handle] = OpenTail(file, start.ledger(), forward)
+        log.info("tail_made", handle=request.handle, servers=len(below) + 1)
+        return CreateTailReply((self._store.server_id, *below))
+
+    def _choose_folder(self) -> Path:
+        if not self._folders:
+            raise DiskFailed("no disk of this server can keep tails; write elsewhere")
+        self._turn += 1
+        return self._folders[self._turn % len(self._folders)]
+
+    def _create_below(self, request: CreateTail) -> tuple[ServerId, ...]:
+        address, *rest = request.chain
+        message = CreateTail(
+            request.handle,
+            request.token,
+            tuple(rest),
+            request.base,
+            request.size_max,
+            request.record_size_max,
+            request.appenders,
+        )
+        try:
+            deadline = Deadline.after(CREATE_TIMEOUT_S)
+            channel = self._peers.take(address, deadline)
+            try:
+                reply = expect(channel.call(message, deadline), CreateTailReply)
+            except BaseException:
+                channel.close()
+                raise
+            self._peers.give(channel)
+        except DfsError as error:
+            failed = error.details.get("failed") or address
+            raise ChainBroken(f"chunk server {failed} made no tail: {error.message}", failed=failed) from None
+        return reply.servers
+
+    def _forward_to(self, address: str) -> Forward:
+        """Return how a round reaches the next server of a chain."""
+
+        def forward(message: ReplicateRecords, data: Buffer, deadline: Deadline) -> _Sent:
+            with _blamed(address):
+                channel = self._peers.take(address, deadline)
+                try:
+                    channel.send(message, deadline, payload=data)
+                except BaseException:
+                    channel.close()
+                    raise
+            return _Sent(self._peers, channel, message.offset + len(data), deadline)
+
+        return forward
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def _read(self, request: ReadTail) -> tuple[Message, bytes | None]:
+        tail = self._opened(request.handle)
+        wait_s = min(max(0, request.wait_ms), TAIL_WAIT_MAX_MS) / 1000
+        committed = tail.wait_committed(max(0, request.offset), wait_s)
+        check_read(request.offset, committed)
+        if request.size_max <= 0 or request.offset == committed:
+            return ReadTailReply(committed, request.offset, (), ()), None
+        size_max = min(request.size_max, GROUP_SIZE_MAX)
+        start, lengths, crcs, data = tail.read(request.offset, committed, size_max)
+        return ReadTailReply(committed, start, tuple(lengths), tuple(crcs)), data
+
+    # --- sealing ------------------------------------------------------------------------------------------------
+
+    def _fence(self, handle: ChunkHandle) -> FenceTailReply:
+        with self._lock:
+            tail, path = self._open.get(handle), self._paths.get(handle)
+        if path is None:
+            raise ChunkNotFound(f"there is no tail {id_text(handle)} on this server")
+        length = tail.fence() if tail is not None else self._load(path, handle).length
+        published = self._store.replica(handle)
+        log.info("tail_fenced", handle=handle, length=length, is_fresh=tail is not None)
+        return FenceTailReply(
+            self._store.server_id, length, tail is not None, published.length if published is not None else -1
+        )
+
+    @staticmethod
+    def _load(path: Path, handle: ChunkHandle) -> TailLog:
+        try:
+            return TailLog(path, handle)
+        except OSError as error:
+            raise DiskFailed(f"reading tail {path} failed: {error.strerror or error}") from None
+
+    def _publish(self, handle: ChunkHandle, length: int) -> PublishTailReply:
+        """Make a sealed replica of the first `length` bytes; again gives the same, another length is refused."""
+        with self._lock:
+            tail, path = self._open.get(handle), self._paths.get(handle)
+        if path is None:
+            raise ChunkNotFound(f"there is no tail {id_text(handle)} on this server")
+        if tail is not None:
+            tail.fence()
+        with self._publishing:
+            content = self._load(path, handle)
+            ledger = content.ledger(length)
+            replica = self._store.replica(handle)
+            if replica is not None and replica.length != length:
+                raise StaleReplica(f"tail {id_text(handle)} was published with {replica.length} bytes, not {length}")
+            data = content.content(length)
+            checksums = block_checksums(data)
+            crc = combine_blocks(checksums, length)
+            if replica is None and length:
+                self._write_replica(handle, memoryview(data), checksums, crc)
+        log.info("tail_published", handle=handle, length=length)
+        return PublishTailReply(self._store.server_id, length, crc, ledger.changed(), ledger.closed())
+
+    def _write_replica(self, handle: ChunkHandle, data: memoryview, checksums: bytes, crc: int) -> None:
+        writer = self._store.create(handle)
+        try:
+            for start in range(0, len(data), PUBLISH_PIECE_SIZE):
+                piece = data[start : start + PUBLISH_PIECE_SIZE]
+                first = start // BLOCK_SIZE * 4
+                writer.write(piece, checksums[first : first + -(-len(piece) // BLOCK_SIZE) * 4])
+            writer.check(len(data), crc)
+            writer.publish()
+        finally:
+            writer.discard()
+
+    # --- reports --------------------------------------------------------------------------------------------------
+
+    def held(self) -> tuple[HeldTail, ...]:
+        """Return what is here, as much as fits into one report."""
+        with self._lock:
+            handles = list(self._paths)[:TAIL_REPORT_MAX]
+            lengths = {handle: tail.durable for handle, tail in self._open.items()}
+        return tuple(HeldTail(handle, lengths.get(handle, -1)) for handle in handles)
+
+    def drop(self, handle: ChunkHandle) -> None:
+        """Remove a tail at the leader's word."""
+        with self._lock:
+            path, tail = self._paths.pop(handle, None), self._open.pop(handle, None)
+        if tail is not None:
+            tail.fence()
+        if path is not None:
+            with contextlib.suppress(OSError):  # the next start finds it again, and reports it again
+                path.unlink(missing_ok=True)
+            log.info("tail_dropped", handle=handle)
+
+
+def _payload(channel: Channel, size: int) -> bytearray:
+    data = bytearray(size)
+    if size:
+        channel.receive_into(memoryview(data), Deadline.after(PAYLOAD_TIMEOUT_S))
+    return data
+
+
+class _Sent:
+    """A round that was sent to the next server (contract: dfs.chunk.tails.Receipt)."""
+
+    def __init__(self, peers: PeerConnections, channel: Channel, length: int, deadline: Deadline) -> None:
+        self._peers, self._channel, self._length, self._deadline = peers, channel, length, deadline
+        self._is_over = False
+
+    def wait(self) -> None:
+        address = self._channel.address
+        with _blamed(address):
+            reply = expect(self._channel.receive(self._deadline).message, ReplicateRecordsReply)
+            if reply.length != self._length:
+                raise ProtocolError(f"{address} holds {reply.length} bytes after a round that ends at {self._length}")
+        self._is_over = True
+        self._peers.give(self._channel)
+
+    def abandon(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._channel.close()
+
+
+@contextlib.contextmanager
+def _blamed(address: str) -> Iterator[None]:
+    """Name the server of the chain that failed."""
+    try:
+        yield
+    except DfsError as error:
+        failed = error.details.get("failed") or address
+        raise ChainBroken(f"chunk server {failed} failed in the chain: {error.message}", failed=failed) from None
+
+
+def _is_tail(path: Path) -> bool:
+    try:
+        return len(bytes.fromhex(path.name)) == ID_SIZE
+    except ValueError:
+        return False

@@ -1,0 +1,100 @@
+"""Volumes held open for reading, and a small replica opened in one of them.
+
+Owns: the read descriptors of volumes and when they are closed. Refuses to know: where a replica is, and what counts.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from types import TracebackType
+
+from dfs.chunk.layout import Tail
+
+OPEN_VOLUMES_MAX = 64  # of one disk: 4 GiB of small chunks that are read without opening a file
+
+
+class _SharedFile:
+    __slots__ = ("fd", "is_kept", "readers")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.readers = 0
+        self.is_kept = True
+
+
+class OpenRecord:
+    """A small replica that is being read (contract: dfs.chunk.replicas.ReplicaReader)."""
+
+    __slots__ = ("_file", "_files", "fd", "start", "tail")
+
+    def __init__(self, files: VolumeFiles, file: _SharedFile, start: int, tail: Tail) -> None:
+        self.fd = file.fd
+        self.start = start
+        self.tail = tail
+        self._files = files
+        self._file = file
+
+    def __enter__(self) -> OpenRecord:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.release(self._file)
+
+
+class VolumeFiles:
+    """Descriptors by volume number, the least recently used go first; those in use stay open until released."""
+
+    def __init__(self, size_max: int = OPEN_VOLUMES_MAX) -> None:
+        self._size_max = size_max
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, _SharedFile] = OrderedDict()
+
+    def take(self, number: int, path: Path) -> _SharedFile:
+        """Return the open volume, taken once more; raise `OSError` when it cannot be opened."""
+        with self._lock:
+            file = self._kept.get(number)
+            if file is not None:
+                self._kept.move_to_end(number)
+                file.readers += 1
+                return file
+        opened = _SharedFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        opened.readers = 1
+        with self._lock:
+            if number in self._kept:  # somebody was faster; this one lives as long as its reader
+                opened.is_kept = False
+                return opened
+            self._kept[number] = opened
+            oldest = self._kept.popitem(last=False)[1] if len(self._kept) > self._size_max else None
+            is_closing = oldest is not None and self._drop(oldest)
+        if oldest is not None and is_closing:
+            os.close(oldest.fd)
+        return opened
+
+    def release(self, file: _SharedFile) -> None:
+        with self._lock:
+            file.readers -= 1
+            is_closing = not file.readers and not file.is_kept
+        if is_closing:
+            os.close(file.fd)
+
+    def evict(self, number: int) -> None:
+        """Forget a volume that was removed; present readers go on."""
+        with self._lock:
+            file = self._kept.pop(number, None)
+            is_closing = file is not None and self._drop(file)
+        if file is not None and is_closing:
+            os.close(file.fd)
+
+    @staticmethod
+    def _drop(file: _SharedFile) -> bool:
+        file.is_kept = False
+        return not file.readers
+
+    def close(self) -> None:
+        for number in list(self._kept):
+            self.evict(number)

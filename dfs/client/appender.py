@@ -1,0 +1,345 @@
+"""Record append as a program sees it: records go in, their offsets come out, each exactly once.
+
+Owns: the identity and the sequence of one appender, batches, and sending again until the outcome is known. Refuses to
+know: how a tail is opened and sealed, and what a record contains (docs/adr/0015).
+
+One batch is under way at a time; what is appended meanwhile goes into the next one. So many waiting records cost one
+round along the chain, and their order is the order of the calls.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+
+from dfs.checksum import Buffer, crc32c
+from dfs.client.discovery import Masters
+from dfs.client.plan import backoff_s
+from dfs.client.pool import ChannelPool
+from dfs.clock import Deadline
+from dfs.errors import (
+    AppenderUnknown,
+    ConnectionFailed,
+    DeadlineExceeded,
+    DfsError,
+    InvalidArgument,
+    LimitExceeded,
+    NoQuorum,
+    NotEnoughServers,
+    ProtocolError,
+    Retry,
+    TailClosed,
+)
+from dfs.ids import ID_SIZE, ChunkHandle
+from dfs.log import get_logger
+from dfs.net.blocking import expect
+from dfs.net.messages import (
+    GROUP_RECORDS_MAX,
+    GROUP_SIZE_MAX,
+    AppendRecords,
+    AppendRecordsReply,
+    OpenTail,
+    OpenTailReply,
+)
+from dfs.net.parts import RecordGroup
+
+CONNECT_TIMEOUT_S = 2.0  # to the head of a tail
+APPEND_TIMEOUT_S = 8.0  # for a batch to be durable on a chain; longer than a chain waits for its own servers
+BATCH_SIZE_MAX = GROUP_SIZE_MAX  # bytes of several records in one batch
+WAITING_SIZE_MAX = 64 * 1024 * 1024  # bytes that wait to be sent; `append` waits then, too
+WAITING_COUNT_MAX = 16 * GROUP_RECORDS_MAX  # records, likewise
+CLOSE_TIMEOUT_S = 3.0  # to say goodbye; nothing depends on it but the memory of the masters
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The tail in use: its head, and what opens it."""
+
+    handle: ChunkHandle
+    token: bytes
+    head: str
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A record that waits for its offset."""
+
+    data: Buffer
+    outcome: Future[int]
+
+
+class Appender:
+    """Appends records to one file. Thread-safe; a context manager, or `close` it.
+
+    A record whose future has a result is in the file exactly once, whole, at that offset, and stays there. When a
+    future has an error, its record and those after it may be in the file or not: nothing more is sent. A new `Appender`
+    with the same `identity` then finds out (`last_sequence`) and goes on.
+    """
+
+    def __init__(
+        self,
+        masters: Masters,
+        pool: ChannelPool,
+        path: str,
+        *,
+        timeout_s: float,
+        create: bool = True,
+        identity: bytes | None = None,
+    ) -> None:
+        """`identity`: of an earlier appender of this file that is to be continued; raise as `OpenTail` then."""
+        if identity is not None and len(identity) != ID_SIZE:
+            raise InvalidArgument(f"the identity of an appender has {ID_SIZE} bytes, not {len(identity)}")
+        self.path = path
+        self.identity = identity or os.urandom(ID_SIZE)
+        self._masters = masters
+        self._pool = pool
+        self._timeout_s = timeout_s
+        self._create = create
+        self._target: _Target | None = None
+        self._record_size_max = 0
+        self._acknowledged = 0  # sequence of the last record whose outcome is known
+        self._changed = threading.Condition()
+        self._waiting: deque[_Pending] = deque()
+        self._waiting_size = 0
+        self._in_flight = 0
+        self._is_closing = False
+        self._failure: DfsError | None = None
+        if identity is not None:
+            self._acknowledged = self._resume(Deadline.after(timeout_s))
+        self._thread: threading.Thread | None = None
+
+    def _resume(self, deadline: Deadline) -> int:
+        """Return the last record of this identity that is in the file.
+
+        The tail is sealed before: what the earlier appender may still have on its way names that tail, and is refused.
+        """
+        before = self._open(ChunkHandle(b""), "", deadline)
+        self._open(before.handle, "", deadline)
+        return self._send((), deadline).last_sequence
+
+    @property
+    def last_sequence(self) -> int:
+        """How many records of this identity are in the file, as far as it is known: they count from 1.
+
+        An identity is one program's at a time. Of one that was closed, or silent for more than a day, the masters know
+        nothing: this is 0 then.
+        """
+        with self._changed:
+            return self._acknowledged
+
+    # --- appending ----------------------------------------------------------------------------------------
+
+    def append(self, data: Buffer) -> Future[int]:
+        """Take a record; the future tells its offset in the file when it is durable on all servers of its chain.
+
+        Waits while too much waits to be sent. `data` must not change before the outcome is known.
+        """
+        size = memoryview(data).nbytes
+        if not size:
+            raise InvalidArgument("a record has at least one byte")
+        if self._record_size_max and size > self._record_size_max:
+            raise _too_large(size, self._record_size_max)
+        pending = _Pending(data, Future())
+        deadline = Deadline.after(self._timeout_s)
+        with self._changed:
+            while self._is_full(size) and self._failure is None:
+                self._changed.wait(deadline.check("waiting for earlier records of this appender"))
+            if self._failure is not None:
+                raise self._failure
+            if self._is_closing:
+                raise InvalidArgument("this appender is closed; make a new one")
+            self._waiting.append(pending)
+            self._waiting_size += size
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="dfs-appender", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+        return pending.outcome
+
+    def _is_full(self, size: int) -> bool:
+        too_large = self._waiting_size + size > WAITING_SIZE_MAX and bool(self._waiting)
+        return too_large or len(self._waiting) >= WAITING_COUNT_MAX
+
+    def flush(self) -> None:
+        """Return when the outcome of every record taken so far is known; raise the error of one that failed."""
+        with self._changed:
+            while (self._waiting or self._in_flight) and self._failure is None:
+                self._changed.wait()
+            if self._failure is not None:
+                raise self._failure
+
+    def close(self) -> None:
+        """Flush, and let the masters forget this appender: it is never continued. Again is harmless."""
+        with self._changed:
+            is_first, self._is_closing = not self._is_closing, True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+        if self._failure is not None:
+            raise self._failure
+        if is_first and self._acknowledged:
+            try:
+                self._send((), Deadline.after(CLOSE_TIMEOUT_S), is_closing=True)
+            except DfsError as error:  # it is forgotten after a day then
+                log.debug("appender_not_closed", path=self.path, reason=error.message)
+
+    def abandon(self) -> None:
+        """Stop without waiting; records without an outcome may be in the file or not. The identity stays known."""
+        with self._changed:
+            self._is_closing = True
+            self._fail(DeadlineExceeded("the appender was abandoned; its last records may be in the file or not"))
+
+    def __enter__(self) -> Appender:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+    # --- the thread that sends -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """The root of the appender's thread."""
+        batch: list[_Pending] = []
+        try:
+            self._open(ChunkHandle(b""), "", Deadline.after(self._timeout_s))  # also tells how large a batch may be
+            while batch := self._next_batch():
+                reply = self._send(tuple(item.data for item in batch), Deadline.after(self._timeout_s))
+                self._finish(batch, reply)
+        except DfsError as error:
+            self._give_up(batch, error)
+        except Exception as error:  # a thread root: whoever waits must hear of it
+            log.exception("appender_crashed", path=self.path)
+            self._give_up(batch, ProtocolError(f"the appender met a bug: {error!r}"))
+
+    def _next_batch(self) -> list[_Pending]:
+        with self._changed:
+            while not self._waiting and not self._is_closing:
+                self._changed.wait()
+            if self._failure is not None:
+                return []
+            batch: list[_Pending] = []
+            size = 0
+            while self._waiting and len(batch) < GROUP_RECORDS_MAX:
+                size += memoryview(self._waiting[0].data).nbytes
+                if batch and size > min(BATCH_SIZE_MAX, self._record_size_max):
+                    break
+                batch.append(self._waiting.popleft())
+            self._waiting_size -= sum(memoryview(item.data).nbytes for item in batch)
+            self._in_flight = len(batch)
+            self._changed.notify_all()
+            return batch
+
+    def _finish(self, batch: list[_Pending], reply: AppendRecordsReply) -> None:
+        if len(reply.offsets) != len(batch):
+            raise ProtocolError(f"{len(batch)} records were sent, {len(reply.offsets)} were acknowledged")
+        with self._changed:
+            self._acknowledged += len(batch)
+            self._in_flight = 0
+            self._changed.notify_all()
+        for item, offset in zip(batch, reply.offsets, strict=True):
+            if item.outcome.set_running_or_notify_cancel():
+                item.outcome.set_result(offset)
+
+    def _give_up(self, batch: list[_Pending], error: DfsError) -> None:
+        with self._changed:
+            self._waiting.extendleft(reversed(batch))
+            self._in_flight = 0
+            self._fail(error)
+
+    def _fail(self, error: DfsError) -> None:
+        """End for ever; the lock is held."""
+        self._failure = self._failure or error
+        waiting, self._waiting = self._waiting, deque()
+        for item in waiting:
+            if item.outcome.set_running_or_notify_cancel():
+                item.outcome.set_exception(self._failure)
+        self._changed.notify_all()
+
+    # --- sending -----------------------------------------------------------------------------------------------
+
+    def _send(self, records: tuple[Buffer, ...], deadline: Deadline, *, is_closing: bool = False) -> AppendRecordsReply:
+        """Append a batch, again at each new tail under the same sequences, until its outcome is known."""
+        next_sequence = self._acknowledged + 1
+        group = RecordGroup(
+            self.identity,
+            next_sequence,
+            next_sequence,
+            tuple(memoryview(record).nbytes for record in records),
+            tuple(crc32c(record) for record in records),
+            is_closing,
+        )
+        payload = records[0] if len(records) == 1 else b"".join(records)
+        attempt = 0
+        broken, failed = ChunkHandle(b""), ""
+        while True:
+            target = self._target or self._open(broken, failed, deadline)
+            if max(group.lengths, default=0) > self._record_size_max:
+                raise _too_large(max(group.lengths), self._record_size_max)
+            try:
+                return self._attempt(target, group, payload, deadline)
+            except DfsError as error:
+                reason = error
+            self._target = None
+            if isinstance(reason, AppenderUnknown) or (reason.retry is Retry.NEVER and not _is_silence(reason)):
+                raise reason
+            is_broken = isinstance(reason, TailClosed | ConnectionFailed) or _is_silence(reason)
+            broken = target.handle if is_broken else ChunkHandle(b"")
+            failed = reason.details.get("failed", "") or (target.head if _is_silence(reason) else "")
+            if isinstance(reason, ConnectionFailed):
+                failed = target.head
+            log.info("append_tried_again", path=self.path, code=reason.code, reason=reason.message)
+            if deadline.has_passed:
+                raise self._unknown(reason)
+            attempt += 1
+            if attempt > 1:
+                time.sleep(min(backoff_s(attempt, random.random()), deadline.remaining_s()))  # noqa: S311
+
+    def _attempt(self, target: _Target, group: RecordGroup, payload: Buffer, deadline: Deadline) -> AppendRecordsReply:
+        with self._pool.channel(target.head, deadline.no_later_than(CONNECT_TIMEOUT_S), bulk=True) as channel:
+            sending = deadline.no_later_than(APPEND_TIMEOUT_S)
+            channel.send(AppendRecords(target.handle, target.token, group), sending, payload=payload)
+            return expect(channel.receive(sending).message, AppendRecordsReply)
+
+    def _open(self, broken: ChunkHandle, failed: str, deadline: Deadline) -> _Target:
+        request = OpenTail(self.path, self._create, broken, tuple(filter(None, failed.split(","))))
+        try:
+            reply = self._masters.call(request, OpenTailReply, deadline)
+        except (ConnectionFailed, DeadlineExceeded, NoQuorum, NotEnoughServers) as error:
+            raise self._unknown(error) from None
+        tail = reply.tail
+        if not tail.chain or not 0 <= tail.chain[0] < len(reply.servers):
+            raise ProtocolError("a master opened a tail on no server; is it of another version?")
+        self._record_size_max = reply.record_size_max
+        self._target = _Target(tail.handle, tail.token, reply.servers[tail.chain[0]].address)
+        return self._target
+
+    def _unknown(self, error: DfsError) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"appending to {self.path!r} did not succeed within {self._timeout_s:g} s; the records without an offset "
+            f"may be in the file or not ({error.message})",
+            may_have_happened="yes",
+        )
+
+
+def _is_silence(error: DfsError) -> bool:
+    return isinstance(error, DeadlineExceeded)
+
+
+def _too_large(size: int, size_max: int) -> LimitExceeded:
+    return LimitExceeded(
+        f"a record of {size} bytes is over the limit of {size_max} (a quarter of a chunk); append it as a file"
+    )

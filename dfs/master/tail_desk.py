@@ -1,0 +1,361 @@
+"""The leader opens tails, seals them, and says which are no longer needed.
+
+Owns: the order of the steps with chunk servers and the log, and who waits for whom at one file. Refuses to know: the
+length at which to seal (dfs.master.sealing), and the rules of the state (dfs.master.tail_commands).
+
+Every step may be repeated by any leader after any failure between two of them: docs/adr/0015.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import TypeVar
+
+from dfs.clock import Clock, Deadline
+from dfs.config import ClusterConfig
+from dfs.errors import (
+    Conflict,
+    DfsError,
+    IsADirectory,
+    NotEnoughServers,
+    NotFound,
+    ProtocolError,
+    TailOpen,
+)
+from dfs.ids import ChunkHandle, ServerId, allocated_ms, id_text
+from dfs.log import get_logger
+from dfs.master.access import AccessDesk, ServerTable
+from dfs.master.commands import BeginTail, CommitTail
+from dfs.master.leadership import Leadership
+from dfs.master.liveness import ClusterView, Liveness
+from dfs.master.namespace import shown
+from dfs.master.sealing import plan_seal
+from dfs.master.state import MasterState
+from dfs.master.tails import TailRecord, named_paths
+from dfs.net.aio import AioChannel
+from dfs.net.auth import ClusterKey, Rights, sign_token
+from dfs.net.messages import (
+    RECORDS_PER_CHUNK_MIN,
+    TAIL_REPORT_MAX,
+    Allocate,
+    CloseTail,
+    CreateTail,
+    CreateTailReply,
+    Done,
+    ErrorReply,
+    FenceTail,
+    FenceTailReply,
+    Message,
+    Mutation,
+    OpenTail,
+    OpenTailReply,
+    PublishTail,
+    PublishTailReply,
+    TailReport,
+    TailReportReply,
+)
+from dfs.net.parts import HeldTail, Kind
+
+CREATE_TIMEOUT_S = 5.0  # for a whole chain to make its tails
+CREATE_TRIES_MAX = 4  # chains tried for one tail
+FENCE_TIMEOUT_S = 2.0  # for each server; one that is slower is left out of the sealed replicas
+PUBLISH_TIMEOUT_S = 30.0  # a whole chunk is read, checked, written and synced
+SEAL_TOKEN_MS = 600_000
+IDLE_S = 60.0  # a tail without appends for so long is sealed: then its length is known to the masters
+HELD_PAUSE_S = 0.02  # between two looks whether a path is free for a new tail again
+
+T = TypeVar("T", bound=Message)
+log = get_logger(__name__)
+
+
+class TailDesk:
+    """Answers OpenTail, CloseTail and TailReport; one file is worked at by one task at a time."""
+
+    def __init__(
+        self,
+        *,
+        config: ClusterConfig,
+        state: MasterState,
+        view: ClusterView,
+        leadership: Leadership,
+        access: AccessDesk,
+        key: ClusterKey,
+        clock: Clock,
+    ) -> None:
+        self._config, self._state, self._view, self._leadership = config, state, view, leadership
+        self._access, self._key, self._clock = access, key, clock
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._seals: dict[ChunkHandle, asyncio.Task[None]] = {}
+        self._seen: dict[ChunkHandle, tuple[int, float]] = {}  # what heads reported: length, and since when
+        self._held: Counter[str] = Counter()  # paths where mutations wait: no new tail there or below
+
+    # --- what clients ask --------------------------------------------------------------------------------
+
+    async def open(self, message: OpenTail, deadline: Deadline) -> OpenTailReply:
+        """Return the open tail of a file, after sealing the one that the caller found broken."""
+        excluded = self._server_ids(message.failed)
+        for _ in range(CREATE_TRIES_MAX):
+            await self._leadership.barrier(deadline)
+            await self._wait_free(message.path, deadline)
+            async with self._turn(message.path):
+                tail = self._state.tails.at(message.path)
+                if tail is not None and (tail.handle == message.broken or not self._is_served(tail)):
+                    await self._seal(tail)
+                    tail = None
+                if tail is None:
+                    tail = await self._begin(message, excluded)
+                if tail is not None:
+                    return self._opened(tail)
+        raise NotEnoughServers(f"no tail could be opened for {shown(message.path)}; see the leading master's log")
+
+    async def close(self, message: CloseTail, deadline: Deadline) -> Done:
+        """Seal a tail if it is still the open one of its file."""
+        await self._leadership.barrier(deadline)
+        await self.seal(message.path, message.handle)
+        return Done()
+
+    async def seal(self, path: str, handle: ChunkHandle) -> None:
+        """Seal this tail unless it is sealed already; raise when that is not possible now."""
+        async with self._turn(path):
+            tail = self._state.tails.at(path)
+            if tail is not None and tail.handle == handle:
+                await self._seal(tail)
+
+    async def report(self, message: TailReport, deadline: Deadline) -> TailReportReply:
+        """Say which tails a server may drop: those that no command can make part of a file any more."""
+        await self._leadership.barrier(deadline)
+        held = message.tails[:TAIL_REPORT_MAX]
+        now_s = self._clock.monotonic()
+        for tail in held:
+            known = self._state.tails.of_handle(tail.handle)
+            if known is not None and (message.server_id == known.servers[0] or tail.length < 0):
+                self._note(tail, now_s)
+        return TailReportReply(tuple(tail.handle for tail in held if self._is_over(tail.handle)))
+
+    def _note(self, tail: HeldTail, now_s: float) -> None:
+        before = self._seen.get(tail.handle)
+        if before is None or before[0] != tail.length:
+            self._seen[tail.handle] = (tail.length, now_s)
+
+    def due(self) -> list[tuple[TailRecord, str]]:
+        """Return the tails to seal now, with the reason: dead, restarted or idle."""
+        now_s = self._clock.monotonic()
+        found = []
+        for tail in self._state.tails.all():
+            length, changed_s = self._seen.get(tail.handle, (0, now_s))
+            if not self._is_served(tail):
+                found.append((tail, "a server of its chain is dead"))
+            elif length < 0:
+                found.append((tail, "a server of its chain restarted"))
+            elif now_s - changed_s >= IDLE_S:
+                found.append((tail, "nothing was appended for a while"))
+        self._seen = {handle: seen for handle, seen in self._seen.items() if self._state.tails.of_handle(handle)}
+        return found
+
+    def _is_over(self, handle: ChunkHandle) -> bool:
+        state = self._state
+        if state.tails.of_handle(handle) is not None:
+            return False
+        if state.chunk(handle) is not None or state.is_garbage(handle):
+            return True
+        return state.born_ms <= allocated_ms(handle) < state.horizon_ms
+
+    # --- mutations that need sealed files --------------------------------------------------------------------
+
+    async def propose_sealed(self, command: Mutation, deadline: Deadline) -> Message:
+        """Propose a mutation; while the state refuses it for open tails, seal those and propose it again."""
+        reply = await self._leadership.propose(command, deadline)
+        if not _is_tail_open(reply):
+            return reply
+        paths = list(named_paths(command))
+        self._held.update(paths)
+        try:
+            while _is_tail_open(reply) and not deadline.has_passed:
+                for tail in [tail for path in paths for tail in self._state.tails.below(path)]:
+                    await self.seal(tail.path, tail.handle)
+                reply = await self._leadership.propose(command, deadline)
+            return reply
+        finally:
+            self._held -= Counter(paths)
+
+    async def _wait_free(self, path: str, deadline: Deadline) -> None:
+        """Wait while a mutation needs the file sealed: new tails would keep it waiting for ever."""
+        while any(path == held or path.startswith(held.rstrip("/") + "/") for held in self._held):
+            deadline.check("waiting for a change of the file")
+            await asyncio.sleep(HELD_PAUSE_S)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, path: str) -> AsyncIterator[None]:
+        """Work at one file alone."""
+        lock, count = self._locks.get(path) or (asyncio.Lock(), 0)
+        self._locks[path] = (lock, count + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, count = self._locks[path]
+            self._locks[path] = (lock, count - 1)
+            if count == 1:
+                del self._locks[path]
+
+    # --- opening ------------------------------------------------------------------------------------------------
+
+    async def _begin(self, message: OpenTail, excluded: set[ServerId]) -> TailRecord | None:
+        """Have a chain make a tail and the state know it; None when another try may work."""
+        inode, version, base, replication = self._file(message)
+        seeds = self._state.tails.seeds(inode)  # with the version above: `BeginTail` proves that both are still true
+        try:
+            place = self._access.allocate(Allocate(1, replication, tuple(excluded)))
+        except NotEnoughServers:
+            if not excluded:
+                raise
+            place = self._access.allocate(Allocate(1, replication))
+        handle, chain = place.chunks[0].handle, [place.servers[index] for index in place.chunks[0].chain]
+        size_max = place.chunk_size
+        create = CreateTail(
+            handle,
+            self._seal_token(handle),
+            tuple(server.address for server in chain[1:]),
+            base,
+            size_max,
+            size_max // RECORDS_PER_CHUNK_MIN,
+            seeds,
+        )
+        try:
+            made = await self.ask(chain[0].address, create, CreateTailReply, CREATE_TIMEOUT_S)
+        except DfsError as error:
+            log.warning("tail_not_made", path=message.path, head=chain[0].address, reason=error.message)
+            failed = error.details.get("failed") or chain[0].address
+            excluded |= self._server_ids(failed.split(","))
+            return None
+        if made.servers != tuple(server.server_id for server in chain):
+            raise ProtocolError(f"tail {id_text(handle)} was made by other servers than those of its chain")
+        try:
+            await self._leadership.decree(BeginTail(message.path, inode, version, handle, made.servers, size_max))
+        except Conflict:
+            return None  # the file changed meanwhile
+        log.info("tail_opened", path=message.path, handle=handle, base=base, servers=len(chain))
+        return self._state.tails.at(message.path)
+
+    def _file(self, message: OpenTail) -> tuple[int, int, int, int]:
+        """Return inode, version, size and replication of the file, zeros when it is to be made."""
+        try:
+            status = self._state.stat(message.path)
+        except NotFound:
+            if not message.create:
+                raise
+            return 0, 0, 0, 0
+        if status.kind is Kind.DIRECTORY:
+            raise IsADirectory(f"{shown(message.path)} is a directory; only files can be appended to")
+        return status.inode, status.version, status.size, status.replication
+
+    def _opened(self, tail: TailRecord) -> OpenTailReply:
+        table = ServerTable(self._state, self._view, self._clock.monotonic())
+        expires_ms = self._clock.wall_ms() + round(self._config.token_lifetime_s * 1000)
+        located = self._access.located_tail(tail, table, Rights.APPEND, expires_ms)
+        return OpenTailReply(located, table.infos(), self._config.chunk_size // RECORDS_PER_CHUNK_MIN)
+
+    def _server_ids(self, addresses: Iterable[str]) -> set[ServerId]:
+        wanted = set(addresses)
+        return {server.server_id for server in self._state.servers() if server.address in wanted}
+
+    def _is_served(self, tail: TailRecord) -> bool:
+        """Whether no server of the chain is known to be dead."""
+        now_s = self._clock.monotonic()
+        return all(self._view.liveness(server_id, now_s) is not Liveness.DEAD for server_id in tail.servers)
+
+    # --- sealing -------------------------------------------------------------------------------------------------
+
+    async def _seal(self, tail: TailRecord) -> None:
+        """Seal a tail; raise `NotEnoughServers` when no server of the chain answers.
+
+        It goes on when the caller gives up, so that a caller with little patience still brings it forward.
+        """
+        task = self._seals.get(tail.handle)
+        if task is None:
+            task = self._seals[tail.handle] = asyncio.create_task(self._fence_and_publish(tail), name="seal")
+            task.add_done_callback(lambda done: self._sealed(tail.handle, done))
+        await asyncio.shield(task)
+
+    def _sealed(self, handle: ChunkHandle, task: asyncio.Task[None]) -> None:
+        del self._seals[handle]
+        if not task.cancelled():
+            task.exception()  # whoever waits gets it; nobody may wait any more
+
+    async def _fence_and_publish(self, tail: TailRecord) -> None:
+        token = self._seal_token(tail.handle)
+        reasons: list[str] = []
+        fence = FenceTail(tail.handle, token)
+        fenced = await self._ask_all(tail.servers, fence, FenceTailReply, FENCE_TIMEOUT_S, reasons)
+        answers = [answer for _, answer in fenced]
+        plan = plan_seal(answers)
+        if plan is None:
+            raise self._unreachable(tail, reasons)
+        servers = [fenced[index][0] for index in plan.servers]
+        publish = PublishTail(tail.handle, token, plan.length)
+        published = await self._ask_all(servers, publish, PublishTailReply, PUBLISH_TIMEOUT_S, reasons)
+        if not published:
+            raise self._unreachable(tail, reasons)
+        first = published[0][1]
+        alike = [server_id for server_id, reply in published if reply.crc == first.crc]
+        if len(alike) != len(published):
+            log.error("tail_replicas_differ", path=tail.path, handle=tail.handle, length=plan.length)
+        commit = CommitTail(
+            tail.path,
+            tail.handle,
+            plan.length,
+            first.crc if plan.length else 0,
+            tuple(alike) if plan.length else (),
+            first.appenders,
+            first.closed,
+        )
+        with contextlib.suppress(Conflict):  # another leader's seal was first
+            await self._leadership.decree(commit)
+        log.info("tail_sealed", path=tail.path, handle=tail.handle, length=plan.length, servers=len(alike))
+
+    def _unreachable(self, tail: TailRecord, reasons: list[str]) -> NotEnoughServers:
+        return NotEnoughServers(
+            f"what was appended to {shown(tail.path)} lately cannot be sealed on any of its {len(tail.servers)} "
+            f"servers; mend or start one of them: {'; '.join(reasons)}"
+        )
+
+    async def _ask_all(
+        self, servers: Sequence[ServerId], message: Message, reply: type[T], timeout_s: float, reasons: list[str]
+    ) -> list[tuple[ServerId, T]]:
+        """Return who answered what, in the order of `servers`; `reasons` gets why the others did not."""
+
+        async def ask(server_id: ServerId) -> T | None:
+            server = self._state.server(server_id)
+            if server is None:
+                return None
+            try:
+                return await self.ask(server.address, message, reply, timeout_s)
+            except DfsError as error:
+                log.warning("tail_server_left_out", server=server.name, code=error.code, reason=error.message)
+                reasons.append(f"{server.name} ({server.address}): {error.message}")
+                return None
+
+        answers = await asyncio.gather(*map(ask, servers))
+        return [(server_id, item) for server_id, item in zip(servers, answers, strict=True) if item is not None]
+
+    async def ask(self, address: str, message: Message, reply: type[T], timeout_s: float) -> T:
+        """Ask one chunk server; raise its error, or why it could not be asked."""
+        deadline = Deadline.after(timeout_s)
+        channel = await AioChannel.connect(address, self._key, deadline)
+        try:
+            answer = await channel.call(message, deadline)
+        finally:
+            await channel.close()
+        if not isinstance(answer, reply):
+            raise ProtocolError(f"{address} answered {type(message).__name__} with {type(answer).__name__}")
+        return answer
+
+    def _seal_token(self, handle: ChunkHandle) -> bytes:
+        return sign_token(self._key, handle, Rights.SEAL, self._clock.wall_ms() + SEAL_TOKEN_MS)
+
+
+def _is_tail_open(reply: Message) -> bool:
+    return isinstance(reply, ErrorReply) and reply.code == TailOpen.code

@@ -1,0 +1,42 @@
+"""The leader's duty for open tails: seal those that ended, and forget appenders that went away.
+
+Owns: one turn of it. Refuses to know: how a tail is sealed (dfs.master.tail_desk).
+"""
+
+from __future__ import annotations
+
+from dfs.errors import NotEnoughServers
+from dfs.log import get_logger
+from dfs.master.commands import ForgetAppenders
+from dfs.master.leadership import Leadership
+from dfs.master.state import MasterState
+from dfs.master.tail_desk import TailDesk
+
+SEALS_PER_TURN = 20  # more wait for the next turn
+APPENDER_SILENT_MS = 24 * 60 * 60 * 1000  # after that an appender that did not close is forgotten
+FORGET_BATCH = 1000  # appenders forgotten by one command
+FORGET_EVERY = 60  # turns
+
+log = get_logger(__name__)
+
+
+class TailDuty:
+    """Seal tails whose chain lost a server, and idle ones."""
+
+    name = "tails"
+    interval_s = 1.0
+
+    def __init__(self, desk: TailDesk, state: MasterState, leadership: Leadership) -> None:
+        self._desk, self._state, self._leadership = desk, state, leadership
+        self._turn = 0
+
+    async def run_once(self) -> None:
+        for tail, reason in self._desk.due()[:SEALS_PER_TURN]:
+            log.info("tail_ends", path=tail.path, handle=tail.handle, reason=reason)
+            try:
+                await self._desk.seal(tail.path, tail.handle)
+            except NotEnoughServers as error:  # one tail that cannot be reached must not keep the others waiting
+                log.warning("tail_not_sealed", path=tail.path, reason=error.message)
+        self._turn += 1
+        if self._turn % FORGET_EVERY == 0 and self._state.tails.has_silent(APPENDER_SILENT_MS, self._state.clock_ms):
+            await self._leadership.decree(ForgetAppenders(APPENDER_SILENT_MS, FORGET_BATCH))

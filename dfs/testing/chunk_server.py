@@ -1,0 +1,86 @@
+"""A chunk server in this process for tests: a real store on one folder, a real port on loopback, no heartbeats.
+
+Owns: its start and end, and the words of a client that tests say to it again and again. Refuses to know: masters.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+from dfs.chunk.disk import measure_space
+from dfs.chunk.replicas import Space
+from dfs.chunk.service import ChunkService
+from dfs.chunk.store import FileStore
+from dfs.clock import Deadline
+from dfs.errors import DfsError
+from dfs.ids import ChunkHandle
+from dfs.net.auth import ClusterKey, Rights, sign_token
+from dfs.net.blocking import Channel, expect
+from dfs.net.listener import Listener, ServeLimits, serve_forever
+from dfs.net.messages import ErrorReply, ReadChunk, ReadChunkReply
+
+KEY = ClusterKey.from_secret(b"0" * 64, "test")
+
+
+class LoopbackChunkServer:
+    """A chunk server on one temporary directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.free: int | None = None
+        self.store = FileStore([path], "test", disk_reserve=0, fsync=False, probe=self._probe)
+        self.listener = Listener.bind("127.0.0.1:0")
+        self.address = self.listener.address
+        self.service = ChunkService(store=self.store, key=KEY, name=path.name, address=self.address)
+        self.connections = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _probe(self, path: Path) -> Space:
+        return measure_space(path) if self.free is None else Space(10**9, self.free)
+
+    def _serve(self) -> None:
+        serve_forever(self.listener, KEY, self._handle, ServeLimits(drain_s=0.0), self._stop)
+
+    def _handle(self, channel: Channel) -> None:
+        self.connections += 1
+        self.service.handle(channel)
+
+    def close(self) -> None:
+        self._stop.set()
+        self.listener.close()
+        self._thread.join(20)
+        self.service.close()
+        self.store.close()
+
+    def temporaries(self) -> list[str]:
+        return [path.name for path in (self.path / "tmp").iterdir()]
+
+
+def soon(seconds: float = 20.0) -> Deadline:
+    return Deadline.after(seconds)
+
+
+def token(handle: ChunkHandle, rights: Rights, lifetime_s: float = 60.0) -> bytes:
+    return sign_token(KEY, handle, rights, int((time.time() + lifetime_s) * 1000))
+
+
+def read(
+    channel: Channel, handle: ChunkHandle, offset: int, length: int, rights: bytes | None = None
+) -> tuple[ReadChunkReply, bytes]:
+    request = ReadChunk(handle, rights or token(handle, Rights.READ), offset, length)
+    channel.send(request, soon(), request_id=3)
+    received = channel.receive(soon())
+    reply = expect(received.message, ReadChunkReply)
+    data = bytearray(received.payload_size)
+    channel.receive_into(memoryview(data), soon())
+    return reply, bytes(data)
+
+
+def refusal(channel: Channel) -> DfsError:
+    received = channel.receive(soon())
+    assert isinstance(received.message, ErrorReply), received
+    return received.message.error()

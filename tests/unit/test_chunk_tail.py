@@ -1,0 +1,253 @@
+"""Is the order of a tail right, is nothing taken twice, and does its file survive a cut at any byte?
+
+Owns: the ledger and the file of one tail. Refuses to know: chains and masters.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from dfs.checksum import crc32c
+from dfs.chunk.tail import Ledger
+from dfs.chunk.tail_log import Round, TailFile, TailLog, TailStart, check_records, encode_round
+from dfs.errors import AppenderUnknown, ChunkCorrupt, Conflict, InvalidArgument, LimitExceeded, TailClosed
+from dfs.ids import ChunkHandle
+from dfs.net.messages import APPENDERS_MAX, GROUP_RECORDS_MAX, RESULTS_MAX
+from dfs.net.parts import AppenderState, RecordGroup
+
+A, B = b"a" * 16, b"b" * 16
+HANDLE = ChunkHandle(bytes(range(16)))
+BASE = 1000
+
+
+def group(appender: bytes, first: int, *sizes: int, unacked: int | None = None, closing: bool = False) -> RecordGroup:
+    data = [records(appender, first + index, size) for index, size in enumerate(sizes)]
+    crcs = tuple(map(crc32c, data))
+    return RecordGroup(appender, first, first if unacked is None else unacked, tuple(sizes), crcs, closing)
+
+
+def records(appender: bytes, sequence: int, size: int) -> bytes:
+    return Random(appender + b"%d" % sequence).randbytes(size)
+
+
+def data_of(item: RecordGroup) -> bytes:
+    return b"".join(
+        records(item.appender, item.first_sequence + index, size) for index, size in enumerate(item.lengths)
+    )
+
+
+def ledger(size_max: int = 10_000, *known: AppenderState) -> Ledger:
+    return Ledger(BASE, size_max, 2_500, known)
+
+
+# --- the ledger
+
+
+def test_records_of_all_appenders_stand_one_after_the_other() -> None:
+    tail = ledger()
+    assert tail.admit(group(A, 1, 10, 20)).offsets == (BASE, BASE + 10)
+    assert tail.admit(group(B, 1, 5)).offsets == (BASE + 30,)
+    assert tail.admit(group(A, 3, 7)).offsets == (BASE + 35,)
+    assert tail.length == 42
+
+
+def test_a_repeated_group_gets_its_first_offsets_and_takes_no_room() -> None:
+    tail = ledger()
+    first = tail.admit(group(A, 1, 10, 20))
+    again = tail.admit(group(A, 1, 10, 20))
+    assert (again.offsets, again.fresh, again.skipped, tail.length) == (first.offsets, None, 2, 30)
+
+
+def test_a_group_that_is_partly_known_adds_only_the_rest() -> None:
+    tail = ledger()
+    tail.admit(group(A, 1, 10, 20))
+    partly = tail.admit(group(A, 2, 20, 30))
+    assert partly.offsets == (BASE + 10, BASE + 30)
+    assert partly.fresh is not None
+    assert (partly.fresh.first_sequence, partly.fresh.lengths, partly.skipped) == (3, (30,), 1)
+
+
+def test_a_gap_and_an_unknown_appender_are_refused_and_change_nothing() -> None:
+    tail = ledger()
+    with pytest.raises(AppenderUnknown):
+        tail.admit(group(A, 2, 10))
+    tail.admit(group(A, 1, 10))
+    with pytest.raises(Conflict):
+        tail.admit(group(A, 3, 10))
+    assert tail.length == 10
+    assert tail.admit(group(A, 2, 10)).offsets == (BASE + 10,)
+
+
+def test_what_is_known_from_earlier_tails_is_recognised() -> None:
+    tail = ledger(10_000, AppenderState(A, 7, (300, 400)))
+    assert tail.admit(group(A, 6, 10, 20)).offsets == (300, 400)
+    assert tail.admit(group(A, 7, 20, 30)).offsets == (400, BASE)
+    assert tail.changed() == (AppenderState(A, 8, (400, BASE)),)
+    with pytest.raises(Conflict):
+        tail.admit(group(A, 2, 10))  # acknowledged long ago: its place is not kept, but it is no new record either
+
+
+def test_a_full_tail_takes_nothing_of_a_group_that_does_not_fit() -> None:
+    tail = ledger(100)
+    tail.admit(group(A, 1, 60))
+    with pytest.raises(TailClosed):
+        tail.admit(group(A, 2, 20, 21))
+    with pytest.raises(LimitExceeded):
+        tail.admit(group(A, 2, 50, 51))  # no tail would ever take it: to ask for the next one would never end
+    assert tail.admit(group(A, 2, 40)).offsets == (BASE + 60,)
+    assert tail.admit(group(A, 2, 40)).offsets == (BASE + 60,), "also a full tail answers what was there"
+
+
+def test_acknowledged_offsets_are_forgotten_and_the_others_kept() -> None:
+    tail = ledger()
+    tail.admit(group(A, 1, 1, 1, 1))
+    tail.admit(group(A, 4, 1, unacked=3))
+    assert tail.changed() == (AppenderState(A, 4, (BASE + 2, BASE + 3)),)
+
+
+def test_a_closed_appender_is_dropped_unless_it_goes_on() -> None:
+    tail = ledger(10_000, AppenderState(B, 3, ()))
+    tail.admit(group(A, 1, 10))
+    tail.admit(group(A, 2, closing=True))
+    assert tail.admit(group(A, 2, closing=True)).fresh is None
+    tail.admit(group(B, 4, closing=True))
+    assert (tail.changed(), set(tail.closed())) == ((), {A, B})
+    tail.admit(group(A, 2, 10))
+    assert (tail.changed(), tail.closed()) == ((AppenderState(A, 2, (BASE + 10,)),), (B,))
+
+
+def test_an_appender_is_told_its_last_record() -> None:
+    tail = ledger(10_000, AppenderState(A, 3, ()))
+    assert tail.admit(group(A, 1)).last_sequence == 3
+    assert tail.admit(group(B, 1)).last_sequence == 0
+
+
+def test_every_bound_of_the_table_holds() -> None:
+    tail = ledger(10_000_000)
+    for refused in (
+        RecordGroup(b"short", 1, 1, (1,), (0,)),
+        RecordGroup(A, 1, 2, (1,), (0,)),
+        RecordGroup(A, 1, 1, (1,), ()),
+        RecordGroup(A, 1, 1, (1,) * (GROUP_RECORDS_MAX + 1), (0,) * (GROUP_RECORDS_MAX + 1)),
+    ):
+        with pytest.raises(InvalidArgument):
+            tail.admit(refused)
+    for sizes in ((0,), (2_501,)):
+        with pytest.raises(LimitExceeded):
+            tail.admit(RecordGroup(A, 1, 1, sizes, (0,)))
+    full = (1,) * GROUP_RECORDS_MAX
+    for start in range(1, RESULTS_MAX, GROUP_RECORDS_MAX):
+        tail.admit(RecordGroup(A, start, 1, full, full))
+    with pytest.raises(LimitExceeded):
+        tail.admit(RecordGroup(A, RESULTS_MAX + 1, 1, (1,), (0,)))
+    tail.admit(RecordGroup(A, RESULTS_MAX + 1, 2, (1,), (0,)))
+    for number in range(APPENDERS_MAX - 1):
+        tail.admit(RecordGroup(b"%016d" % number, 1, 1, (1,), (0,)))
+    with pytest.raises(LimitExceeded):
+        tail.admit(RecordGroup(B, 1, 1, (1,), (0,)))
+
+
+# --- the file
+
+
+def filled(path: Path, rounds: int = 6) -> tuple[TailFile, list[Round], bytes]:
+    start = TailStart(BASE, 100_000, 25_000, (AppenderState(B, 2, (5,)),))
+    file, table = TailFile.create(path, HANDLE, start), start.ledger()
+    made, content = [], b""
+    for number in range(rounds):
+        groups = (group(A, 2 * number + 1, 30, 40 + number), group(B, number + 3, 11))
+        item = Round(table.length, groups)
+        for one in groups:
+            table.admit(one)
+        data = b"".join(map(data_of, groups))
+        file.append(item, data)
+        made.append(item)
+        content += data
+    return file, made, content
+
+
+def test_a_tail_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    file, rounds, content = filled(tmp_path / "tail")
+    log = TailLog(tmp_path / "tail", HANDLE)
+    assert (log.length, log.content(log.length)) == (file.length, content)
+    half = rounds[3].offset
+    assert log.content(half) == content[:half]
+    assert {state.appender: state.last_sequence for state in log.ledger(half).changed()} == {A: 6, B: 5}
+    with pytest.raises(ChunkCorrupt):
+        log.content(half + 1)
+
+
+def test_a_tail_cut_at_any_byte_holds_exactly_the_rounds_before(tmp_path: Path) -> None:
+    filled(tmp_path / "tail", 3)
+    data, cut = (tmp_path / "tail").read_bytes(), tmp_path / "cut"
+    whole = TailLog(tmp_path / "tail", HANDLE)
+    ends = [0]
+    for size in range(len(data)):
+        cut.write_bytes(data[:size])
+        try:
+            found = TailLog(cut, HANDLE)
+        except ChunkCorrupt:
+            assert ends == [0], "only a file without its beginning is damaged"
+            continue
+        if found.length != ends[-1]:
+            ends.append(found.length)
+        assert found.content(found.length) == whole.content(found.length)
+    assert len(ends) == 3, "each round appears whole, the last one not before the last byte"
+
+
+def test_a_flipped_bit_is_a_torn_end_or_damage_but_never_other_bytes(tmp_path: Path) -> None:
+    _, rounds, content = filled(tmp_path / "tail", 3)
+    data, bad = bytearray((tmp_path / "tail").read_bytes()), tmp_path / "bad"
+    last = len(data) - rounds[-1].size - len(encode_round(HANDLE, rounds[-1]))
+    outcomes = set()
+    for position in range(0, len(data), 3):
+        data[position] ^= 0x10
+        bad.write_bytes(data)
+        data[position] ^= 0x10
+        try:
+            found = TailLog(bad, HANDLE)
+        except ChunkCorrupt:
+            outcomes.add("damage")
+            assert position < last, "in the last round nobody can tell"
+            continue
+        outcomes.add("torn")
+        assert position >= last, f"byte {position} rotted in a round that others follow"
+        assert found.content(found.length) == content[: rounds[-1].offset]
+    assert outcomes == {"damage", "torn"}
+
+
+def test_readers_get_whole_records_below_what_is_committed(tmp_path: Path) -> None:
+    file, rounds, content = filled(tmp_path / "tail")
+    committed = rounds[4].offset
+    position = 0
+    while position < committed:
+        start, lengths, crcs, data = file.read(position, committed, 100)
+        assert (start, data) == (position, content[position : position + sum(lengths)])
+        assert len(lengths) == len(crcs) > 0
+        position += len(data)
+    assert position == committed
+    start, lengths, _, data = file.read(45, committed, 1)
+    assert (start, lengths, data) == (30, [40], content[30:70]), "the record that holds the offset"
+    assert file.read(committed, committed, 100)[1] == []
+
+
+def test_a_tail_is_made_once(tmp_path: Path) -> None:
+    filled(tmp_path / "tail")
+    with pytest.raises(FileExistsError):
+        filled(tmp_path / "tail")
+
+
+def test_a_record_with_a_wrong_byte_is_refused_on_arrival() -> None:
+    one = group(A, 1, 10, 20)
+    check_records((one,), data_of(one))
+    with pytest.raises(ChunkCorrupt):
+        check_records((one,), data_of(one)[:-1] + b"?")
+    with pytest.raises(ChunkCorrupt):
+        check_records((one,), data_of(one) + b"?")
+    with pytest.raises(ChunkCorrupt):
+        check_records((RecordGroup(A, 1, 1, one.lengths, one.crcs[:1]),), data_of(one))
+    with pytest.raises(ChunkCorrupt):
+        check_records((RecordGroup(A, 1, 1, (-1, 31), one.crcs),), data_of(one))
