@@ -19,6 +19,7 @@ import click
 from dfs.cli import output
 from dfs.cli.admin_servers import SERVER_VERBS
 from dfs.cli.context import Cli
+from dfs.cli.repack import admin_repack
 from dfs.cli.report import admin_report
 from dfs.cli.verb import Verb, json_option, pass_cli
 from dfs.cli.wall import LocalError
@@ -42,6 +43,7 @@ for _verb in SERVER_VERBS:
 
 
 admin_verb.add_command(admin_report)
+admin_verb.add_command(admin_repack)
 
 
 # --- masters

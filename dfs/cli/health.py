@@ -135,6 +135,7 @@ class Health:
             f"{output.count_text(space.file_count, 'file')} in"
             f" {output.count_text(space.directory_count, 'directory', 'directories')},"
             f" {output.size_text(space.live_size)}; trash {output.size_text(space.trash_size)}"
+            + (f"; {output.count_text(space.snapshot_count, 'snapshot')}" if space.snapshot_count else "")
         )
         yield (
             f"{output.count_text(space.chunk_count, 'chunk')},"

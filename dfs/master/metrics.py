@@ -122,6 +122,8 @@ class MasterMetrics:
         yield gauge("dfs_live_bytes", "Size of all files, without replicas.", space.live_size)
         yield gauge("dfs_trash_bytes", "Size of the trash, without replicas.", space.trash_size)
         yield gauge("dfs_trash_entries", "Entries of the trash.", space.trash_count)
+        yield gauge("dfs_snapshots", "Snapshots of directories.", space.snapshot_count)
+        yield gauge("dfs_snapshot_bytes", "Size of the files in all snapshots, shared or not.", space.snapshot_size)
         yield gauge("dfs_chunks", "Chunks.", space.chunk_count)
         yield gauge("dfs_stored_bytes", "Size of all registered replicas.", space.chunk_stored_size)
         yield gauge("dfs_garbage_chunks", "Released chunks that some server still has.", space.garbage_count)

@@ -46,6 +46,7 @@ from dfs.net.messages import (
     ChunkReport,
     CloseTail,
     CommitFile,
+    CommitMany,
     Concat,
     Copy,
     CreateSnapshot,
@@ -67,6 +68,7 @@ from dfs.net.messages import (
     ListTrash,
     ListTrashReply,
     Locate,
+    LocateMany,
     MakeDirectory,
     Message,
     Mutation,
@@ -103,6 +105,7 @@ MUTATIONS: frozenset[type[Mutation]] = frozenset(
         Rename,
         Copy,
         CommitFile,
+        CommitMany,
         AppendExtents,
         Touch,
         SetReplication,
@@ -201,6 +204,7 @@ class MasterService:
             ListSnapshots: self._list_snapshots,
             ListQuotas: self._list_quotas,
             Locate: self._locate,
+            LocateMany: self._locate_many,
             Allocate: self._allocate,
             OpenTail: self._open_tail,
             CloseTail: self._close_tail,
@@ -343,6 +347,10 @@ class MasterService:
         await self._settle(message.stale_ms, context)
         return self._access.locate(message, hears_servers=self.leadership.is_leader)
 
+    async def _locate_many(self, message: LocateMany, context: RequestContext) -> Message:
+        await self._settle(message.stale_ms, context)
+        return self._access.locate_many(message, hears_servers=self.leadership.is_leader)
+
     async def _cluster_status(self, _message: GetClusterStatus, context: RequestContext) -> Message:
         await self.leadership.barrier(context.deadline)
         now_s = self._clock.monotonic()
@@ -418,7 +426,7 @@ class MasterService:
 
     def _filled_in(self, message: Mutation) -> Mutation:
         """Return the command with what only the leader may decide: the state must not read a configuration."""
-        if isinstance(message, CommitFile) and message.replication == 0:
+        if isinstance(message, (CommitFile, CommitMany)) and message.replication == 0:
             return msgspec.structs.replace(message, replication=self._config.replication)
         return message
 

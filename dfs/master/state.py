@@ -23,6 +23,7 @@ from dfs.master import (
     content_commands,
     duty_commands,
     extents,
+    packed_commands,
     quota_commands,
     quotas,
     range_commands,
@@ -50,17 +51,20 @@ from dfs.master.commands import (
 from dfs.master.file_walk import WalkPage, walk_page
 from dfs.master.invariants import check_invariants
 from dfs.master.namespace import shown, status_of
-from dfs.master.nodes import Directory, File
+from dfs.master.nodes import Directory, File, Node
 from dfs.master.parts import TIME_MAX_MS, StateParts
-from dfs.master.tails import TailTable
+from dfs.master.subtree import entries_after
+from dfs.master.tails import TailRecord, TailTable
 from dfs.master.views import ChunkView, Extent, ExtentsView, GarbageChunk, RegisteredServer, ReplicaTally
 from dfs.net.messages import (
     LIST_LIMIT_MAX,
     LOCATE_EXTENTS_MAX,
+    LOCATE_FILE_EXTENTS_MAX,
     QUOTAS_PAGE_MAX,
     SNAPSHOTS_PAGE_MAX,
     AppendExtents,
     CommitFile,
+    CommitMany,
     Concat,
     Copy,
     CreateSnapshot,
@@ -102,6 +106,7 @@ _HANDLERS: dict[type[Message], Callable[[StateParts, Any], Message]] = {
     CommitFile: content_commands.commit_file,
     AppendExtents: content_commands.append_extents,
     SetReplication: content_commands.set_replication,
+    CommitMany: packed_commands.commit_many,
     Truncate: range_commands.truncate,
     Concat: range_commands.concat,
     WriteRange: range_commands.write_range,
@@ -281,6 +286,21 @@ class MasterState:
         """Return a page of the files at and below `path`, see dfs.master.file_walk."""
         return walk_page(self._parts.find(path), after, extents_told, limit)
 
+    def content_below(self, path: str, after: str) -> Iterator[tuple[str, Node, tuple[Extent, ...] | None]]:
+        """Yield (relative path, node, extents) of what is below a directory and comes after `after`.
+
+        The extents are None where they are more than a reply tells, or not all: records are being appended to the file.
+        Take a bounded number; apply nothing in between.
+        """
+        root = self._parts.find(path)
+        tails, above = self._parts.tails, path.rstrip("/")
+        if isinstance(root, File):
+            raise NotADirectory(f"{shown(path)} is a file")
+        return (
+            (name, node, _few_extents(node, tails.at(f"{above}/{name}")) if isinstance(node, File) else ())
+            for name, node in entries_after(root, after)
+        )
+
     def chunk(self, handle: ChunkHandle) -> ChunkView | None:
         return self._parts.chunks.view(handle)
 
@@ -428,6 +448,12 @@ class MasterState:
 
     def has_idle_sessions(self, idle_ms: int) -> bool:
         return self._parts.sessions.has_idle(idle_ms, self._parts.clock_ms)
+
+
+def _few_extents(file: File, tail: TailRecord | None) -> tuple[Extent, ...] | None:
+    if tail is not None or extents.count(file.extents) > LOCATE_FILE_EXTENTS_MAX:
+        return None
+    return extents.window(file.extents, file.size, 0, LOCATE_FILE_EXTENTS_MAX)[1]
 
 
 def _check_limit(limit: int, limit_max: int) -> None:

@@ -42,7 +42,7 @@ class FileStatus(Part, frozen=True, array_like=True):
     size: int  # bytes; of a directory: all files below
     stored_size: int  # size times replication, likewise summed
     mtime_ms: int
-    inode: int  # grows with each created file or directory; never reused
+    inode: int  # grows with each created file or directory; what is in a snapshot or was restored has the one it had
     version: int  # of a file: grows with each change of content
     replication: int  # 0 for a directory
     extent_count: int  # 0 for a directory
@@ -93,6 +93,49 @@ class NewExtent(Part, frozen=True, array_like=True):
     chunk: int
     offset: int
     length: int
+
+
+class PackedFile(Part, frozen=True, array_like=True):
+    """One of many files that one call stores: ranges of the call's chunks, which the files share.
+
+    `version` 0: the call says whether an existing file may be replaced; another one: the file must still have it."""
+
+    path: str
+    extents: tuple[NewExtent, ...]
+    mtime_ms: int = 0  # 0 = now
+    version: int = 0
+
+
+class FileFailure(Part, frozen=True, array_like=True):
+    """Why number `index` of the files of one call was not stored; `code` is that of the error."""
+
+    index: int
+    code: str
+    text: str
+
+
+class LocatedChunk(Part, frozen=True, array_like=True):
+    """A sealed chunk that files of one reply share."""
+
+    handle: ChunkHandle
+    length: int
+    crc: int
+    token: bytes  # READ token
+    replicas: tuple[int, ...]  # indexes into `servers` of the reply, live ones first
+
+
+class LocatedFile(Part, frozen=True, array_like=True):
+    """A file or directory below the asked one. A file of more extents than a reply takes, or one that records are
+    being appended to, has `is_partial` set: locate it by itself."""
+
+    path: str  # relative to the asked directory
+    kind: Kind
+    size: int
+    mtime_ms: int
+    version: int
+    replication: int
+    extents: tuple[NewExtent, ...]  # ranges of the reply's chunks
+    is_partial: bool = False
 
 
 class TrashEntry(Part, frozen=True, array_like=True):

@@ -202,17 +202,6 @@ def _replies_without_term() -> list[Change]:
     return [(Gate, "_append_reply", take)]
 
 
-@_mutation("d1", "the term of a reply alone")
-def _replies_of_any_term() -> list[Change]:
-    take = Gate._append_reply
-
-    def take_any(gate: Gate, peer: str, message: AppendReply) -> None:
-        mine = AppendReply(gate._journal.term, message.serial, message.next_index, message.is_reset, message.is_success)
-        take(gate, peer, mine)
-
-    return [(Gate, "_append_reply", take_any)]
-
-
 @_mutation("k1", "a piece of a checkpoint commits nothing")
 def _checkpoint_piece_commits() -> list[Change]:
     def take(gate: Gate, peer: str, message: AppendPiece) -> None:
@@ -258,8 +247,7 @@ def _mismatch_commits_the_tail() -> list[Change]:
 
 @_mutation("f2", "stepping down without a majority of followers")
 def _lonely_leader_stays() -> list[Change]:
-    engine: Any = raft_engine  # the name is the library's
-    make = engine.SyncObjConf
+    make: Any = vars(raft_engine)["SyncObjConf"]
 
     def conf(**options: Any) -> Any:
         return make(**{**options, "leaderFallbackTimeout": 30.0})

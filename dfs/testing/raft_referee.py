@@ -29,6 +29,7 @@ class Referee:
         self.states: dict[int, tuple[bytes, str]] = {}  # log index: digest of the state after it, who said so
         self.votes: dict[tuple[int, str], str] = {}  # (term, voter): for whom, once it is on the voter's disk
         self.entries: dict[tuple[int, int], tuple[bytes, int | None]] = {}  # (log index, term): command, term before
+        self.stored: dict[tuple[str, int], int] = {}  # (master, term): the last log index of it that came to its disk
         self.on_vote: Callable[[Life], None] = lambda _life: None
         self.on_commit: Callable[[Life], None] = lambda _life: None
 
@@ -43,6 +44,9 @@ class Referee:
         if journal.vote is not None and (journal.term, journal.vote) != life.seen_vote:
             life.seen_vote = (journal.term, journal.vote)
             life.new_votes.append((journal.vote_sequence, journal.term, journal.vote))
+        while life.new_ends and life.new_ends[0][0] <= journal.durable:
+            _, index, term = life.new_ends.popleft()
+            self.stored[life.host.name, term] = max(index, self.stored.get((life.host.name, term), 0))
         while life.new_votes and life.new_votes[0][0] <= journal.durable:
             _, term, candidate = life.new_votes.popleft()
             self._take_vote(life, term, candidate)
@@ -63,12 +67,15 @@ class Referee:
     def _take_entries(self, life: Life) -> None:
         """Log matching: entries with the same index and term are the same, and so are those before them."""
         journal, seen, known = life.engine.journal, life.seen_terms, self.entries
-        entries = journal.entries
+        entries, last_term = journal.entries, 0
         for position in range(len(entries) - 1, -1, -1):
             command, index, term = entries[position]
             if seen.get(index) == term:
                 break
             seen[index] = term
+            if term != last_term:
+                last_term = term
+                life.new_ends.append((journal.sequence, index, term))
             before = entries[position - 1][2] if position else None
             first = known.setdefault((index, term), (command, before))
             if first[1] is None:
@@ -122,6 +129,11 @@ class Referee:
             self.told_in.setdefault(index, journal.term)
             if known != (command, term):
                 raise RuleBroken(f"{name} commits {index} of term {term}, of term {known[1]} was committed before")
+        term = journal.term
+        if life.engine.role == LEADER and journal.term_at(commit) == term:
+            holders = [host for host in self._world.hosts if self.stored.get((host, term), 0) >= commit]
+            if 2 * len(holders) <= len(self._world.hosts):
+                raise RuleBroken(f"{name} commits {commit} of term {term}, on the disks of {', '.join(holders)} only")
         life.seen_commit = commit
         if life.engine.role == LEADER:
             self.on_commit(life)

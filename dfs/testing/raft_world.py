@@ -136,8 +136,10 @@ class Life:
         self.host, self.machine = host, machine
         self.is_started = False
         self.writer: VirtualWriter | None = None
-        self.seen_commit = self.seen_applied = self.led_term = self.seen_sequence = 0
+        self.seen_commit = self.seen_applied = self.led_term = 0
+        self.seen_sequence = -1
         self.seen_vote: tuple[int, str | None] = (0, None)
+        self.new_ends: deque[tuple[int, int, int]] = deque()  # not on disk yet: journal record, log index, term
         self.new_votes: deque[tuple[int, int, str]] = deque()  # not on disk yet: journal record, term, for whom
         self.seen_terms: dict[int, int] = {}  # by log index
         self.state = MasterState()

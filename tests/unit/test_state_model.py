@@ -116,11 +116,25 @@ class Chooser:
         makers: list[Callable[[parts.CallId], m.Message]] = [
             lambda call: m.CommitFile(call, self.path(fresh=True), chunks, extents, goal, x, y, mtime_ms),
             lambda call: m.CommitFile(call, path, chunks, extents, 3, True, True),
+            lambda call: m.CommitMany(call, chunks, self.packed(extents), goal, x, y),
+            lambda call: m.CommitMany(call, chunks, self.packed(extents), 2, True, True),
             lambda call: m.AppendExtents(call, path, chunks, extents, x),
             lambda call: m.AppendExtents(call, self.path(fresh=True), chunks, extents, x),
             lambda call: m.SetReplication(call, path, goal, x),
         ]
         return self.rng.choice(makers)
+
+    def packed(self, extents: tuple[parts.NewExtent, ...]) -> tuple[parts.PackedFile, ...]:
+        """Deal the extents out to files: new, existing, impossible ones, and the same one twice."""
+        rng = self.rng
+        files: list[parts.PackedFile] = []
+        while extents or rng.random() < 0.3:
+            count = rng.randint(0, 2)
+            version, mtime_ms = rng.choice([0] * 9 + [1 << 40]), rng.choice([0, 0, 9, -1])
+            path = rng.choice(files).path if files and rng.random() < 0.2 else self.path(fresh=True)
+            files.append(parts.PackedFile(path, extents[:count], mtime_ms, version))
+            extents = extents[count:]
+        return tuple(files)
 
     def ranges(self) -> Callable[[parts.CallId], m.Message]:
         """Draw a truncate, an overwrite or a concat."""
@@ -275,6 +289,8 @@ class History:
         expected = self.judge.apply(self.now_ms, command)
         assert (reply.code if isinstance(reply, m.ErrorReply) else "") == expected, (command, reply)
         assert self.first.fault is None
+        if isinstance(reply, m.CommitManyReply):
+            assert [(failure.index, failure.code) for failure in reply.failures] == self.judge.failures
         return reply
 
     def apply_once(self, command: m.Message) -> m.Message:
