@@ -5,6 +5,8 @@ Owns: dump and load of the replicated state. Refuses to know: files and their ch
 
 from __future__ import annotations
 
+import gc
+import weakref
 from random import Random
 
 import msgspec
@@ -12,7 +14,7 @@ import pytest
 
 from dfs.errors import InternalError, StorageCorrupt
 from dfs.ids import ChunkHandle, ServerId, SessionId
-from dfs.master import checkpoint, checkpoint_rows
+from dfs.master import checkpoint, checkpoint_rows, sharing
 from dfs.master import parts as parts_module
 from dfs.master.commands import BALANCE_ASKED, PutServer, SetBalance, SetServerMode
 from dfs.master.namespace import walk
@@ -129,6 +131,41 @@ def test_all_of_a_replaced_state_is_taken_apart_in_bounded_steps(monkeypatch: py
     assert not any(len(directory.entries) for directory in directories)
     assert list(old.chunks.chunks()) == []
     assert list(old.chunks.garbage()) == []
+
+
+def test_snapshots_and_copies_in_the_making_go_with_a_replaced_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_module, "TAKEN_APART_STEP", 10)
+    monkeypatch.setattr(sharing, "AT_ONCE_MAX", 3)
+    monkeypatch.setattr(sharing, "STEP_MAX", 4)
+    state = _filled(60)
+    calls = (parts.CallId(SessionId(bytes([number]) * 16), 1, 1) for number in range(200, 256))
+    for name in ("one", "two"):
+        state.apply(60_000, m.CreateSnapshot(next(calls), "/d2", name))
+    state.apply(60_001, m.Delete(next(calls), "/d4/sub/00000002"))
+    state.apply(60_002, m.Touch(next(calls), "/d2/sub/00000002"))
+    pieces = list(state.dump())
+    old = state._parts
+    (made,) = [separation.made.entries for separation in old.sharing.separations()]
+    tops = [old.namespace.root, *(root for _, _, _, root in old.snapshots.roots())]
+    tables = [node.entries for top in tops for node in walk(top) if isinstance(node, Directory)]
+    assert len(made) == 4
+    assert len({id(table) for table in tables}) < len(tables), "some are shared"
+    gone = weakref.ref(old.chunks)
+    del old, tops
+    loading = state.begin_load(pieces)
+    while not loading.step():
+        pass
+    loading.install()
+    gc.disable()
+    try:
+        while not loading.step():
+            assert list(state.dump()) == pieces
+        assert gone() is None, "nothing of it waits for the garbage collector"
+    finally:
+        gc.enable()
+    assert not any(len(table) for table in [made, *tables])
+    assert list(state.dump()) == pieces
+    state.check_invariants()
 
 
 def test_a_dump_in_the_order_of_an_earlier_version_is_loaded() -> None:

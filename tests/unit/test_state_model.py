@@ -303,8 +303,12 @@ class History:
     def reload(self) -> None:
         pieces = list(self.second.dump())
         assert list(import_pieces(list(export_lines(pieces, cluster="c", log_index=1)))) == pieces
-        self.second = MasterState()
-        self.second.load(pieces)
+        loading = self.second.begin_load(pieces)
+        while not loading.step():
+            pass
+        loading.install()
+        while not loading.step():
+            pass  # the old state is taken apart, shared subtrees and all
         assert list(self.second.dump()) == pieces
 
     def step(self, make: Any, session: SessionId, passed_ms: int, extra: str) -> None:
