@@ -418,13 +418,16 @@ class Loader:
             return self._directory(row)
         _require(extents.is_valid(row.extents), "an extent list is cut short")
         packed, size, chunks = row.extents, row.size, self.parts.chunks
-        if len(packed) == ID_SIZE:  # nearly all files: share the objects that the chunk map keeps, too
-            packed = handle = self.keys[packed[0] % KEY_TABLES][ChunkHandle(packed)]
-            length = chunks.reference(handle, row.replication)
-            size = length if length == size else size
-        else:
-            for handle in extents.handles(packed):
-                chunks.reference(handle, row.replication)
+        try:
+            if len(packed) == ID_SIZE:  # nearly all files: share the objects that the chunk map keeps, too
+                packed = handle = self.keys[packed[0] % KEY_TABLES][ChunkHandle(packed)]
+                length = chunks.reference(handle, row.replication)
+                size = length if length == size else size
+            else:
+                for handle in extents.handles(packed):
+                    chunks.reference(handle, row.replication)
+        except KeyError:
+            raise ValueError("a file uses an unknown chunk") from None
         version = row.inode if row.version == row.inode else row.version
         return File(row.inode, version, row.mtime_ms, row.replication, size, packed)
 

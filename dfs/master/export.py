@@ -9,6 +9,7 @@ each type and the CRC32C of all bytes before it. Ids are hex, sizes bytes, times
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -55,7 +56,17 @@ FORMAT = "dfs-export"
 FORMAT_VERSION = 1
 LINE_SIZE_MAX = 64 * 1024 * 1024  # bytes; a file of 262,144 extents takes about 25 MiB
 _ROWS_MAX = 5000  # rows of a piece
-_DAMAGED = (OverflowError, msgspec.MsgspecError, KeyError, IndexError, TypeError, ValueError, AttributeError)
+_DAMAGED = (
+    OverflowError,
+    msgspec.MsgspecError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
 
 _PIECE_DECODER: msgspec.msgpack.Decoder[Piece] = msgspec.msgpack.Decoder(Piece)
 _ENCODER = msgspec.msgpack.Encoder()

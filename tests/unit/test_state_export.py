@@ -114,6 +114,11 @@ def test_missing_added_and_swapped_lines_are_refused(state: MasterState) -> None
             load_export(wrong, "file")
     with pytest.raises(StorageCorrupt, match="line 1 of the export is damaged or not of one"):
         load_export([b"hello\n"], "file")
+    number = next(number for number, line in enumerate(lines) if json.loads(line).get("extents"))
+    record = json.loads(lines[number])
+    record["extents"][0][1] = 1 << 40
+    with pytest.raises(StorageCorrupt, match=f"line {number + 1} of the export is damaged or not of one"):
+        load_export([*lines[:number], json.dumps(record).encode() + b"\n", *lines[number + 1 :]], "file")
 
 
 def test_an_installed_state_is_what_a_master_starts_from(state: MasterState, tmp_path: Path) -> None:
