@@ -62,8 +62,10 @@ class StateParts:
         self.replication = replication
         self.balance_mode = BALANCE_AUTOMATIC
         self.balance_threshold_ppm = 0
-        self.chunks = ChunkMap()
-        self.sharing = Sharing(self.reference, self.release)
+        self.chunks = chunks = ChunkMap()
+        self.released = ReleaseQueue()
+        # Nothing in here knows this object: a state that was replaced goes at once, not with the garbage collector.
+        self.sharing = Sharing(lambda file: chunks.reference_file(file.extents, file.replication), self.released.push)
         self.namespace = Namespace(self.sharing)
         self.snapshots = SnapshotTable()
         self.quotas = QuotaTable()
@@ -71,7 +73,6 @@ class StateParts:
         self.sessions = SessionTable()
         self.tails = TailTable()
         self.trash = Trash()
-        self.released = ReleaseQueue()
 
     def tick(self, now_ms: int) -> None:
         """Take the time of a command in.
@@ -164,8 +165,8 @@ class StateParts:
         stack = [self.namespace.root, *(entry.node for _, entry in self.trash.items()), *self.released.nodes()]
         stack.extend(shelf.content for _, shelf in self.snapshots.shelves())
         stack.extend(separation.made for separation in self.sharing.separations())
-        self.trash, self.released, self.snapshots = Trash(), ReleaseQueue(), SnapshotTable()
-        del self.namespace, self.sharing  # which know this object: it would wait for the garbage collector
+        self.namespace.root, self.trash, self.released = Directory(1, 0), Trash(), ReleaseQueue()
+        self.snapshots = SnapshotTable()
         budget = TAKEN_APART_STEP
         while stack:
             node = stack.pop()

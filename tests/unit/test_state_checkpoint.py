@@ -168,6 +168,19 @@ def test_snapshots_and_copies_in_the_making_go_with_a_replaced_state(monkeypatch
     state.check_invariants()
 
 
+def test_a_loading_that_is_given_up_leaves_nothing_to_the_garbage_collector() -> None:
+    loading = MasterState().begin_load(_filled(60).dump())
+    gc.disable()
+    try:
+        while not loading.step():
+            pass
+        gone = weakref.ref(loading._loader.parts.chunks)
+        del loading
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_a_dump_in_the_order_of_an_earlier_version_is_loaded() -> None:
     state = _filled(60)
     pieces = list(state.dump())
