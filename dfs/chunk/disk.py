@@ -92,6 +92,7 @@ class Disk:
         if error.errno in _FULL_ERRORS:
             self._full_until_s = self._clock.monotonic() + FULL_RETRY_S
             return DiskFull(f"{text}; write elsewhere")
+        self.check_place()  # a directory that is not there any more explains the error better than the error does
         self.fail(text)
         return DiskFailed(f"{text}; the disk is out of use")
 

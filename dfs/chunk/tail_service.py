@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from dfs.checksum import BLOCK_SIZE, block_checksums, combine_blocks
+from dfs.checksum import BLOCK_SIZE, Buffer, block_checksums, combine_blocks
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import ChunkStore
 from dfs.chunk.streams import APPENDS_SIZE_MAX, ByteBudget
@@ -126,7 +126,7 @@ class TailService:
             reply = ErrorReply.of(error)
         channel.send(reply, Deadline.after(REPLY_TIMEOUT_S), request_id=received.request_id, payload=payload)
 
-    def reply(self, request: Message, data: bytes) -> tuple[Message, bytes | None]:
+    def reply(self, request: Message, data: Buffer) -> tuple[Message, bytes | None]:
         """Carry one of TAIL_MESSAGES out; return the reply with its payload, or raise."""
         match request:
             case AppendRecords():
@@ -226,7 +226,7 @@ class TailService:
     def _forward_to(self, address: str) -> Forward:
         """Return how a round reaches the next server of a chain."""
 
-        def forward(message: ReplicateRecords, data: bytes, deadline: Deadline) -> _Sent:
+        def forward(message: ReplicateRecords, data: Buffer, deadline: Deadline) -> _Sent:
             with _blamed(address):
                 channel = self._peers.take(address, deadline)
                 try:
@@ -327,11 +327,11 @@ class TailService:
             log.info("tail_dropped", handle=handle)
 
 
-def _payload(channel: Channel, size: int) -> bytes:
+def _payload(channel: Channel, size: int) -> bytearray:
     data = bytearray(size)
     if size:
         channel.receive_into(memoryview(data), Deadline.after(PAYLOAD_TIMEOUT_S))
-    return bytes(data)
+    return data
 
 
 class _Sent:

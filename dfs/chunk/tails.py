@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from dfs.checksum import Buffer
 from dfs.chunk.tail import Admission, Ledger
 from dfs.chunk.tail_log import Round, TailFile
 from dfs.clock import Deadline
@@ -37,7 +38,7 @@ class Receipt(Protocol):
         """Do not wait for it; harmless after `wait`."""
 
 
-Forward = Callable[[ReplicateRecords, bytes, Deadline], Receipt]  # sends a round to the next server
+Forward = Callable[[ReplicateRecords, Buffer, Deadline], Receipt]  # sends a round to the next server
 
 
 @dataclass(slots=True)
@@ -45,7 +46,7 @@ class _Job:
     """A request that waits for its round."""
 
     request: AppendRecords
-    data: bytes
+    data: Buffer
     answer: AppendRecordsReply | DfsError | None = None
 
 
@@ -70,7 +71,7 @@ class OpenTail:
 
     # --- the head ---------------------------------------------------------------------------------------
 
-    def append(self, request: AppendRecords, data: bytes) -> AppendRecordsReply:
+    def append(self, request: AppendRecords, data: Buffer) -> AppendRecordsReply:
         """Return when the records are durable on the whole chain; raise as `Ledger.admit`, or `TailClosed`."""
         job = _Job(request, data)
         with self._changed:
@@ -113,7 +114,8 @@ class OpenTail:
             admitted = [(job, admission) for job in jobs if (admission := self._admit(job)) is not None]
         groups = tuple(admission.fresh for _, admission in admitted if admission.fresh is not None)
         if groups:
-            data = b"".join(_fresh_data(job.data, job.request.group, admission) for job, admission in admitted)
+            pieces = [_fresh_data(job.data, job.request.group, admission) for job, admission in admitted]
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             message = ReplicateRecords(self.handle, jobs[0].request.token, offset, groups)
             if not self._store(message, data, is_head=True):
                 return
@@ -129,7 +131,7 @@ class OpenTail:
 
     # --- every server -------------------------------------------------------------------------------------
 
-    def replicate(self, message: ReplicateRecords, data: bytes) -> int:
+    def replicate(self, message: ReplicateRecords, data: Buffer) -> int:
         """Take the next round from the server before; return the length when it is durable here and below."""
         with self._writing:
             if message.offset != self.file.length:
@@ -138,7 +140,7 @@ class OpenTail:
                 raise self._closed()
             return self.file.length
 
-    def _store(self, message: ReplicateRecords, data: bytes, *, is_head: bool) -> bool:
+    def _store(self, message: ReplicateRecords, data: Buffer, *, is_head: bool) -> bool:
         """Write a round here and below; whether all of that happened before a fence. A failure ends the tail."""
         if self._is_over():
             return False
@@ -216,7 +218,7 @@ class OpenTail:
             raise DiskFailed(f"reading tail {id_text(self.handle)} failed: {error.strerror or error}") from None
 
 
-def _fresh_data(data: bytes, group: RecordGroup, admission: Admission) -> bytes:
+def _fresh_data(data: Buffer, group: RecordGroup, admission: Admission) -> Buffer:
     if admission.fresh is None:
         return b""
     return data[sum(group.lengths[: admission.skipped]) :] if admission.skipped else data

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,12 @@ from dfs.cli import wall
 from dfs.cli.context import Cli
 from dfs.cli.operands import Operand, RemotePath, operands
 from dfs.cli.transfer import STREAM, Run, run_transfer
-from dfs.cli.trees import local_child, remote_entries
+from dfs.cli.trees import local_child, remote_pages
 from dfs.cli.verb import json_option, pass_cli, stale_option, verb
 from dfs.cli.wall import LocalError
-from dfs.errors import AlreadyExists, IsADirectory
+from dfs.client.unpacking import UnpackEvents, UnpackItem, is_packable
+from dfs.errors import AlreadyExists, DfsError, IsADirectory
+from dfs.net.messages import LocateManyReply
 from dfs.net.parts import FileStatus, Kind
 
 if TYPE_CHECKING:
@@ -115,27 +118,54 @@ def _get(
                 if status.kind is Kind.DIRECTORY:
                     _get_tree(run, operand, local, options)
                 else:
-                    run.do(operand.typed, partial(_get_file, run, status, operand.path, local, options))
+                    run.do(operand.typed, partial(_get_file, run, status.size, operand.path, local, options))
     run.summary("fetched", is_json, in_parallel)
     earlier.absorb(run.failures)
 
 
 def _get_tree(run: Run, operand: Operand, local: Path, options: GetOptions) -> None:
-    for entry in remote_entries(run.cli.client, operand.path, local, run.tally, run.failed):
-        run.do(entry.path, partial(_get_into_tree, run, entry.status, entry.path, entry.target, options))
+    def by_itself(item: UnpackItem) -> None:
+        run.do(item.path, partial(_get_into_tree, run, item.file.size, item.path, item.target, options))
+
+    def pages() -> Iterator[tuple[LocateManyReply, list[UnpackItem]]]:
+        for page, items in remote_pages(run.cli.client, operand.path, local, run.tally, run.failed):
+            small = []
+            for item in items:
+                if is_packable(item.file) and _is_free(item.target, options):
+                    small.append(item)
+                else:
+                    by_itself(item)
+            yield page, small
+
+    def fetched(item: UnpackItem) -> None:
+        if options.preserve:
+            os.utime(item.target, ns=(item.file.mtime_ms * 1_000_000,) * 2)
+        run.tally.add_file(item.file.size)
+        run.advance(item.file.size)
+
+    def failed(item: UnpackItem, error: DfsError) -> None:
+        is_taken = isinstance(error, AlreadyExists) and not options.force
+        run.failed(item.path, _local_exists(item.target) if is_taken else error)
+
+    run.cli.client.get_many(pages(), UnpackEvents(fetched, failed, by_itself), overwrite=options.force)
 
 
-def _get_into_tree(run: Run, status: FileStatus, path: str, local: Path, options: GetOptions) -> None:
+def _is_free(target: Path, options: GetOptions) -> bool:
+    """Whether a file can simply be made there: what else may stand in its place is looked at one by one."""
+    return not options.force or not os.path.lexists(target)
+
+
+def _get_into_tree(run: Run, size: int, path: str, local: Path, options: GetOptions) -> None:
     """Fetch a file of a tree; a link that stands in its place is replaced itself, never followed."""
     if local.is_symlink():
         if not options.force:
             raise _local_exists(local)
-        _fetch(run, status, path, local, options)
+        _fetch(run, path, local, options)
     else:
-        _get_file(run, status, path, local, options)
+        _get_file(run, size, path, local, options)
 
 
-def _get_file(run: Run, status: FileStatus, path: str, local: Path, options: GetOptions) -> None:
+def _get_file(run: Run, size: int, path: str, local: Path, options: GetOptions) -> None:
     if local.is_symlink() and options.force:
         local = local.resolve()  # the user named the link: its file is replaced, the link stays
     if local.exists() and not local.is_file():
@@ -143,14 +173,14 @@ def _get_file(run: Run, status: FileStatus, path: str, local: Path, options: Get
             raise LocalError(f"the local target {str(local)!r} is a directory; a file does not replace it")
         with local.open("wb") as stream:  # /dev/null, a pipe
             run.cli.client.get(path, stream, progress=run.advance)
-        run.tally.add_file(status.size)
+        run.tally.add_file(size)
         return
     if os.path.lexists(local) and not options.force:
         raise _local_exists(local)
-    _fetch(run, status, path, local, options)
+    _fetch(run, path, local, options)
 
 
-def _fetch(run: Run, status: FileStatus, path: str, local: Path, options: GetOptions) -> None:
+def _fetch(run: Run, path: str, local: Path, options: GetOptions) -> None:
     try:
         status = run.cli.client.get(path, local, overwrite=options.force, progress=run.advance)
     except AlreadyExists as error:

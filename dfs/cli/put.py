@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from dfs.cli.transfer import STREAM, Run, run_transfer
 from dfs.cli.trees import local_entries, local_size, make_root
 from dfs.cli.verb import json_option, pass_cli, verb
 from dfs.cli.wall import LocalError
-from dfs.errors import AlreadyExists, IsADirectory, NotADirectory, NotFound
+from dfs.client.packs import PACKED_FILE_SIZE_MAX, PackEvents, PackItem
+from dfs.errors import AlreadyExists, DfsError, IsADirectory, NotADirectory, NotFound
 from dfs.net.messages import REPLICATION_MAX
 from dfs.net.parts import Kind
 
@@ -225,11 +226,36 @@ def _exists(target: str) -> LocalError:
 def _put_tree(run: Run, source: Path, target: str, options: PutOptions) -> None:
     make_root(run.cli.client, target, parents=options.parents)
     below = PutOptions(force=options.force, parents=True, replication=options.replication, preserve=options.preserve)
-    for entry in local_entries(source, target, run.tally, run.skip, run.failed):
-        if entry.is_directory:
-            run.do(str(entry.source), partial(make_root, run.cli.client, entry.target, parents=True))
-        else:
-            run.do(str(entry.source), partial(_put_file, run, entry.source, entry.target, below))
+
+    def by_itself(item: PackItem) -> None:
+        run.do(str(item.source), partial(_put_file, run, item.source, item.path, below))
+
+    def small_files() -> Iterator[PackItem]:
+        for entry in local_entries(source, target, run.tally, run.skip, run.failed):
+            item = PackItem(entry.source, entry.target)
+            if entry.is_directory:
+                run.do(str(entry.source), partial(make_root, run.cli.client, entry.target, parents=True))
+            elif entry.size > PACKED_FILE_SIZE_MAX:
+                by_itself(item)
+            else:
+                yield item
+
+    def stored(_item: PackItem, size: int) -> None:
+        run.tally.add_file(size)
+        run.advance(size)
+
+    def failed(item: PackItem, error: DfsError) -> None:
+        is_taken = isinstance(error, AlreadyExists) and not options.force
+        run.failed(str(item.source), _exists(item.path) if is_taken else error)
+
+    run.cli.client.put_many(
+        small_files(),
+        PackEvents(stored, failed, by_itself),
+        overwrite=below.force,
+        parents=True,
+        replication=below.replication,
+        keeps_time=below.preserve,
+    )
 
 
 @verb("append")

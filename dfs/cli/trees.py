@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 
 from dfs import paths
 from dfs.cli.wall import LocalError
-from dfs.errors import AlreadyExists, DfsError
-from dfs.net.parts import FileStatus, Kind
+from dfs.client.unpacking import UnpackItem
+from dfs.errors import AlreadyExists
+from dfs.net.messages import LocateManyReply
+from dfs.net.parts import Kind
 
 if TYPE_CHECKING:
     from dfs.client import DfsClient
@@ -136,48 +138,34 @@ def make_root(client: DfsClient, path: str, *, parents: bool) -> None:
             raise LocalError(f"{path!r} exists and is a file; a directory cannot go there") from None
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteEntry:
-    """A remote file to fetch to `target`."""
-
-    status: FileStatus
-    path: str
-    target: Path
-
-
-def remote_entries(
+def remote_pages(
     client: DfsClient, root: str, target: Path, tally: Tally, failed: OnFailure
-) -> Iterator[RemoteEntry]:
-    """Yield the files below a remote directory, and make its directories under `target` on the way."""
+) -> Iterator[tuple[LocateManyReply, list[UnpackItem]]]:
+    """Yield the files below a remote directory, page by page, and make its directories under `target` on the way."""
     if not _make_local(root, target, failed):
         return
     tally.add_directory()
-    stack = [(root, target, client.list(root))]
-    while stack:
-        directory, here, entries = stack[-1]
-        entry = _next(directory, entries, failed)
-        if entry is None:
-            stack.pop()
-            continue
-        path = paths.join(directory, entry.path)
-        try:
-            local = local_child(here, entry.path)
-        except LocalError as error:
-            failed(path, error)
-            continue
-        if entry.kind is Kind.FILE:
-            yield RemoteEntry(entry, path, local)
-        elif _make_local(path, local, failed):
-            tally.add_directory()
-            stack.append((path, local, client.list(path)))
-
-
-def _next(directory: str, entries: Iterator[FileStatus], failed: OnFailure) -> FileStatus | None:
-    try:
-        return next(entries, None)
-    except DfsError as error:
-        failed(directory, error)
-        return None
+    skipped = ""  # a directory, with "/", that could not be made here: nothing below it is fetched
+    for page in client.locate_many(root):
+        items: list[UnpackItem] = []
+        for file in page.files:
+            if skipped and file.path.startswith(skipped):
+                continue
+            path = paths.join(root, file.path)
+            try:
+                parent, _, name = file.path.rpartition("/")
+                local = local_child(target / parent, name)
+            except LocalError as error:
+                failed(path, error)
+                skipped = f"{file.path}/"
+                continue
+            if file.kind is Kind.FILE:
+                items.append(UnpackItem(file, path, local))
+            elif _make_local(path, local, failed):
+                tally.add_directory()
+            else:
+                skipped = f"{file.path}/"
+        yield page, items
 
 
 def local_child(directory: Path, name: str) -> Path:

@@ -51,11 +51,10 @@ from dfs.net.parts import RecordGroup
 
 CONNECT_TIMEOUT_S = 2.0  # to the head of a tail
 APPEND_TIMEOUT_S = 8.0  # for a batch to be durable on a chain; longer than a chain waits for its own servers
-BATCH_SIZE_MAX = 1024 * 1024  # bytes of several records in one batch
+BATCH_SIZE_MAX = GROUP_SIZE_MAX  # bytes of several records in one batch
 WAITING_SIZE_MAX = 64 * 1024 * 1024  # bytes that wait to be sent; `append` waits then, too
 WAITING_COUNT_MAX = 16 * GROUP_RECORDS_MAX  # records, likewise
 CLOSE_TIMEOUT_S = 3.0  # to say goodbye; nothing depends on it but the memory of the masters
-assert BATCH_SIZE_MAX <= GROUP_SIZE_MAX
 
 log = get_logger(__name__)
 
@@ -283,7 +282,7 @@ class Appender:
             tuple(crc32c(record) for record in records),
             is_closing,
         )
-        payload = b"".join(records)
+        payload = records[0] if len(records) == 1 else b"".join(records)
         attempt = 0
         broken, failed = ChunkHandle(b""), ""
         while True:
@@ -309,7 +308,7 @@ class Appender:
             if attempt > 1:
                 time.sleep(min(backoff_s(attempt, random.random()), deadline.remaining_s()))  # noqa: S311
 
-    def _attempt(self, target: _Target, group: RecordGroup, payload: bytes, deadline: Deadline) -> AppendRecordsReply:
+    def _attempt(self, target: _Target, group: RecordGroup, payload: Buffer, deadline: Deadline) -> AppendRecordsReply:
         with self._pool.channel(target.head, deadline.no_later_than(CONNECT_TIMEOUT_S), bulk=True) as channel:
             sending = deadline.no_later_than(APPEND_TIMEOUT_S)
             channel.send(AppendRecords(target.handle, target.token, group), sending, payload=payload)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -27,12 +27,16 @@ from dfs.client.compaction import Compaction, is_fragmented
 from dfs.client.discovery import Masters
 from dfs.client.download import Download, FileChecksum
 from dfs.client.inspection import Inspection
+from dfs.client.packs import Packer, PackEvents, PackItem, PackRules
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
 from dfs.client.quotas import Quotas
+from dfs.client.repacking import Repacking, RepackReport
 from dfs.client.reserve import ChunkReserve
+from dfs.client.servers import ServerAdmin
 from dfs.client.snapshots import Snapshots
 from dfs.client.transfer import Transfer
+from dfs.client.unpacking import Unpacker, UnpackEvents, UnpackItem
 from dfs.client.upload import Upload
 from dfs.clock import Deadline
 from dfs.errors import Conflict, DfsError, InvalidArgument, IsADirectory, NotADirectory, NotFound
@@ -55,6 +59,8 @@ from dfs.net.messages import (
     ListDirectoryReply,
     ListTrash,
     ListTrashReply,
+    LocateMany,
+    LocateManyReply,
     MakeDirectory,
     Message,
     Mutation,
@@ -257,10 +263,13 @@ class DfsClient:
         create: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> FileStatus:
-        """Add a local file or a stream at the end of `path`, as one atomic range; `create` makes a missing file."""
-        return self._upload().append(
-            source, paths.normalise(path), create=create, replication=self._replication, progress=progress
-        )
+        """Add a local file or a stream at the end of `path`, as one atomic range; `create` makes a missing file.
+
+        Each call makes an extent of its own; when a file has got very many small ones they are merged.
+        """
+        path = paths.normalise(path)
+        status = self._upload().append(source, path, create=create, replication=self._replication, progress=progress)
+        return self._merged(path, status)
 
     def appender(self, path: str, *, create: bool = True, identity: bytes | None = None) -> Appender:
         """Return an appender of records to a file; `identity` continues an earlier one. The caller closes it."""
@@ -340,6 +349,10 @@ class DfsClient:
             is_same_content=False,
             progress=progress,
         )
+        return self._merged(path, status)
+
+    def _merged(self, path: str, status: FileStatus) -> FileStatus:
+        """Merge the extents of a file that has very many small ones; return its status."""
         if not is_fragmented(status):
             return status
         try:
@@ -376,6 +389,62 @@ class DfsClient:
     def quotas(self) -> Quotas:
         """Limits of directories."""
         return Quotas(self._masters, self._calls, self._timeout_s)
+
+    # --- many small files ----------------------------------------------------------------------------------
+
+    def put_many(
+        self,
+        items: Iterable[PackItem],
+        events: PackEvents,
+        *,
+        overwrite: bool = False,
+        parents: bool = False,
+        replication: int | None = None,
+        keeps_time: bool = False,
+    ) -> None:
+        """Store many small local files, packed into shared chunks and committed by the hundred.
+
+        Each is stored as by `put`, or fails by itself; `events` tells of each, also of those too large to be packed,
+        which are left to the caller. `keeps_time`: with their local modification times.
+        """
+        _check_replication(replication or 0)
+        rules = PackRules(
+            overwrite=overwrite, parents=parents, replication=replication or self._replication, keeps_time=keeps_time
+        )
+        normal = (PackItem(item.source, paths.normalise(item.path)) for item in items)
+        Packer(self._upload(), self._calls, self._timeout_s, rules, events).run(normal)
+
+    def locate_many(self, path: str) -> Iterator[LocateManyReply]:
+        """Yield what is below a directory with the places of all content, page by page, directories before their
+        content."""
+        path, after = paths.normalise(path), ""
+        while True:
+            reply = self._look(LocateMany(path, after, stale_ms=self._stale_ms), LocateManyReply)
+            yield reply
+            if not reply.has_more or not reply.files:
+                return
+            after = reply.files[-1].path
+
+    def get_many(
+        self,
+        pages: Iterable[tuple[LocateManyReply, builtins.list[UnpackItem]]],
+        events: UnpackEvents,
+        *,
+        overwrite: bool = True,
+    ) -> None:
+        """Fetch small files of pages that `locate_many` gave, read from their chunks in long runs.
+
+        Each appears complete or not at all; `events` tells of each, also of those that are left to an ordinary get.
+        Take only files for which `is_packable` holds.
+        """
+        Unpacker(self._transfer, events, overwrite=overwrite).run(pages)
+
+    def repack(self, path: str) -> RepackReport:
+        """Store the small files of half-empty shared chunks below a directory anew, so that deleted ones give their
+        space back; nobody sees a change of content. What others change meanwhile is left alone."""
+        path = paths.normalise(path)
+        repacking = Repacking(self._transfer, self._upload(), self._calls, self._timeout_s)
+        return repacking.run(path, lambda: self.locate_many(path))
 
     # --- trash --------------------------------------------------------------------------------------------
 
@@ -427,6 +496,11 @@ class DfsClient:
     def admin(self) -> ClusterAdmin:
         """What administrators do with the masters."""
         return ClusterAdmin(self._masters, self._timeout_s)
+
+    @property
+    def servers(self) -> ServerAdmin:
+        """What administrators do with the chunk servers."""
+        return ServerAdmin(self._masters, self._timeout_s)
 
     @property
     def inspection(self) -> Inspection:

@@ -18,7 +18,7 @@ from dfs import paths
 from dfs.client.allocation import Allocator
 from dfs.client.calls import Calls
 from dfs.client.discovery import Masters
-from dfs.client.local_files import SourceFile, StreamChunk, open_source
+from dfs.client.local_files import PIECE_SIZE, SourceFile, StreamChunk, open_source
 from dfs.client.parallel import Cancellation, Meter, in_order
 from dfs.client.plan import ChunkRange, backoff_s, split_source
 from dfs.client.reserve import ChunkReserve
@@ -32,6 +32,7 @@ from dfs.errors import (
     LimitExceeded,
     NotADirectory,
     NotFound,
+    QuotaExceeded,
     Retry,
 )
 from dfs.ids import ServerId
@@ -40,6 +41,8 @@ from dfs.net.messages import (
     STORE_SIZE_MAX,
     AppendExtents,
     CommitFile,
+    ListQuotas,
+    ListQuotasReply,
     Stat,
     StatReply,
     WriteRange,
@@ -93,8 +96,9 @@ class Upload:
     ) -> FileStatus:
         """Store and commit a file."""
 
-        def check() -> None:
-            self._check_put(path, overwrite=overwrite, parents=parents)
+        def check(size: int) -> None:
+            old = self._check_put(path, overwrite=overwrite, parents=parents)
+            self._check_quota(path, size * max(1, replication) - old)
 
         chunks = self._store(source, path, replication, check, progress)
         return self._calls.call(
@@ -123,8 +127,9 @@ class Upload:
     ) -> FileStatus:
         """Store chunks and commit them as the new end of a file."""
 
-        def check() -> None:
+        def check(size: int) -> None:
             self._check_append(path, create=create)
+            self._check_quota(path, size * max(1, replication))
 
         chunks = self._store(source, path, replication, check, progress)
         return self._calls.call(
@@ -146,8 +151,8 @@ class Upload:
     ) -> FileStatus:
         """Store chunks and commit them over the bytes of a file from `offset` on."""
 
-        def check() -> None:
-            self._check_write(path, offset)
+        def check(size: int) -> None:
+            self._check_quota(path, (self._check_write(path, offset) + size) * replication)
 
         chunks = self._store(source, path, replication, check, progress)
         return self._calls.call(
@@ -163,7 +168,7 @@ class Upload:
         source: Path | BinaryIO,
         path: str,
         replication: int,
-        check: Callable[[], None],
+        check: Callable[[int], None],
         progress: Callable[[int], None] | None,
     ) -> tuple[NewChunk, ...]:
         """Store all bytes of a source in new chunks; return them in order."""
@@ -176,7 +181,7 @@ class Upload:
         with open_source(source) as opened:
             if isinstance(opened, SourceFile):
                 if opened.size > CHECK_FIRST_SIZE:
-                    check()
+                    check(opened.size)
                 parts, window = _file_parts(opened, allocator, path), 2 * self._parallel
             else:  # its chunks are kept in memory: no more of them than are being sent
                 parts, window = _stream_parts(opened, allocator, path, check), self._parallel
@@ -185,6 +190,16 @@ class Upload:
                 opened.check_unchanged()
         allocator.check_commit_time()
         return chunks
+
+    def store_pack(self, data: memoryview, name: str, replication: int, cancellation: Cancellation) -> NewChunk:
+        """Store bytes as one chunk; `name` says in errors what they are."""
+        allocator = Allocator(self._masters, self._transfer.health, replication, self._timeout_s, self._reserve)
+
+        def pieces() -> Iterator[memoryview]:
+            return (data[start : start + PIECE_SIZE] for start in range(0, len(data), PIECE_SIZE))
+
+        part = _Part(0, 0, len(data), pieces)
+        return self._store_part(part, name, allocator, lambda _sent: None, cancellation)
 
     def _store_part(
         self,
@@ -221,18 +236,19 @@ class Upload:
 
     # --- asking before storing much -------------------------------------------------------------------------
 
-    def _check_put(self, path: str, *, overwrite: bool, parents: bool) -> None:
-        """Raise what the commit would raise; it still has the last word."""
+    def _check_put(self, path: str, *, overwrite: bool, parents: bool) -> int:
+        """Raise what the commit would raise; it still has the last word. Return the stored size of what is replaced."""
         try:
             status = self._stat(path)
         except NotFound:
             if not parents and self._stat(paths.parent(path)).kind is Kind.FILE:
                 raise NotADirectory(f"{paths.parent(path)!r} is a file; {path!r} cannot be stored in it") from None
-            return
+            return 0
         if status.kind is Kind.DIRECTORY:
             raise IsADirectory(f"{path!r} is a directory; give the name of a file in it")
         if not overwrite:
             raise AlreadyExists(f"{path!r} exists already; allow overwriting, or choose another name")
+        return status.stored_size
 
     def _check_append(self, path: str, *, create: bool) -> None:
         try:
@@ -244,12 +260,32 @@ class Upload:
         if status.kind is Kind.DIRECTORY:
             raise IsADirectory(f"{path!r} is a directory; only files can be appended to")
 
-    def _check_write(self, path: str, offset: int) -> None:
+    def _check_write(self, path: str, offset: int) -> int:
+        """Return how far from the end the write begins, as a negative number: so much of it adds nothing."""
         status = self._stat(path)
         if status.kind is Kind.DIRECTORY:
             raise IsADirectory(f"{path!r} is a directory; only files can be written to")
         if offset > status.size:
             raise InvalidArgument(f"{path!r} has {status.size} bytes; writing at {offset} would leave a gap")
+        return offset - status.size
+
+    def _check_quota(self, path: str, growth: int) -> None:
+        """Raise `QuotaExceeded` when so many more stored bytes cannot fit, before they travel in vain."""
+        if growth <= 0:
+            return
+        try:
+            message = ListQuotas(paths.parent(path), "", is_effective=True)
+            reply = self._masters.call(message, ListQuotasReply, Deadline.after(self._timeout_s))
+        except (NotFound, NotADirectory):
+            return  # its directory is yet to be made, or the commit will tell
+        for quota in reply.entries:
+            if 0 < quota.stored_size < quota.stored_size_used + growth:
+                raise QuotaExceeded(
+                    f"the quota of {quota.path!r} is {quota.stored_size} bytes with all replicas; "
+                    f"{quota.stored_size_used} are used, {growth} more are wanted for {path!r}. Remove some files, or "
+                    f"have the quota raised: dfs quota set --bytes SIZE {quota.path!r}",
+                    directory=quota.path,
+                )
 
     def _stat(self, path: str) -> FileStatus:
         return self._masters.call(Stat(path), StatReply, Deadline.after(self._timeout_s)).status
@@ -270,7 +306,7 @@ def _file_parts(file: SourceFile, allocator: Allocator, path: str) -> Iterator[_
         yield _Part(piece.index, piece.offset, piece.length, pieces)
 
 
-def _stream_parts(stream: BinaryIO, allocator: Allocator, path: str, check: Callable[[], None]) -> Iterator[_Part]:
+def _stream_parts(stream: BinaryIO, allocator: Allocator, path: str, check: Callable[[int], None]) -> Iterator[_Part]:
     """Yield the chunks of a stream as they come; a part's memory is free when nobody holds the part any more."""
     index, offset, chunk_size = 0, 0, CHECK_FIRST_SIZE
     while True:
@@ -282,7 +318,7 @@ def _stream_parts(stream: BinaryIO, allocator: Allocator, path: str, check: Call
             little = min(chunk_size, CHECK_FIRST_SIZE)
             chunk.fill(stream, little)
             if chunk.length == little:
-                check()
+                check(0)
         if not chunk.fill(stream, chunk_size):
             return
         _check_count(index + 1, chunk_size, path)

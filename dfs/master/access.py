@@ -14,6 +14,7 @@ from dfs.config import ClusterConfig
 from dfs.errors import InvalidArgument, NotEnoughServers
 from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
 from dfs.master.liveness import ClusterView, Liveness, ServerView
+from dfs.master.nodes import Directory, Node
 from dfs.master.placement import Candidate, plan_chains
 from dfs.master.state import MasterState
 from dfs.master.tails import TailRecord
@@ -23,16 +24,30 @@ from dfs.net.messages import (
     ALLOCATE_COUNT_MAX,
     EXCLUDE_MAX,
     LOCATE_EXTENTS_MAX,
+    LOCATE_FILES_MAX,
     REPLICATION_MAX,
     Allocate,
     AllocateReply,
     Locate,
+    LocateMany,
+    LocateManyReply,
     LocateReply,
 )
-from dfs.net.parts import AllocatedChunk, LocatedExtent, LocatedTail, ServerInfo
+from dfs.net.parts import (
+    AllocatedChunk,
+    Kind,
+    LocatedChunk,
+    LocatedExtent,
+    LocatedFile,
+    LocatedTail,
+    NewExtent,
+    ServerInfo,
+)
 
+LOCATE_MANY_EXTENTS_MAX = 4_000  # in one LocateManyReply: about 20 ms of a master's time
 COMMIT_MARGIN = 0.9  # of the orphan grace: the rest covers clocks, resends and the age a server rounds down
 SERVERS_NAMED_MAX = 12  # in an error message
+SLOW_PENALTY = 0.5  # behind those that are prompt, before those that are late
 _READ_ORDER = {Liveness.ALIVE: 0, Liveness.LATE: 1, Liveness.DEAD: 2}
 
 
@@ -45,7 +60,7 @@ class ServerTable:
     def __init__(self, state: MasterState, view: ClusterView | None, now_s: float) -> None:
         self._state, self._view, self._now_s = state, view, now_s
         self._indexes: dict[ServerId, int] = {}
-        self._liveness: list[Liveness] = []
+        self._ranks: list[float] = []
         self._infos: list[ServerInfo] = []
 
     def index(self, server_id: ServerId) -> int | None:
@@ -54,15 +69,16 @@ class ServerTable:
         if index is None and (server := self._state.server(server_id)) is not None:
             liveness = Liveness.ALIVE if self._view is None else self._view.liveness(server_id, self._now_s)
             index = self._indexes[server_id] = len(self._infos)
-            self._liveness.append(liveness)
+            is_slow = self._view is not None and self._view.is_slow(server_id)
+            self._ranks.append(_READ_ORDER[liveness] + (SLOW_PENALTY if is_slow or server.is_leaving else 0))
             self._infos.append(server_info(server, is_alive=liveness is not Liveness.DEAD))
         return index
 
     def in_read_order(self, servers: Collection[ServerId], turn: int) -> tuple[int, ...]:
-        """Return the indexes of `servers`: alive ones first, beginning with another one each turn."""
+        """Return the indexes of `servers`: alive and prompt ones first, beginning with another one each turn."""
         found = [index for server_id in servers if (index := self.index(server_id)) is not None]
         start = turn % len(found) if found else 0
-        return tuple(sorted(found[start:] + found[:start], key=lambda index: _READ_ORDER[self._liveness[index]]))
+        return tuple(sorted(found[start:] + found[:start], key=lambda index: self._ranks[index]))
 
     def infos(self) -> tuple[ServerInfo, ...]:
         return tuple(self._infos)
@@ -70,6 +86,14 @@ class ServerTable:
 
 def server_info(server: RegisteredServer, *, is_alive: bool) -> ServerInfo:
     return ServerInfo(server.server_id, server.name, server.address, server.rack, is_alive)
+
+
+def _located_file(path: str, node: Node, extents: tuple[NewExtent, ...], *, is_partial: bool) -> LocatedFile:
+    if isinstance(node, Directory):
+        return LocatedFile(path, Kind.DIRECTORY, node.size, node.mtime_ms, 0, 0, ())
+    return LocatedFile(
+        path, Kind.FILE, node.size, node.mtime_ms, node.version, node.replication, extents, is_partial=is_partial
+    )
 
 
 class AccessDesk:
@@ -132,6 +156,35 @@ class AccessDesk:
         replicas = table.in_read_order(chunk.servers, self._turn)
         return LocatedExtent(handle, extent.chunk_offset, extent.length, chunk.length, chunk.crc, token, replicas)
 
+    def locate_many(self, message: LocateMany, *, hears_servers: bool = True) -> LocateManyReply:
+        """Return a page of what is below a directory; each chunk that its files share is told once."""
+        if not 1 <= message.limit <= LOCATE_FILES_MAX:
+            raise InvalidArgument(f"{message.limit} files were asked for; 1 to {LOCATE_FILES_MAX} go in one call")
+        table = ServerTable(self._state, self._view if hears_servers else None, self._clock.monotonic())
+        expires_ms = self._expiry_ms()
+        chunks: dict[ChunkHandle, tuple[int, LocatedChunk]] = {}
+        files: list[LocatedFile] = []
+        extent_count = 0
+        for path, node, extents in self._state.content_below(message.path, message.after):
+            if len(files) == message.limit or extent_count >= LOCATE_MANY_EXTENTS_MAX:
+                return LocateManyReply(tuple(files), tuple(c for _, c in chunks.values()), table.infos(), has_more=True)
+            ranges = []
+            for extent in extents or ():
+                if (known := chunks.get(extent.handle)) is None:
+                    known = chunks[extent.handle] = len(chunks), self._located_chunk(extent.handle, table, expires_ms)
+                ranges.append(NewExtent(known[0], extent.chunk_offset, extent.length))
+            files.append(_located_file(path, node, tuple(ranges), is_partial=extents is None))
+            extent_count += len(ranges)
+        return LocateManyReply(tuple(files), tuple(c for _, c in chunks.values()), table.infos(), has_more=False)
+
+    def _located_chunk(self, handle: ChunkHandle, table: ServerTable, expires_ms: int) -> LocatedChunk:
+        token = sign_token(self._key, handle, Rights.READ, expires_ms)
+        self._turn += 1
+        chunk = self._state.chunk(handle)
+        if chunk is None:  # as in `_located`
+            return LocatedChunk(handle, 0, 0, token, ())
+        return LocatedChunk(handle, chunk.length, chunk.crc, token, table.in_read_order(chunk.servers, self._turn))
+
     # --- writing --------------------------------------------------------------------------------------
 
     def allocate(self, message: Allocate) -> AllocateReply:
@@ -144,7 +197,7 @@ class AccessDesk:
         if len(message.exclude) > EXCLUDE_MAX:
             raise InvalidArgument(f"{len(message.exclude)} servers are excluded; the limit is {EXCLUDE_MAX}")
         size = self._config.chunk_size
-        candidates, refused = self._candidates(frozenset(message.exclude))
+        candidates, refused = self._candidates(frozenset(message.exclude), replication)
         needed = replication if self._is_gathering() else min(self._config.replicas_min, replication)
         if len(candidates) < needed:
             raise self._shortage(replication, needed, len(candidates), refused)
@@ -170,8 +223,8 @@ class AccessDesk:
         seen = (self._view.get(server.server_id) for server in self._state.servers())
         return not all(server is not None and server.has_heartbeat for server in seen)
 
-    def _candidates(self, exclude: Collection[ServerId]) -> tuple[list[Candidate], list[str]]:
-        """Return who can take a chunk now, and for each other server why not."""
+    def _candidates(self, exclude: Collection[ServerId], needed: int) -> tuple[list[Candidate], list[str]]:
+        """Return who can take a chunk now, and for each other server why not; slow ones only if they are needed."""
         now_s = self._clock.monotonic()
         candidates, refused = [], []
         for server in self._state.servers():
@@ -182,7 +235,8 @@ class AccessDesk:
                 continue
             load = seen.active_streams + seen.promised_count
             candidates.append(Candidate(server.server_id, server.rack, seen.free, seen.promised_size, load))
-        return candidates, refused
+        prompt = [candidate for candidate in candidates if not self._view.is_slow(candidate.server_id)]
+        return (prompt if len(prompt) >= needed else candidates), refused
 
     def _why_not(
         self, server: RegisteredServer, seen: ServerView | None, exclude: Collection[ServerId], now_s: float
@@ -192,6 +246,10 @@ class AccessDesk:
         liveness = self._view.liveness(server.server_id, now_s)
         if liveness is not Liveness.ALIVE:
             return f"is {liveness.value}: silent for {now_s - seen.heard_s:.0f} s"
+        if server.is_leaving:
+            return "is being drained"
+        if max(self._clock.wall_ms(), self._state.clock_ms) < server.maintenance_until_ms:
+            return "is in maintenance"
         if server.server_id in exclude:
             return "just failed this client"
         best = max((disk.free for disk in seen.disks if disk.state == "ok"), default=0)

@@ -114,6 +114,11 @@ def check_changeable(path: str) -> None:
         raise InvalidName(
             f"{shown(path)}: the name {SNAPSHOTS!r} is reserved for the snapshots of {shown(directory)}; choose another"
         )
+    if len(inner) == 1:
+        raise ReadOnly(
+            f"{shown(path)} is a snapshot, which never changes; `dfs snapshot rm` removes it as a whole, `dfs snapshot "
+            "restore` goes back to it"
+        )
     raise ReadOnly(
         f"{shown(path)} is in a snapshot, which never changes; copy it out of there (cp), or bring it back: "
         "`dfs snapshot restore`"

@@ -22,6 +22,8 @@ from dfs.net.messages import (
     MakeDirectory,
     Mutation,
     RemoveDirectory,
+    RemoveSnapshot,
+    SetQuota,
     SetReplication,
     Touch,
     Undelete,
@@ -33,7 +35,16 @@ VERSIONS_MAX = 64  # of one file whose readers may go on while records are appen
 REMEMBERED_MAX = 200_000  # appenders of all files together
 
 # These neither read nor move nor replace the content of a file that is there.
-_HARMLESS = (EmptyTrash, MakeDirectory, RemoveDirectory, SetReplication, Touch, Undelete)
+_HARMLESS = (
+    EmptyTrash,
+    MakeDirectory,
+    RemoveDirectory,
+    RemoveSnapshot,
+    SetQuota,
+    SetReplication,
+    Touch,
+    Undelete,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +220,13 @@ class TailTable:
 
 
 def named_paths(command: Mutation) -> Iterator[str]:
-    """Yield every path that a mutation names, in whichever field."""
+    """Yield every path that a mutation names, in whichever field; a part of it that has a `path` names that."""
     for name in command.__struct_fields__:
         value = getattr(command, name)
         for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, str) and item.startswith("/"):
-                yield item
+            path = getattr(item, "path", item)
+            if isinstance(path, str) and path.startswith("/"):
+                yield path
 
 
 def _with_ancestors(path: str) -> Iterator[str]:

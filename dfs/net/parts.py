@@ -42,7 +42,7 @@ class FileStatus(Part, frozen=True, array_like=True):
     size: int  # bytes; of a directory: all files below
     stored_size: int  # size times replication, likewise summed
     mtime_ms: int
-    inode: int  # grows with each created file or directory; never reused
+    inode: int  # grows with each created file or directory; what is in a snapshot or was restored has the one it had
     version: int  # of a file: grows with each change of content
     replication: int  # 0 for a directory
     extent_count: int  # 0 for a directory
@@ -93,6 +93,49 @@ class NewExtent(Part, frozen=True, array_like=True):
     chunk: int
     offset: int
     length: int
+
+
+class PackedFile(Part, frozen=True, array_like=True):
+    """One of many files that one call stores: ranges of the call's chunks, which the files share.
+
+    `version` 0: the call says whether an existing file may be replaced; another one: the file must still have it."""
+
+    path: str
+    extents: tuple[NewExtent, ...]
+    mtime_ms: int = 0  # 0 = now
+    version: int = 0
+
+
+class FileFailure(Part, frozen=True, array_like=True):
+    """Why number `index` of the files of one call was not stored; `code` is that of the error."""
+
+    index: int
+    code: str
+    text: str
+
+
+class LocatedChunk(Part, frozen=True, array_like=True):
+    """A sealed chunk that files of one reply share."""
+
+    handle: ChunkHandle
+    length: int
+    crc: int
+    token: bytes  # READ token
+    replicas: tuple[int, ...]  # indexes into `servers` of the reply, live ones first
+
+
+class LocatedFile(Part, frozen=True, array_like=True):
+    """A file or directory below the asked one. A file of more extents than a reply takes, or one that records are
+    being appended to, has `is_partial` set: locate it by itself."""
+
+    path: str  # relative to the asked directory
+    kind: Kind
+    size: int
+    mtime_ms: int
+    version: int
+    replication: int
+    extents: tuple[NewExtent, ...]  # ranges of the reply's chunks
+    is_partial: bool = False
 
 
 class TrashEntry(Part, frozen=True, array_like=True):
@@ -209,8 +252,53 @@ class MasterStatus(Part, frozen=True, array_like=True):
     stale_s: float = -1.0  # its state is at most so old; -1.0 when it cannot tell
 
 
+class BalanceStatus(Part, frozen=True, array_like=True):
+    """How evenly chunk servers are filled. `state`: off, even, running, waiting (repair goes first),
+    settled (uneven, but no single chunk can be moved to better it), stopped.
+
+    A server's fill is the share of its room (its replicas and what is free) that replicas take, 0.0 to 1.0."""
+
+    state: str = "off"
+    threshold: float = 0.0  # a wider spread than that is balanced
+    spread: float = 0.0  # between the fullest and the emptiest server
+    left_size: int = 0  # bytes to move
+    rate: int = 0  # bytes per second, lately
+    eta_s: float = -1.0  # -1.0 when it cannot be told
+
+
+class HealingStatus(Part, frozen=True, array_like=True):
+    """What the leader does to bring every chunk to its goal. Counts are of chunks, sizes bytes to copy."""
+
+    waiting: tuple[int, ...] = (0, 0, 0)  # chunks to copy by live replicas: none (no source!), one, more
+    waiting_size: int = 0
+    deferred_count: int = 0  # chunks that wait for a silent server until repair_after, or for the end of maintenance
+    blocked_count: int = 0  # of `waiting`: chunks for which no server can take a copy
+    blocked_reason: str = ""
+    copying_count: int = 0  # orders that chunk servers have
+    copied_count: int = 0  # since this leader began
+    copied_size: int = 0
+    failed_count: int = 0
+    rate: int = 0  # bytes per second, lately
+    eta_s: float = -1.0  # until nothing waits; -1.0 when it cannot be told
+    safe_eta_s: float = -1.0  # until no chunk is down to one live replica
+    surplus_count: int = 0  # chunks with more live replicas than their goal
+    misplaced_count: int = 0  # chunks in one rack that could be in several
+    is_surveyed: bool = False  # false until this leader has looked at the whole chunk map once
+    balance: BalanceStatus = BalanceStatus()
+
+
+class PlannedMove(Part, frozen=True, array_like=True):
+    """Bytes that balance takes from one server to another; both by name."""
+
+    source: str
+    target: str
+    size: int
+
+
 class ServerStatus(Part, frozen=True, array_like=True):
-    """The leader's view of a chunk server. `state`: alive, late, dead."""
+    """The leader's view of a chunk server. `state`: alive, slow, late, dead.
+
+    `mode`: what an administrator wants of it: "", draining, drained (safe to power off), maintenance."""
 
     info: ServerInfo
     state: str
@@ -219,6 +307,12 @@ class ServerStatus(Part, frozen=True, array_like=True):
     free: int
     chunk_count: int
     disks: tuple[DiskReport, ...]
+    mode: str = ""
+    mode_until_ms: int = 0  # when maintenance ends
+    left_count: int = 0  # of a draining server: chunks that still need a copy elsewhere
+    left_size: int = 0  # bytes of these copies
+    stored_size: int = 0  # bytes of its replicas by the chunk map
+    disk_wait_ms: int = 0  # how long a small synced write takes on its slowest disk
 
 
 class SpaceStatus(Part, frozen=True, array_like=True):

@@ -31,6 +31,7 @@ from dfs.errors import (
 from dfs.net.messages import DeleteReply, EmptyTrashReply, GetClusterStatusReply
 from dfs.net.parts import FileStatus, Kind, MasterStatus, QuotaStatus, ServerInfo, ServerStatus, SpaceStatus, TrashEntry
 from dfs.testing.memory_inspection import MemoryInspection
+from dfs.testing.memory_packing import MemoryPacking
 
 START_MS = 1_700_000_000_000  # the first moment of a memory client's time; each change is a second later
 TRASH_KEEP_MS = 3 * 86_400_000
@@ -79,7 +80,7 @@ class MemoryQuotas:
         yield from ()
 
 
-class MemoryClient:
+class MemoryClient(MemoryPacking):
     """`faults` maps a path to the error that any call about it ends in; `down` is the error of every call."""
 
     def __init__(self) -> None:

@@ -80,6 +80,14 @@ class NaiveWholeState(NaiveState):
             raise errors.ReadOnly(path) if cut[1] else errors.InvalidName(path)
         return super()._look(path, parents=parents)
 
+    def _put_one(self, path: str, file: NaiveFile) -> None:
+        before = dict(self.tree)
+        used = {id(quota): self.used(known) for known, quota in self.quotas.items()}
+        super()._put_one(path, file)
+        if any(self._exceeds(known, quota, used) for known, quota in self.quotas.items()):
+            self.tree = before
+            raise errors.QuotaExceeded(path)
+
     def _read(self, path: str) -> tuple[NaiveFile | int, Tree]:
         cut = split_snapshot(path)
         if cut is None:

@@ -1,7 +1,7 @@
 """Record append without sockets: real tails, seals and state, and every message may be lost, late or cut by a crash.
 
 Owns: servers, masters and appenders that are stepped by a seed, and the faults between them. Refuses to know: any
-promise (dfs.testing.records judges). A failing seed replays exactly.
+promise (dfs.testing.records judges). A failing seed replays exactly: `python -m dfs.testing.tail_world 17 18`.
 
 Everything runs in one thread. A call either is lost before it arrives, or its reply is lost after it took effect, or
 its receiver crashes in the middle of writing.
@@ -10,8 +10,13 @@ its receiver crashes in the middle of writing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import os
+import shutil
 import struct
+import sys
+import tempfile
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from random import Random
@@ -44,9 +49,12 @@ from dfs.net.messages import (
     ReadTailReply,
 )
 from dfs.net.parts import AllocatedChunk, LocatedTail, RecordGroup, ServerInfo
-from dfs.testing.records import Acknowledged, make_record
+from dfs.testing.records import Acknowledged, check_exactly_once, make_record
 
 PATH = "/log"
+SERVERS = 5
+STEPS = 120  # of one seed
+STEPS_TO_SETTLE = 8  # without faults: find out that the tail is over, that the next one is full, append
 TIME_MS = 1_700_000_000_000
 DEADLINE = Deadline(float("inf"))
 T = TypeVar("T", bound=Message)
@@ -223,6 +231,11 @@ class SimAppender:
         self._tail: tuple[ChunkHandle, str] | None = None
         self._must_resume = False
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that it began is acknowledged."""
+        return not self._pending and not self._must_resume
+
     def crash(self) -> None:
         """Lose all but the identity."""
         self._pending, self._tail, self._must_resume = [], None, True
@@ -284,13 +297,13 @@ class TailWorld:
 
     chunk_size = _Config.chunk_size
 
-    def __init__(self, seed: int, folder: Path, *, servers: int = 5, appenders: int = 4, replication: int = 3) -> None:
+    def __init__(self, seed: int, folder: Path, *, appenders: int = 4, replication: int = 3) -> None:
         self.rng = Random(seed)  # noqa: S311 - to be replayed
         self.state = MasterState()
         self.faults = Faults(self.rng, self.rng.choice([0.0, 0.01, 0.05, 0.1]))
         self.crash_rate = self.rng.choice([0.0, 0.005, 0.02])
         self.interleave_rate = self.rng.choice([0.0, 0.02, 0.1])
-        self.servers = {f"c{number}": SimServer(self, f"c{number}", folder / f"c{number}") for number in range(servers)}
+        self.servers = {f"c{number}": SimServer(self, f"c{number}", folder / f"c{number}") for number in range(SERVERS)}
         for server in self.servers.values():
             self.state.apply(TIME_MS, PutServer(server.server_id, server.name, server.name, "r"))
         self.desks = [SimDesk(self, name, replication) for name in ("m1", "m2")]  # a deposed leader, too
@@ -395,8 +408,9 @@ class TailWorld:
         tail = self.state.tails.at(PATH)
         if tail is not None:
             head = next(name for name, server in self.servers.items() if server.server_id == tail.servers[0])
+            base = len(content)
             while True:
-                request = ReadTail(tail.handle, b"", len(content) - self.base(), 1 << 20)
+                request = ReadTail(tail.handle, b"", len(content) - base, 1 << 20)
                 try:
                     reply, payload = self.call("client", head, request, b"")
                 except (ConnectionFailed, TailClosed, ChunkNotFound):
@@ -410,8 +424,10 @@ class TailWorld:
         assert content[: len(self.seen)] == self.seen, "what a reader saw has changed"
         self.seen = content
 
-    def base(self) -> int:
-        return self.state.stat(PATH).size if self.state.tails.at(PATH) is not None else 0
+    @property
+    def sealed_count(self) -> int:
+        """How many sealed tails the file holds."""
+        return self.state.stat(PATH).extent_count
 
     def content(self) -> bytes:
         """Return the sealed content, and check that all replicas of each chunk are alike."""
@@ -427,11 +443,16 @@ class TailWorld:
             for server in self.servers.values():
                 if server.server_id in chunk.servers:
                     with server.store.open(extent.handle) as opened:
-                        copies.add(os.pread(opened.fd, opened.tail.length, 0))
+                        copies.add(os.pread(opened.fd, opened.tail.length, opened.start))
             assert len(copies) == 1, f"replicas of {extent.handle.hex()} differ"
             pieces.append(copies.pop())
             assert len(pieces[-1]) == extent.length
         return b"".join(pieces)
+
+    def close(self) -> None:
+        """Let go of the memory that stands for disks."""
+        for server in self.servers.values():
+            server.store.close()
 
     def heal(self) -> bytes:
         """End all faults, let every appender finish, seal, and return the content."""
@@ -440,8 +461,11 @@ class TailWorld:
             if not server.is_up:
                 server.start()
         for appender in self.appenders:
-            for _ in range(4):
+            steps = 0
+            while not appender.is_settled or not steps:
                 appender.step()
+                steps += 1
+                assert steps < STEPS_TO_SETTLE, f"appender {appender.number} gets nothing done although nothing fails"
         self.read()
         tail = self.state.tails.at(PATH)
         if tail is not None:
@@ -487,3 +511,37 @@ class _disk_crashes:  # noqa: N801 - used like a function
 
     def __exit__(self, *_: object) -> None:
         tail_log.TailFile.append = self._before  # type: ignore[method-assign]
+
+
+def run_seed(seed: int, steps: int = STEPS) -> tuple[TailWorld, int]:
+    """Run one seed and judge it; return its world and how many records the file holds."""
+    memory = Path("/dev/shm")  # noqa: S108 - where syncs cost nothing
+    folder = Path(tempfile.mkdtemp(prefix="dfs-tails-", dir=memory if memory.is_dir() else None))
+    try:
+        for number in range(SERVERS):
+            (folder / f"c{number}").mkdir()
+        world = TailWorld(seed, folder)
+        with contextlib.closing(world):
+            world.run(steps)
+            return world, len(check_exactly_once(world.heal(), world.acknowledged))
+    except BaseException as error:
+        error.add_note(f"seed {seed}")
+        raise
+    finally:
+        shutil.rmtree(folder)
+        gc.collect()  # a world is full of cycles, and its tails are open files
+
+
+def main() -> None:
+    """Run the seeds from the first argument up to the second."""
+    first, end = map(int, sys.argv[1:3])
+    records = seals = 0
+    for seed in range(first, end):
+        world, count = run_seed(seed)
+        records += count
+        seals += world.sealed_count
+    print(f"{end - first} seeds: {records} records exactly once, {seals} tails sealed")  # noqa: T201 - a tool for people
+
+
+if __name__ == "__main__":
+    main()

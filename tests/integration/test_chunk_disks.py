@@ -19,6 +19,7 @@ from dfs.client import DfsClient
 from dfs.ids import ChunkHandle
 from dfs.net.parts import DiskReport, ServerStatus
 from dfs.testing.cluster import ClusterUnderTest, wait_until
+from dfs.testing.replicas import flip
 
 pytestmark = pytest.mark.timeout(240)
 MIB = 1 << 20
@@ -43,7 +44,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTe
         masters=1,
         chunk_servers=3,
         chunk_size=4 * MIB,
-        settings={"disk_reserve": "1 MiB", "scrub_rate": "512 MiB"},
+        settings={"disk_reserve": "1 MiB", "scrub_period": "1 s", "scrub_rate": "512 MiB"},
     )
     disk = disk_of(made, "c1")
     disk.mkdir(parents=True)
@@ -108,6 +109,28 @@ def test_a_disk_that_fills_during_puts_costs_no_put_and_keeps_no_half_chunk(clus
             check_whole(replica.path)
         ballast.unlink()
         wait_until(lambda: report_of(client, "c1").state == "ok", WAIT_S, "a disk with room is used again")
+
+
+def test_damage_that_no_reader_met_is_found_by_the_scrubber_and_told(cluster: ClusterUnderTest) -> None:
+    data = os.urandom(12 * MIB)
+    with cluster.client() as client:
+        before = {replica.path for replica in cluster.replicas("c2")}
+        client.put(io.BytesIO(data), "/scrubbed")
+        flipped, cut_off, removed = sorted({replica.path for replica in cluster.replicas("c2")} - before)
+        flip(flipped, 3 * MIB)
+        os.truncate(cut_off, 1000)
+        removed.unlink()
+        wait_until(
+            lambda: report_of(client, "c2").quarantined_count >= 2,
+            WAIT_S,
+            "the leader hears of a flipped and a cut file",
+        )
+        kept = {path.name.partition(".")[0] for path in (disk_of(cluster, "c2") / "quarantine").iterdir()}
+        assert {flipped.name, cut_off.name} <= kept
+        wait_until(
+            lambda: f"replica_vanished path={removed}" in cluster.log_of("c2"), WAIT_S, "the removed file is missed"
+        )
+        assert b"".join(client.read("/scrubbed")) == data
 
 
 def test_a_copied_data_directory_is_refused_in_words_and_its_original_goes_on(cluster: ClusterUnderTest) -> None:

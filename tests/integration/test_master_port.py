@@ -55,7 +55,9 @@ def test_a_client_finds_the_leader_by_the_hint_and_reads_its_writes() -> None:
         trio = MasterTrio()
         async with Ports(trio) as ports:
             for name in trio.services:
-                assert await ports.ask(name, Ping()) == Pong(name, "master", (await version(ports, name)))
+                pong = await ports.ask(name, Ping())
+                assert isinstance(pong, Pong)
+                assert (pong.node, pong.role, pong.version) == (name, "master", await version(ports, name))
             request = MakeDirectory(trio.call(), "/d")
             with pytest.raises(NotLeader) as refusal:
                 await ports.ask("m3", request)

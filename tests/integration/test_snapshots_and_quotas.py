@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -112,6 +113,9 @@ def test_a_file_of_very_many_small_overwrites_is_merged_by_itself(
     assert max(counts) <= 9
     assert counts.count(1) >= 2
     assert fetched(client, "/range/many") == expected
+    counts = [client.append(io.BytesIO(b"."), "/range/many").extent_count for _ in range(10)]
+    assert max(counts) <= 8
+    assert fetched(client, "/range/many") == expected + b"." * 10
 
 
 def test_a_merge_gives_way_to_whoever_changes_the_file(client: DfsClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +210,25 @@ def test_a_snapshot_of_ten_thousand_files_makes_no_chunk_and_survives_their_remo
     assert client.stat("/many/3/.snapshot/s").file_count == 10_000
 
 
+def test_a_snapshot_has_every_record_that_was_appended_before_it(client: DfsClient) -> None:
+    put(client, "/records/log", b"")
+    with client.appender("/records/log") as appender:
+        for number in range(5):
+            appender.append(b"%d" % number).result()
+        client.snapshots.create("/records", "s")
+        for number in range(5, 9):
+            appender.append(b"%d" % number).result()
+        assert fetched(client, "/records/.snapshot/s/log") == b"01234"
+        client.truncate("/records/log", 7)
+        client.write_at("/records/log", 1, b"xx")
+        appender.append(b"9").result()
+    assert fetched(client, "/records/log") == b"0xx34569"
+    client.snapshots.restore("/records", "s")
+    assert client.append_record("/records/log", b"!") == 5
+    assert fetched(client, "/records/log") == b"01234!"
+    assert fetched(client, "/records/.snapshot/s/log") == b"01234"
+
+
 # --- quotas
 
 
@@ -224,6 +247,51 @@ def test_a_quota_stops_a_put_and_says_what_to_do(client: DfsClient) -> None:
     client.make_directory("/quota/c")
     with pytest.raises(InvalidArgument, match="allow nothing"):
         client.quotas.set("/quota", names=0)
+
+
+def test_a_large_file_that_cannot_fit_is_refused_before_it_travels(client: DfsClient, tmp_path: Path) -> None:
+    client.make_directory("/small")
+    client.quotas.set("/small", stored_size=4 << 20)
+    source = tmp_path / "large"
+    travelled: list[int] = []
+    source.write_bytes(bytes(2 << 20))
+    with pytest.raises(QuotaExceeded, match="6291456 more are wanted"):
+        client.put(source, "/small/large", replication=3, progress=travelled.append)
+    assert travelled == []
+    client.put(source, "/small/large", replication=2)
+    client.put(source, "/small/large", replication=2, overwrite=True)
+    with pytest.raises(QuotaExceeded):
+        client.append(source, "/small/large", progress=travelled.append)
+    client.write_at("/small/large", 0, source)
+    assert travelled == []
+
+
+def test_a_merge_that_is_interrupted_anywhere_changes_no_content_and_leaves_only_garbage(
+    client: DfsClient, cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = bytearray(content(4 * CHUNK))
+    put(client, "/interrupted", bytes(expected))
+    for number in range(40):
+        expected[number * 20_000 : number * 20_000 + 7_000] = content(7_000, number)
+        client.write_at("/interrupted", number * 20_000, bytes(expected[number * 20_000 : number * 20_000 + 7_000]))
+    commit = client._calls.call
+    for allowed in (0, 1, 1):  # commits; the next chunk is stored, and its commit never sent
+        left = [allowed]
+
+        def call(*arguments: Any, left: list[int] = left) -> Any:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return commit(*arguments)
+
+        monkeypatch.setattr(client._calls, "call", call)
+        with pytest.raises(KeyboardInterrupt):
+            client.compact("/interrupted")
+        assert fetched(client, "/interrupted") == expected
+    monkeypatch.undo()
+    assert client.compact("/interrupted").extent_count < 10
+    assert fetched(client, "/interrupted") == expected
+    cluster.masters[0].state.check_invariants()
 
 
 # --- the command line

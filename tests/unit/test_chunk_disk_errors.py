@@ -146,6 +146,14 @@ def test_error_while_a_replica_is_sent_takes_its_disk_out(
     disks.check_first_is_out()
 
 
+def test_vanished_directory_is_named_as_the_reason_whoever_meets_it_first(disks: TwoDisks) -> None:
+    disks.first.rename(disks.first.with_name("elsewhere"))
+    with pytest.raises(DiskFailed):
+        put(disks.store)
+    assert "vanished" in disks.store.disks()[0].reason
+    disks.check_first_is_out()
+
+
 def test_failed_disk_comes_back_with_a_restart_only(disks: TwoDisks) -> None:
     elsewhere = disks.first.with_name("elsewhere")
     disks.first.rename(elsewhere)  # somebody unmounts it

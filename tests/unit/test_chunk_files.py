@@ -66,6 +66,22 @@ def test_restart_finds_all_replicas_and_the_same_server_id(tmp_path: Path) -> No
         assert len(store.changes) == 0
 
 
+def test_start_reads_the_ends_of_files_and_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path / "a") as store:
+        for _ in range(3):
+            put(store, bytes(2_000_000))
+    read, pread = [], os.pread
+
+    def counted(fd: int, size: int, offset: int) -> bytes:
+        read.append(size)
+        return pread(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    with opened(tmp_path / "a") as store:
+        assert len(store.handles()) == 3
+    assert sum(read) < 3 * 1000, "list and trailer, a few hundred bytes each"
+
+
 def test_kill_while_writing_leaves_only_a_temporary_that_the_next_start_removes(tmp_path: Path) -> None:
     with opened(tmp_path / "a") as store:
         writer = store.create(new_chunk_handle())

@@ -12,6 +12,7 @@ import pytest
 from click.testing import Result
 
 from dfs.cli.progress import Progress
+from dfs.client.repacking import RepackReport
 from dfs.errors import DiskFull, NoQuorum
 from dfs.testing.memory_client import MemoryClient
 
@@ -369,3 +370,14 @@ def test_an_empty_local_path_is_never_the_current_folder(client: MemoryClient, r
     for line in (("put", "-r", "", "/"), ("put", "", "/"), ("get", "/x", "")):
         result = run(*line)
         assert (result.exit_code, "is empty" in result.stderr) == (2, True)
+
+
+def test_repack_says_what_it_moved(client: MemoryClient, run: Run) -> None:
+    client.make_directory("/thin")
+    assert "nothing to do" in run("admin", "repack", "/thin").stdout
+    client.repacked = RepackReport(17, 2048, 3, 1)
+    told = run("admin", "repack", "/thin").stdout
+    assert told == "moved 17 files (2.0 KiB) out of 3 half-empty chunks; 1 changed meanwhile and were left\n"
+    facts = {"file_count": 17, "size": 2048, "chunk_count": 3, "conflict_count": 1}
+    assert json.loads(run("admin", "repack", "/thin", "--json").stdout) == facts
+    assert run("admin", "repack", "/none").exit_code == 3

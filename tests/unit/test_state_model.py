@@ -20,9 +20,13 @@ from dfs.master.commands import (
     ChangeReplicas,
     ExpireTrash,
     ForgetGarbage,
+    ForgetServer,
     PutServer,
     ReplicaChange,
+    SetBalance,
     SetOptions,
+    SetServerMode,
+    TrimReplicas,
     encode_command,
 )
 from dfs.master.export import export_lines, import_pieces
@@ -112,11 +116,25 @@ class Chooser:
         makers: list[Callable[[parts.CallId], m.Message]] = [
             lambda call: m.CommitFile(call, self.path(fresh=True), chunks, extents, goal, x, y, mtime_ms),
             lambda call: m.CommitFile(call, path, chunks, extents, 3, True, True),
+            lambda call: m.CommitMany(call, chunks, self.packed(extents), goal, x, y),
+            lambda call: m.CommitMany(call, chunks, self.packed(extents), 2, True, True),
             lambda call: m.AppendExtents(call, path, chunks, extents, x),
             lambda call: m.AppendExtents(call, self.path(fresh=True), chunks, extents, x),
             lambda call: m.SetReplication(call, path, goal, x),
         ]
         return self.rng.choice(makers)
+
+    def packed(self, extents: tuple[parts.NewExtent, ...]) -> tuple[parts.PackedFile, ...]:
+        """Deal the extents out to files: new, existing, impossible ones, and the same one twice."""
+        rng = self.rng
+        files: list[parts.PackedFile] = []
+        while extents or rng.random() < 0.3:
+            count = rng.randint(0, 2)
+            version, mtime_ms = rng.choice([0] * 9 + [1 << 40]), rng.choice([0, 0, 9, -1])
+            path = rng.choice(files).path if files and rng.random() < 0.2 else self.path(fresh=True)
+            files.append(parts.PackedFile(path, extents[:count], mtime_ms, version))
+            extents = extents[count:]
+        return tuple(files)
 
     def ranges(self) -> Callable[[parts.CallId], m.Message]:
         """Draw a truncate, an overwrite or a concat."""
@@ -240,6 +258,11 @@ class Chooser:
             lambda: ChangeReplicas(server_id, tuple(changes)),
             lambda: ChangeReplicas(server_id, tuple(changes)),
             lambda: ForgetGarbage(server_id, tuple(handles)),
+            lambda: SetServerMode(server_id, self.flag(), rng.choice([0, 5, -1])),
+            lambda: TrimReplicas(server_id, tuple(handles)),
+            lambda: TrimReplicas(server_id, tuple(chunks)),
+            lambda: ForgetServer(rng.choice([SERVERS[3], server_id])),
+            lambda: SetBalance(rng.choice([0, 1, 2, 3]), rng.choice([0, 7, -1])),
             lambda: ExpireTrash(rng.choice([-1, 1, 9])),
             lambda: SetOptions(rng.choice([0, KEEP_MS, KEEP_MS, KEEP_MS]), rng.randint(1, 3)),
         ]
@@ -266,6 +289,8 @@ class History:
         expected = self.judge.apply(self.now_ms, command)
         assert (reply.code if isinstance(reply, m.ErrorReply) else "") == expected, (command, reply)
         assert self.first.fault is None
+        if isinstance(reply, m.CommitManyReply):
+            assert [(failure.index, failure.code) for failure in reply.failures] == self.judge.failures
         return reply
 
     def apply_once(self, command: m.Message) -> m.Message:
@@ -327,6 +352,16 @@ class History:
             else:
                 assert view.reference_count == len(used[handle])
         assert {item.handle: set(item.servers) for item in state.garbage()} == judge.garbage
+        modes = {server.server_id: (server.is_leaving, server.maintenance_until_ms) for server in state.servers()}
+        assert modes == {server_id: judge.modes.get(server_id, (False, 0)) for server_id in judge.servers}
+        assert state.balance == judge.balance
+        tallies: dict[tuple[tuple[ServerId, ...], int], list[int]] = {}
+        for handle, chunk in judge.chunks.items():
+            tally = tallies.setdefault((tuple(sorted(chunk.servers)), max(used[handle])), [0, 0])
+            tally[0] += 1
+            tally[1] += chunk.length
+        rows = [row for piece in state.replica_tallies() for row in piece]
+        assert {(row.servers, row.goal): [row.chunk_count, row.size] for row in rows} == tallies
         self.compare_space()
         self.compare_snapshots()
 

@@ -206,6 +206,19 @@ def test_a_large_directory_is_copied_in_steps_and_the_call_succeeds_when_it_is_s
     assert large.state.stat("/d/.snapshot/s/5").mtime_ms == 1_000
 
 
+def test_many_files_into_a_large_directory_wait_together_and_none_fails(large: Master) -> None:
+    chunk, extent = large.chunk(10), parts.NewExtent(0, 0, 10)
+    files = tuple(parts.PackedFile(path, (extent,)) for path in ("/other/x", "/d/x", "/d/y"))
+    replies = [large.call(m.CommitMany, (chunk,), files, 3)]
+    while isinstance(replies[-1], m.ErrorReply):
+        assert replies[-1].code == "overloaded"
+        assert large.names("/other") == ["f"]
+        replies.append(large.call(m.CommitMany, (chunk,), files, 3))
+    assert replies[-1] == m.CommitManyReply(())
+    assert len(replies) == 4
+    large.state.check_invariants()
+
+
 def test_other_calls_and_the_leader_carry_the_copy_on(large: Master) -> None:
     assert large.state.next_trash_expiry_ms() is None
     assert large.refused(m.Touch, "/d/5").code == "overloaded"

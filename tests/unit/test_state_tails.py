@@ -151,6 +151,9 @@ def test_a_tail_allocated_before_the_horizon_is_refused_and_a_known_one_never_is
         (m.Copy, ("/d", "/e", True)),
         (m.CommitFile, ("/d/log", (), (), 3, True)),
         (m.AppendExtents, ("/d/log", (), ())),
+        (m.CommitMany, ((), (parts.PackedFile("/d/log", ()),), 3, True)),
+        (m.CreateSnapshot, ("/d", "s")),
+        (m.Concat, ("/other", ("/d/log",))),
     ],
 )
 def test_what_needs_a_sealed_file_waits_for_the_seal_under_the_same_call(
@@ -165,6 +168,16 @@ def test_what_needs_a_sealed_file_waits_for_the_seal_under_the_same_call(
     reply = master.call(command, *args, again=True)
     assert not isinstance(reply, m.ErrorReply), reply
     assert master.call(command, *args, again=True) == reply, "and the outcome is remembered"
+
+
+def test_a_growing_file_is_not_located_among_many(master: Master) -> None:
+    master.call(m.MakeDirectory, "/d")
+    master.call(m.Touch, "/d/still")
+    master.begin("/d/log")
+    for path, above in (("/d", ""), ("/", "d/")):
+        located = {name: extents for name, _, extents in master.state.content_below(path, "")}
+        assert located.pop("d", ()) == ()
+        assert located == {f"{above}log": None, f"{above}still": ()}
 
 
 def test_what_does_not_touch_the_content_goes_on(master: Master) -> None:
