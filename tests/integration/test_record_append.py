@@ -323,8 +323,23 @@ async def _applied(cluster: MemoryCluster, now_ms: int) -> None:
 
 def test_everything_is_killed_again_and_again_and_each_record_is_there_once(tmp_path: Path) -> None:
     with ClusterUnderTest(tmp_path, chunk_servers=5, chunk_size=1 << 20) as cluster:
-        plan = ChaosPlan(appenders=4, records=3000, seed=5, kill_every_s=0.5, size_max=20_000)
+        plan = ChaosPlan(appenders=4, records=2500, seed=5, kill_every_s=0.5, size_max=20_000)
         chaos = AppendChaos(cluster, plan, tmp_path)
         assert chaos.run(150) == []
         assert chaos.judge() == plan.appenders * plan.records
         assert chaos.kills, "something was killed meanwhile"
+        check_everything_killed_at_once(cluster)
+
+
+def check_everything_killed_at_once(cluster: ClusterUnderTest) -> None:
+    """With an open tail, all nodes die in the same moment: what was acknowledged is there, and appending goes on."""
+    records = [make_record(1, number, 3000) for number in range(1, 21)]
+    with cluster.client() as client, client.appender("/all") as appender:
+        outcomes = [appender.append(record) for record in records]
+        told = [Acknowledged(1, number, outcome.result(60)) for number, outcome in enumerate(outcomes, 1)]
+        for name in cluster.names():
+            cluster.kill(name)
+        cluster.up()
+        check_exactly_once(b"".join(client.read("/all")), told)
+        last = appender.append(make_record(1, 21, 3000)).result(60)
+        check_exactly_once(b"".join(client.read("/all")), [*told, Acknowledged(1, 21, last)])
