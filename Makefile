@@ -47,8 +47,9 @@ format: $(VENV)/.dev ## let ruff format the code and sort the imports
 	@$(BIN)/ruff check --quiet --fix --select I,RUF022 .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(VENV)/.run ## measure put and get beside cp, in the same run
-	@$(BIN)/python -m bench.first $(ARGS)
+bench: $(VENV)/.run ## measure beside cp and the local disk in the same run; QUICK=1, or ARGS='--against DIR' for a mounted peer
+	@$(BIN)/python -m bench.first $(if $(QUICK),--size 256 --rounds 1)
+	@$(BIN)/python -m bench.calls $(if $(QUICK),--count 200 --rounds 1 --size 64) $(ARGS)
 
 clean: ## remove the virtual environment and all caches
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

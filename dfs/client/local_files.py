@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import secrets
 import stat
@@ -18,6 +19,7 @@ from typing import BinaryIO
 from dfs.errors import AlreadyExists, Conflict, DfsError, IsADirectory, LocalFileError, NotADirectory, NotFound
 
 TEMPORARY_NAME_MAX = 50  # characters of the target's name in its temporary's: the whole must stay below 255 bytes
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})  # no hard links can be made
 PIECE_SIZE = 1024 * 1024  # bytes read, sent and written at a time (a multiple of the block size)
 
 
@@ -112,6 +114,9 @@ def open_source(source: Path | BinaryIO) -> Iterator[SourceFile | BinaryIO]:
         file.close()
 
 
+FIRST_READ_SIZE = 64 * 1024  # bytes of room for what a stream brings; twice as many as there are each further time
+
+
 class StreamChunk:
     """The next bytes of a stream, kept so that they can be sent again, in pieces of `PIECE_SIZE` but for the last.
 
@@ -129,7 +134,7 @@ class StreamChunk:
                 self._pieces.append(bytearray())
             piece = self._pieces[-1]
             before = len(piece)
-            wanted = min(PIECE_SIZE - before, size - self.length)
+            wanted = min(PIECE_SIZE - before, size - self.length, max(FIRST_READ_SIZE, before))
             piece.extend(bytes(wanted))
             with memoryview(piece) as whole, whole[before:] as rest:
                 got = _read_fully(stream, rest)
@@ -220,7 +225,7 @@ class TargetFile:
             try:
                 os.link(self._temporary, self._target)
             except OSError as error:
-                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                if error.errno not in _NO_LINKS:
                     raise
                 check_absent(self._target)  # no hard links here: a small window stays open
                 self._temporary.replace(self._target)
@@ -233,6 +238,49 @@ class TargetFile:
             self._temporary.unlink()
         with contextlib.suppress(OSError):
             os.close(self._fd)
+
+
+_TEMPORARY_MARK = secrets.token_hex(6)  # of this process; with a counter it names a temporary that nobody else has
+_temporary_numbers = itertools.count()
+
+
+def write_whole(target: Path, data: memoryview, *, overwrite: bool) -> None:
+    """Make a small local file appear whole, as `TargetFile` does, by as few calls of the system as that takes."""
+    folder, name = os.path.split(target)
+    mark = f"{_TEMPORARY_MARK}{next(_temporary_numbers):x}"
+    temporary = f"{folder or os.curdir}/.{name[:TEMPORARY_NAME_MAX]}.{mark}.part"
+    is_moved = False
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)  # the user's umask decides
+        try:
+            while data:
+                data = data[os.write(fd, data) :]
+        finally:
+            os.close(fd)
+        if not overwrite and _link(temporary, target):
+            return
+        os.replace(temporary, target)  # noqa: PTH105 - a Path for each small file costs as much as the call
+        is_moved = True
+    except DfsError:
+        raise
+    except OSError as error:
+        raise local_error(error, "make", target) from None
+    finally:
+        if not is_moved:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)  # noqa: PTH108 - as above
+
+
+def _link(temporary: str, target: Path) -> bool:
+    """Give a file a second name that nobody has; False where that cannot be, and nobody has the name at this moment."""
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        check_absent(target)  # no hard links here: a small window stays open
+        return False
+    return True
 
 
 def check_absent(target: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from dfs.checksum import BLOCK_SIZE
-from dfs.client.local_files import TargetFile
+from dfs.client.local_files import write_whole
 from dfs.client.parallel import Cancellation, in_order
 from dfs.client.plan import ReadPlan
 from dfs.client.transfer import Transfer
@@ -134,19 +134,11 @@ class Unpacker:
             extents = item.file.extents
             offset = extents[0].offset - start if extents else 0
             try:
-                self._write(item.target, data[offset : offset + item.file.size])
+                write_whole(item.target, data[offset : offset + item.file.size], overwrite=self._overwrite)
             except DfsError as error:
                 self._events.failed(item, error)
             else:
                 self._events.fetched(item)
-
-    def _write(self, target: Path, data: memoryview) -> None:
-        file = TargetFile(target)
-        try:
-            file.write(data, 0)
-            file.publish(overwrite=self._overwrite)
-        finally:
-            file.close()
 
 
 def read_run(transfer: Transfer, page: LocateManyReply, run: Run, cancellation: Cancellation) -> memoryview:

@@ -125,8 +125,8 @@ class LocatedChunk(Part, frozen=True, array_like=True):
 
 
 class LocatedFile(Part, frozen=True, array_like=True):
-    """A file or directory below the asked one. A file of more extents than a reply takes has `is_partial` set and none
-    of them: locate it by itself."""
+    """A file or directory below the asked one. A file of more extents than a reply takes, or one that records are
+    being appended to, has `is_partial` set: locate it by itself."""
 
     path: str  # relative to the asked directory
     kind: Kind

@@ -229,6 +229,22 @@ def test_local_file_that_exists_is_not_replaced(client: DfsClient, tmp_path: Pat
     assert [type(error) for error in outcomes.failed.values()] == [AlreadyExists]
 
 
+def test_file_that_grows_is_left_to_an_ordinary_get_and_sealed_before_it_is_replaced(
+    client: DfsClient, tmp_path: Path
+) -> None:
+    made = tree(tmp_path / "tree", 5, 11)
+    put_tree(client, tmp_path / "tree", list(made), "/growing")
+    name = next(iter(made))
+    client.append_record(f"/growing/{name}", b"record")
+    files = {file.path: file for page in client.locate_many("/growing") for file in page.files}
+    assert [path for path, file in files.items() if file.kind is Kind.FILE and not is_packable(file)] == [name]
+    assert b"".join(client.read(f"/growing/{name}")) == made[name] + b"record"
+    outcomes = put_tree(client, tmp_path / "tree", list(made), "/growing", overwrite=True)
+    assert (len(outcomes.stored), outcomes.failed) == (5, {})
+    got, _ = get_tree(client, "/growing", tmp_path / "back")
+    assert got == made
+
+
 # --- giving space back ----------------------------------------------------------------------------------------
 
 

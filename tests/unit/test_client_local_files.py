@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -12,7 +13,7 @@ import pytest
 
 from dfs.checksum import BLOCK_SIZE
 from dfs.client import download, local_files
-from dfs.client.local_files import SourceFile, StreamChunk, TargetFile, open_source
+from dfs.client.local_files import SourceFile, StreamChunk, TargetFile, open_source, write_whole
 from dfs.errors import AlreadyExists, Conflict, IsADirectory, LocalFileError, NotFound
 
 
@@ -230,3 +231,45 @@ def test_a_file_system_that_cannot_reserve_is_used_all_the_same(
     target.publish(overwrite=True)
     target.close()
     assert (tmp_path / "t").read_bytes() == bytes(3)
+
+
+# --- small files in few calls -------------------------------------------------------------------------------
+
+
+def test_small_file_appears_whole_and_replaces_only_when_asked(tmp_path: Path) -> None:
+    target = tmp_path / ("n" * 255)
+    write_whole(target, memoryview(b"first"), overwrite=False)
+    with pytest.raises(AlreadyExists):
+        write_whole(target, memoryview(b"second"), overwrite=False)
+    assert target.read_bytes() == b"first"
+    write_whole(target, memoryview(b"third"), overwrite=True)
+    assert target.read_bytes() == b"third"
+    write_whole(tmp_path / "empty", memoryview(b""), overwrite=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["empty", target.name])
+
+
+def test_small_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotFound):
+        write_whole(tmp_path / "none" / "file", memoryview(b"data"), overwrite=False)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises((IsADirectory, AlreadyExists)):
+        write_whole(tmp_path / "folder", memoryview(b"data"), overwrite=True)
+
+    def full(_fd: int, _data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(LocalFileError, match="free some space"):
+        write_whole(tmp_path / "file", memoryview(b"data"), overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_small_file_is_made_where_no_hard_links_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_source: str, _target: str) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    write_whole(tmp_path / "file", memoryview(b"data"), overwrite=False)
+    with pytest.raises(AlreadyExists):
+        write_whole(tmp_path / "file", memoryview(b"other"), overwrite=False)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"data")]
