@@ -20,8 +20,9 @@ from dfs.client import DfsClient
 from dfs.errors import AppenderUnknown, Conflict, ConnectionFailed, InvalidArgument, LimitExceeded
 from dfs.ids import ChunkHandle
 from dfs.master.chunk_report import Verdict
-from dfs.master.commands import PutServer
+from dfs.master.commands import PutServer, SetServerMode
 from dfs.master.tail_desk import TailDesk
+from dfs.master.tail_duty import TailDuty
 from dfs.master.tails import TailRecord
 from dfs.net.messages import Message, OpenTail, OpenTailReply
 from dfs.net.parts import ReplicaReport
@@ -303,6 +304,19 @@ def test_tails_are_dropped_once_their_chunk_is_known_and_not_before(cluster: Mem
     assert head._service.tails.held() == ()
     assert not list(head.tail_folders[0].iterdir())
     assert content(client, "/sealed") == b"one"
+
+
+def test_a_tail_leaves_a_server_that_is_being_drained(cluster: MemoryCluster, client: DfsClient) -> None:
+    client.append_record("/log", b"one")
+    before, service, state = tail_of(cluster), cluster.masters[0].service, cluster.masters[0].state
+    assert service.tails.due() == []
+    cluster.run(service.leadership.decree(SetServerMode(before.servers[2], True, 0)))
+    assert [tail for tail, _ in service.tails.due()] == [before]
+    cluster.run(TailDuty(service.tails, state, service.leadership).run_once())
+    assert state.tails.at("/log") is None
+    client.append_record("/log", b"two")
+    assert before.servers[2] not in tail_of(cluster).servers
+    assert content(client) == b"onetwo"
 
 
 def test_a_replica_made_of_a_tail_is_no_orphan_before_its_commit(cluster: MemoryCluster, client: DfsClient) -> None:
