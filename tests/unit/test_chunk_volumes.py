@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -230,6 +231,32 @@ def test_stored_bytes_never_pass_for_a_record(tmp_path: Path) -> None:
     swapped.write_bytes(forged)
     with opened(tmp_path / "b") as store:
         assert store.handles() == []
+
+
+def test_everything_of_volumes_is_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with opened(tmp_path / "a") as store:
+            handles = [put(store, bytes(1000)).handle for _ in range(20)]
+            flip(volumes_of(tmp_path / "a")[0], HEADER_SIZE + 5)
+            assert not store.verify(handles[0])
+    finally:
+        os.umask(before)
+    paths = [*(tmp_path / "a" / "volumes").iterdir(), *(tmp_path / "a" / "quarantine").iterdir()]
+    assert {path.suffix for path in paths} == {".vol", ".idx", ".0"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths} == {0o600}
+
+
+def test_writer_that_outlives_its_store_is_refused(tmp_path: Path) -> None:
+    with opened(tmp_path / "a") as store:
+        put(store, b"first")
+        writer = store.create(new_chunk_handle())
+        writer.write(memoryview(b"late"), block_checksums(b"late"))
+        writer.check(4, crc32c(b"late"))
+    size = volumes_of(tmp_path / "a")[0].stat().st_size
+    with pytest.raises(DiskFailed):
+        writer.publish()
+    assert [path.stat().st_size for path in volumes_of(tmp_path / "a")] == [size]
 
 
 # --- power cuts -------------------------------------------------------------------------------------------
