@@ -16,7 +16,6 @@ import pytest
 
 from dfs.checksum import block_checksums, crc32c
 from dfs.chunk.disk import Disk
-from dfs.chunk.group_commit import GroupCommit
 from dfs.chunk.identity import DataDirectory
 from dfs.chunk.layout import encode_tail, file_size
 from dfs.chunk.replicas import Replica, Space
@@ -426,40 +425,6 @@ def test_writers_that_come_during_a_sync_share_the_next_one(tmp_path: Path, monk
             thread.join(WAIT_S)
         assert len(store.handles()) == 9
     assert len(syncs) == 2
-
-
-def test_failure_of_a_commit_reaches_everybody_in_it_and_nobody_else() -> None:
-    batches: list[list[int]] = []
-    has_begun, may_go_on = threading.Event(), threading.Event()
-
-    def commit(batch: list[int]) -> None:
-        batches.append(batch)
-        has_begun.set()
-        assert may_go_on.wait(WAIT_S)
-        if 3 in batch:
-            raise DiskFull("no space", failed="here")
-
-    group = GroupCommit(commit, batch_size_max=20)
-    outcomes: dict[int, str] = {}
-
-    def submit(item: int) -> None:
-        try:
-            group.submit(item, 10)
-            outcomes[item] = "done"
-        except DiskFull as error:
-            outcomes[item] = error.details["failed"]
-
-    threads = [threading.Thread(target=submit, args=(item,)) for item in range(6)]
-    pause = threading.Event()
-    for count, thread in enumerate(threads):
-        thread.start()
-        while len(group._queue) + len(batches) < max(1, count + 1) or not has_begun.is_set():
-            pause.wait(0.001)
-    may_go_on.set()
-    for thread in threads:
-        thread.join(WAIT_S)
-    assert batches == [[0], [1, 2], [3, 4], [5]]
-    assert outcomes == {0: "done", 1: "done", 2: "done", 3: "here", 4: "here", 5: "done"}
 
 
 # --- compaction ---------------------------------------------------------------------------------------------
