@@ -60,7 +60,7 @@ class Round(msgspec.Struct, frozen=True, array_like=True):
 
 
 @dataclass(slots=True)
-class _Content:
+class TailContent:
     """What a file was found to hold."""
 
     start: TailStart
@@ -78,6 +78,8 @@ def check_records(groups: Iterable[RecordGroup], data: Buffer) -> None:
     """Raise `ChunkCorrupt` unless `data` are these records."""
     view, position = memoryview(data), 0
     for group in groups:
+        if len(group.lengths) != len(group.crcs) or min(group.lengths, default=1) < 1:
+            raise ChunkCorrupt(f"{len(group.lengths)} records with {len(group.crcs)} checksums are not possible")
         for length, crc in zip(group.lengths, group.crcs, strict=True):
             if crc32c(view[position : position + length]) != crc:
                 raise ChunkCorrupt(f"a record of {length} bytes does not match its checksum on arrival; send it again")
@@ -104,7 +106,7 @@ class TailFile:
         """Make the file, durably; raise OSError (FileExistsError: this tail was made before)."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            frame = _frame(handle, _ENCODER.encode(start), 0)
+            frame = encode_start(handle, start)
             _write_all(fd, [frame], 0)
             os.fdatasync(fd)
             sync_directory(path.parent)
@@ -155,7 +157,7 @@ class TailLog:
         self._path = path
         self._handle = handle
         self._data = path.read_bytes()
-        self._content = _parse(self._data, handle)
+        self._content = parse_tail(self._data, handle)
         self.length = self._content.length
 
     def ledger(self, length: int) -> Ledger:
@@ -178,6 +180,11 @@ class TailLog:
         return taken
 
 
+def encode_start(handle: ChunkHandle, start: TailStart) -> bytes:
+    """Return the first frame of a file."""
+    return _frame(handle, _ENCODER.encode(start), 0)
+
+
 def encode_round(handle: ChunkHandle, item: Round) -> bytes:
     """Return what stands before the data of a round."""
     return _frame(handle, _ENCODER.encode(item), item.size)
@@ -188,14 +195,17 @@ def _frame(handle: ChunkHandle, head: bytes, data_size: int) -> bytes:
     return handle + sizes + struct.pack("<I", crc32c(head, crc32c(sizes))) + head
 
 
-def _parse(data: bytes, handle: ChunkHandle) -> _Content:
-    """Take in whole frames up to the first that is not; what follows it may only be a torn end."""
+def parse_tail(data: bytes, handle: ChunkHandle) -> TailContent:
+    """Take in whole frames up to the first that is not; what follows it may only be a torn end.
+
+    Raise `ChunkCorrupt` when the beginning is not there, or whole frames stand behind one that is not.
+    """
     found = _next_frame(data, 0, handle)
     if found is None:
         raise ChunkCorrupt(f"the file of tail {id_text(handle)} does not begin like one")
     head, position, _ = found
     try:
-        content = _Content(_START.decode(head), end=position)
+        content = TailContent(_START.decode(head), end=position)
     except msgspec.MsgspecError as error:
         raise ChunkCorrupt(f"the beginning of tail {id_text(handle)} is damaged: {error}") from None
     while (taken := _next_round(data, content, handle)) is not None:
@@ -211,7 +221,7 @@ def _parse(data: bytes, handle: ChunkHandle) -> _Content:
     return content
 
 
-def _next_round(data: bytes, content: _Content, handle: ChunkHandle) -> tuple[Round, int] | None:
+def _next_round(data: bytes, content: TailContent, handle: ChunkHandle) -> tuple[Round, int] | None:
     found = _next_frame(data, content.end, handle)
     if found is None:
         return None

@@ -247,3 +247,7 @@ def test_a_record_with_a_wrong_byte_is_refused_on_arrival() -> None:
         check_records((one,), data_of(one)[:-1] + b"?")
     with pytest.raises(ChunkCorrupt):
         check_records((one,), data_of(one) + b"?")
+    with pytest.raises(ChunkCorrupt):
+        check_records((RecordGroup(A, 1, 1, one.lengths, one.crcs[:1]),), data_of(one))
+    with pytest.raises(ChunkCorrupt):
+        check_records((RecordGroup(A, 1, 1, (-1, 31), one.crcs),), data_of(one))

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfs.checksum import block_checksums, block_count
+from dfs.checksum import block_checksums, block_count, crc32c
 from dfs.chunk.layout import decode_tail, encode_tail
+from dfs.chunk.tail_log import Round, TailStart, check_records, encode_round, encode_start, parse_tail
 from dfs.client.settings import Settings
 from dfs.config import parse_config
 from dfs.config_default import EMBEDDED_DEFAULT
@@ -29,8 +30,8 @@ from dfs.master.restore import load_export
 from dfs.master.state import MasterState
 from dfs.net.auth import ClusterKey
 from dfs.net.frames import FrameParser, encode_frame
-from dfs.net.messages import CommitFile, Heartbeat, MakeDirectory, Rename, Stat, Touch, decode, encode
-from dfs.net.parts import CallId, NewChunk, NewExtent
+from dfs.net.messages import CommitFile, Heartbeat, MakeDirectory, Rename, ReplicateRecords, Stat, Touch, decode, encode
+from dfs.net.parts import AppenderState, CallId, NewChunk, NewExtent, RecordGroup
 from dfs.net.session import HELLO_SIZE, Handshake, Role
 
 HANDLE = ChunkHandle(bytes(range(16)))
@@ -126,6 +127,31 @@ def _tail(data: bytes) -> None:
     decode_tail(data[2:], int.from_bytes(data[:2], "big"), HANDLE)
 
 
+def _tail_log(data: bytes) -> None:
+    """The file of a tail that records are appended to; heads as short as these are found by a fuzzer with their CRC."""
+    parse_tail(data, HANDLE)
+
+
+def _records(data: bytes) -> None:
+    """A round of records from another server: a head, and behind its first two bytes of length the data."""
+    size = int.from_bytes(data[:2], "big")
+    message = decode(ReplicateRecords.type_code, data[2 : 2 + size])
+    if isinstance(message, ReplicateRecords):
+        check_records(message.groups, data[2 + size :])
+
+
+def _records_sample() -> bytes:
+    group = RecordGroup(b"a" * 16, 1, 1, (3, 2), (crc32c(b"abc"), crc32c(b"de")))
+    head = encode(ReplicateRecords(HANDLE, b"token", 7, (group,)))
+    return len(head).to_bytes(2, "big") + head + b"abcde"
+
+
+def _tail_log_sample() -> bytes:
+    group = RecordGroup(b"a" * 16, 1, 1, (3, 2), (crc32c(b"abc"), crc32c(b"de")))
+    start = TailStart(100, 1000, 250, (AppenderState(b"b" * 16, 3, (7,)),))
+    return encode_start(HANDLE, start) + encode_round(HANDLE, Round(0, (group,))) + b"abcde"
+
+
 def _config(data: bytes) -> None:
     parse_config(data.decode("utf-8", "replace"), Path("/nowhere/cluster.ini"))
 
@@ -193,6 +219,8 @@ TARGETS: dict[str, Target] = {
     "commands": Target(_commands, (_sized(_COMMANDS),)),
     "export": Target(_export, (b"".join(export_lines(_state().dump(), cluster="fuzz", log_index=7)),)),
     "tail": Target(_tail, (_tail_sample(),)),
+    "tail_log": Target(_tail_log, (_tail_log_sample(),)),
+    "records": Target(_records, (_records_sample(),)),
     "config": Target(_config, (EMBEDDED_DEFAULT.encode(),)),
     "settings": Target(_settings, (b'{"cwd": "/", "masters": ["h:1"], "replication": 2}',)),
 }
