@@ -30,6 +30,7 @@ __all__ = [
     "load_config",
     "parse_config",
     "parse_duration",
+    "parse_rate",
     "parse_size",
     "split_address",
 ]
@@ -46,6 +47,7 @@ REPLICATION_MAX = 16  # as dfs.net.messages.REPLICATION_MAX (a test holds them e
 SESSION_EXPIRY_MIN_S = 1200.0  # twice the time for which a client resends an unanswered call
 CHUNK_SIZE_UNIT = 64 * KIB  # one checksum block
 CHUNK_SIZE_MAX = 256 * MIB  # the largest payload of a frame
+RATE_MAX = 1024 * GIB  # bytes per second; more is a slip of the pen
 DURATION_MAX_S = 3650 * 86400.0  # ten years; more is a slip of the pen
 SCRUB_RATE_MIN = 64 * KIB  # bytes per second: below that not even one block is read in a second
 ELECTION_TIMEOUT_MIN_S = 0.05  # below that a busy machine elects without end
@@ -102,6 +104,9 @@ class ClusterConfig:
     heartbeat_interval_s: float = 1.0
     dead_after_s: float = 10.0
     repair_after_s: float = 60.0
+    repair_rate: int = 100 * MIB  # bytes per second that one server may receive for repair; 0 = no limit
+    balance: bool = True  # whether the fullest servers are relieved without being asked
+    balance_rate: int = 20 * MIB  # as repair_rate, for balance
     trash_keep_s: float = 3 * 86400.0
     garbage_grace_s: float = 600.0
     orphan_grace_s: float = 86400.0
@@ -171,6 +176,19 @@ def _quantity(text: str, units: Mapping[str, float], what: str, example: str) ->
         hint = f"; did you mean {meant}?" if meant in units else ""
         raise ConfigError(f"the unit {unit!r} of the {what} {text!r} is unknown; allowed: {allowed}{hint}")
     return float(number), units[unit]
+
+
+def parse_rate(text: str) -> int:
+    """Return the bytes per second of a rate such as `100 MiB/s`, 0 for `0` (no limit); raise `ConfigError`."""
+    size, slash, per = (part.strip() for part in text.partition("/"))
+    if not slash and text.strip() == "0":
+        return 0
+    if not slash or per != "s":
+        raise ConfigError(f"{text!r} is not a rate; write a size per second, for example 100 MiB/s, or 0 for no limit")
+    rate = parse_size(size)
+    if rate > RATE_MAX:
+        raise ConfigError(f"the rate {text!r} is over the limit of {RATE_MAX // GIB} GiB/s; write 0 for no limit")
+    return rate
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -248,6 +266,9 @@ _CLUSTER_VALUES: dict[str, tuple[str, Callable[[str], object]]] = {  # key in th
     "heartbeat_interval": ("heartbeat_interval_s", _positive_duration),
     "dead_after": ("dead_after_s", _positive_duration),
     "repair_after": ("repair_after_s", _positive_duration),
+    "repair_rate": ("repair_rate", parse_rate),
+    "balance": ("balance", _boolean),
+    "balance_rate": ("balance_rate", parse_rate),
     "trash_keep": ("trash_keep_s", parse_duration),
     "garbage_grace": ("garbage_grace_s", parse_duration),
     "orphan_grace": ("orphan_grace_s", _positive_duration),

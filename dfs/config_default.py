@@ -28,6 +28,9 @@ fsync = yes                 # "no" is faster, and a power cut may then lose ackn
 heartbeat_interval = 1 s    # every chunk server tells the leader that it lives
 dead_after = 10 s           # silent for so long: no longer offered to clients
 repair_after = 60 s         # silent for so long: its chunks are copied elsewhere
+repair_rate = 100 MiB/s     # what one server may receive for that (0 = no limit); a chunk's last copy knows no limit
+balance = yes               # move chunks from the fullest servers to the emptiest without being asked
+balance_rate = 20 MiB/s     # what one server may receive for balance (0 = no limit)
 trash_keep = 3 d            # deleted files can be undeleted for so long
 garbage_grace = 10 m        # unreferenced chunks stay for so long: readers may still be at work
 orphan_grace = 24 h         # chunks that were written and never committed stay for so long

@@ -205,6 +205,7 @@ class ChunkService:
                 channel.receive_into(data, Deadline.after(STALL_MAX_S))
                 reply = self._stored(channel, received, request, data)
         except Overloaded as error:
+            self.meter.refused.add(error.code)
             channel.skip_payload(size, Deadline.after(STALL_MAX_S))
             reply = ErrorReply.of(error)
         self._send(channel, received, reply)

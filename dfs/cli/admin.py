@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import click
 
 from dfs.cli import output
+from dfs.cli.admin_servers import SERVER_VERBS
 from dfs.cli.context import Cli
 from dfs.cli.repack import admin_repack
 from dfs.cli.report import admin_report
@@ -34,7 +35,11 @@ _UNKNOWN: Final = "-"
 
 @click.group("admin")
 def admin_verb() -> None:
-    """Look after the masters: who leads, planned hand-over, checkpoints, export and import of their state."""
+    """Look after the cluster: masters (leader, checkpoints, export, import) and chunk servers (drain, balance)."""
+
+
+for _verb in SERVER_VERBS:
+    admin_verb.add_command(_verb)
 
 
 admin_verb.add_command(admin_report)

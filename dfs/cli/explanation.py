@@ -13,10 +13,11 @@ from dfs.cli import output
 from dfs.client.fsck import ChunkVerdict, Problem, Totals
 from dfs.ids import ServerId
 from dfs.net.messages import GetClusterStatusReply, GetReportReply
-from dfs.net.parts import FileStatus, HealingRules, Kind, ServerStatus, TrashEntry
+from dfs.net.parts import FileStatus, HealingRules, HealingStatus, Kind, ServerStatus, TrashEntry
 
 NAMES_MAX = 8  # servers or files named in one sentence
 UP = frozenset({"alive", "slow"})  # states of servers that can take new replicas
+NOT_SURVEYED = HealingStatus()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Facts:
     default_replication: int
     garbage_count: int
     garbage_size: int
+    healing: HealingStatus = NOT_SURVEYED
 
     @classmethod
     def of(cls, status: GetClusterStatusReply, report: GetReportReply) -> Facts:
@@ -43,6 +45,7 @@ class Facts:
             status.replication,
             status.space.garbage_count,
             status.space.garbage_stored_size,
+            status.healing,
         )
 
 
@@ -167,6 +170,13 @@ def _condition(server: ServerStatus, facts: Facts) -> str:
             text += f": this leader, {output.duration_text(facts.leading_s)} in office, has not heard it yet"
         else:
             text += f": silent for {output.duration_text(server.heartbeat_age_s)}"
+    match server.mode:
+        case "draining":
+            text += f", being drained ({output.count_text(server.left_count, 'chunk')} left)"
+        case "drained":
+            text += ", drained: safe to power off"
+        case "maintenance":
+            text += f", in maintenance until {output.local_time(server.mode_until_ms)}"
     full = [disk.path for disk in server.disks if disk.state == "full"]
     failed = [disk.path for disk in server.disks if disk.state == "failed"]
     if failed:
@@ -190,6 +200,14 @@ def explain_chunk(verdict: ChunkVerdict, replication: int, facts: Facts) -> Iter
         return
     if verdict.good_count < chunk.goal:
         yield from _explain_short(verdict, facts)
+        yield from _progress(facts)
+        return
+    if draining := [server.info.name for server in _holders(verdict, facts) if server.mode == "draining"]:
+        yield (
+            f"Next: {_listed(draining)} {_is(len(draining))} being drained: what is there is copied to another server,"
+            " and counts until then."
+        )
+        yield from _progress(facts)
         return
     if verdict.good_count > chunk.goal:
         surplus = output.count_text(verdict.good_count - chunk.goal, "replica")
@@ -202,6 +220,28 @@ def explain_chunk(verdict: ChunkVerdict, replication: int, facts: Facts) -> Iter
         )
     else:
         yield "Next: nothing is to be done."
+
+
+def _holders(verdict: ChunkVerdict, facts: Facts) -> Iterator[ServerStatus]:
+    for replica in verdict.replicas:
+        server = facts.servers.get(replica.server.server_id)
+        if server is not None:
+            yield server
+
+
+def _progress(facts: Facts) -> Iterator[str]:
+    """Yield how far repair is in the whole cluster, when it is at work."""
+    healing = facts.healing
+    chunks = sum(healing.waiting)
+    if not chunks:
+        return
+    rate = f" at {output.size_text(healing.rate)}/s" if healing.rate else ""
+    eta = f", done in about {output.duration_text(healing.eta_s)}" if healing.eta_s > 0 else ""
+    verb = "waits" if chunks == 1 else "wait"
+    yield (
+        f"Repair: {output.count_text(chunks, 'chunk')} of the cluster {verb} for copies"
+        f" ({output.size_text(healing.waiting_size)}), {healing.copying_count} under way{rate}{eta}."
+    )
 
 
 def _explain_missing(verdict: ChunkVerdict, names: Sequence[str]) -> Iterator[str]:
@@ -240,7 +280,7 @@ def _explain_short(verdict: ChunkVerdict, facts: Facts) -> Iterator[str]:
     takers = [
         server.info.name
         for server_id, server in facts.servers.items()
-        if server_id not in holders and server.state in UP and _has_room(server, facts)
+        if server_id not in holders and server.state in UP and not server.mode and _has_room(server, facts)
     ]
     if not takers:
         yield from _explain_blocked(short, dead, facts)
@@ -271,7 +311,12 @@ def _explain_wait(dead: Sequence[ServerStatus], never: int, takers: Sequence[str
     for server in dead:
         silent_s = server.heartbeat_age_s if server.heartbeat_age_s >= 0 else facts.leading_s
         name, silent = server.info.name, output.duration_text(silent_s)
-        if silent_s < after_s:
+        if server.mode == "maintenance":
+            yield (
+                f"Next: {name} is in maintenance until {output.local_time(server.mode_until_ms)}: until then its"
+                " replica counts, though it is silent, and is not copied."
+            )
+        elif silent_s < after_s:
             yield (
                 f"Next: {name} is silent for {silent}; its replicas are copied {where} from"
                 f" {output.duration_text(after_s)} on, in about {output.duration_text(after_s - silent_s)}. When it"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dfs.cli import output, wall
+from dfs.cli.healing import healing_json, healing_lines, is_excused, mode_text
 from dfs.errors import DfsError, NoQuorum
 from dfs.net.messages import GetClusterStatusReply
 from dfs.net.parts import MasterStatus, ServerStatus
@@ -70,7 +71,7 @@ class Health:
             f"chunk server {server.info.name} "
             + ("has not reported to the new leader yet" if _is_awaited(server) else f"is {server.state}")
             for server in self.cluster.servers
-            if server.state != "alive"
+            if server.state != "alive" and not is_excused(server)
         ]
         found += [
             f"disk {disk.path} of chunk server {server.info.name} is {disk.state}"
@@ -142,6 +143,7 @@ class Health:
             f" {space.under_replicated_live} under-replicated, {space.missing} missing,"
             f" {output.count_text(space.garbage_count, 'chunk')} of garbage"
         )
+        yield from healing_lines(cluster.healing)
 
     def as_json(self) -> dict[str, Any]:
         """Return the view with stable keys."""
@@ -173,6 +175,7 @@ class Health:
                 "space": {name: getattr(self.cluster.space, name) for name in self.cluster.space.__struct_fields__},
                 "replication": self.cluster.replication,
                 "chunk_size": self.cluster.chunk_size,
+                "healing": healing_json(self.cluster.healing),
                 "error": None,
             }
         return value
@@ -209,7 +212,7 @@ def _is_awaited(server: ServerStatus) -> bool:
 def _server_row(server: ServerStatus) -> tuple[str, ...]:
     return (
         server.info.name,
-        server.state,
+        mode_text(server),
         "never" if server.heartbeat_age_s < 0 else f"{output.duration_text(server.heartbeat_age_s)} ago",
         str(server.chunk_count),
         output.human_size(server.capacity),
@@ -230,6 +233,12 @@ def _server_json(server: ServerStatus) -> dict[str, Any]:
         "capacity": server.capacity,
         "free": server.free,
         "chunk_count": server.chunk_count,
+        "mode": server.mode or None,
+        "mode_until_ms": server.mode_until_ms or None,
+        "left_count": server.left_count,
+        "left_size": server.left_size,
+        "stored_size": server.stored_size,
+        "disk_wait_ms": server.disk_wait_ms,
         "disks": [
             {
                 "path": disk.path,

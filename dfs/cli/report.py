@@ -12,6 +12,7 @@ import click
 
 from dfs.cli import output
 from dfs.cli.context import Cli
+from dfs.cli.healing import healing_json, healing_lines, mode_text
 from dfs.cli.verb import Verb, json_option, pass_cli
 from dfs.net.parts import MasterStatus
 
@@ -46,6 +47,9 @@ def admin_report(cli: Cli, only_live: bool, only_dead: bool, as_json: bool) -> N
     for label, value in _cluster_rows(status, servers):
         output.line(f"{label + ':':<{_LABEL_WIDTH}}{value}")
     output.line(f"{'Masters:':<{_LABEL_WIDTH}}{', '.join(map(_master_text, masters))}")
+    for text in healing_lines(status.healing):
+        topic, _, rest = text.partition(": ")
+        output.line(f"{topic.capitalize() + ':':<{_LABEL_WIDTH}}{rest}")
     for server in shown:
         output.line()
         output.line(f"{output.display(server.info.name)} ({server.info.address}, rack {server.info.rack})")
@@ -96,7 +100,7 @@ def _master_text(master: object) -> str:
 def _server_rows(server: ServerStatus, load: ServerLoad | None) -> Iterator[tuple[str, str]]:
     age_s = server.heartbeat_age_s
     heard = "this leader never heard it" if age_s < 0 else f"heartbeat {output.duration_text(age_s)} ago"
-    yield "State", f"{server.state}, {heard}"
+    yield "State", f"{mode_text(server)}, {heard}"
     share = f" ({100 * server.free / server.capacity:.1f} %)" if server.capacity else ""
     yield "Capacity", output.size_text(server.capacity)
     yield "Free for chunks", f"{output.size_text(server.free)}{share}"
@@ -138,6 +142,7 @@ def _as_json(status: GetClusterStatusReply, report: GetReportReply, shown: list[
         "replication": status.replication,
         "chunk_size": status.chunk_size,
         "space": {name: getattr(space, name) for name in space.__struct_fields__},
+        "healing": healing_json(status.healing),
         "chunk_servers": [_server_json(server, loads.get(server.info.server_id)) for server in shown],
     }
 
@@ -158,6 +163,7 @@ def _server_json(server: ServerStatus, load: ServerLoad | None) -> dict[str, Any
         "address": server.info.address,
         "rack": server.info.rack,
         "state": server.state,
+        "mode": server.mode or None,
         "heartbeat_age_s": None if server.heartbeat_age_s < 0 else round(server.heartbeat_age_s, 3),
         "capacity": server.capacity,
         "free": server.free,

@@ -73,7 +73,7 @@ VERBS: Final[dict[str, Entry]] = {
         ("fsck", "fsck", "Check how well files are kept: missing, under-replicated, corrupt."),
         ("explain", "explain", "Say in words where a path's bytes are, and what happens next."),
         ("doctor", "doctor", "Check configuration, clocks, disks, ports, versions, quorum."),
-        ("admin", "admin", "Look after the masters: leader, checkpoints, export, import."),
+        ("admin", "admin", "Look after masters and chunk servers."),
         ("master", "daemons", "Run one master in the foreground."),
         ("chunk", "daemons", "Run one chunk server in the foreground."),
     ),

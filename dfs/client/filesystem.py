@@ -33,6 +33,7 @@ from dfs.client.pool import ChannelPool
 from dfs.client.quotas import Quotas
 from dfs.client.repacking import Repacking, RepackReport
 from dfs.client.reserve import ChunkReserve
+from dfs.client.servers import ServerAdmin
 from dfs.client.snapshots import Snapshots
 from dfs.client.transfer import Transfer
 from dfs.client.unpacking import Unpacker, UnpackEvents, UnpackItem
@@ -495,6 +496,11 @@ class DfsClient:
     def admin(self) -> ClusterAdmin:
         """What administrators do with the masters."""
         return ClusterAdmin(self._masters, self._timeout_s)
+
+    @property
+    def servers(self) -> ServerAdmin:
+        """What administrators do with the chunk servers."""
+        return ServerAdmin(self._masters, self._timeout_s)
 
     @property
     def inspection(self) -> Inspection:

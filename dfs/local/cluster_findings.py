@@ -203,7 +203,23 @@ def judge_cluster(
             )
     up = []
     for server in status.servers:
-        if server.state in ("late", "dead"):
+        if server.state == "slow":
+            yield warn(
+                "servers",
+                f"{server.info.name} ({server.info.address})",
+                f"slow: a small synced write takes {server.disk_wait_ms} ms there",
+                "it gets no new chunks while others are quicker, and every put would wait for it",
+                "look at its disks (smartctl) and at what else uses them",
+            )
+        if server.mode and server.state in ("late", "dead"):
+            yield warn(
+                "servers",
+                f"{server.info.name} ({server.info.address})",
+                f"{server.state}, as is wanted: {server.mode}",
+                "its replicas are not copied in maintenance; a drained server may be gone for good",
+                "`dfs admin maintenance` ends it, `dfs admin remove` forgets a server",
+            )
+        elif server.state in ("late", "dead"):
             make = fail if server.state == "dead" else warn
             age_s = server.heartbeat_age_s
             silent = f"silent for {age_s:.0f} s" if age_s >= 0 else "not heard by this leader yet"
@@ -230,6 +246,14 @@ def judge_cluster(
     if up:
         yield ok("servers", names_text(up), "alive")
     yield from _judge_work(status, report)
+    if status.healing.blocked_count:
+        yield fail(
+            "repair",
+            "cluster",
+            f"{status.healing.blocked_count} chunks cannot be copied: {status.healing.blocked_reason}",
+            "they stay under-replicated, and a further loss may make them unreadable",
+            "add a chunk server, or space; bring servers back",
+        )
     yield _judge_chunks(status)
 
 

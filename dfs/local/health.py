@@ -60,5 +60,5 @@ def describe_missing(config: ClusterConfig, wanted: Collection[str], client: Dfs
         states = {server.info.name: server.state for server in client.cluster_status().servers}
     except DfsError as error:
         return f"the leader does not answer ({error})"
-    absent = sorted(name for name in servers if states.get(name) != "alive")
+    absent = sorted(name for name in servers if states.get(name) not in ("alive", "slow"))
     return f"the leader does not hear chunk server {', '.join(absent)}" if absent else None

@@ -47,6 +47,7 @@ from dfs.net.parts import (
 LOCATE_MANY_EXTENTS_MAX = 4_000  # in one LocateManyReply: about 20 ms of a master's time
 COMMIT_MARGIN = 0.9  # of the orphan grace: the rest covers clocks, resends and the age a server rounds down
 SERVERS_NAMED_MAX = 12  # in an error message
+SLOW_PENALTY = 0.5  # behind those that are prompt, before those that are late
 _READ_ORDER = {Liveness.ALIVE: 0, Liveness.LATE: 1, Liveness.DEAD: 2}
 
 
@@ -59,7 +60,7 @@ class ServerTable:
     def __init__(self, state: MasterState, view: ClusterView | None, now_s: float) -> None:
         self._state, self._view, self._now_s = state, view, now_s
         self._indexes: dict[ServerId, int] = {}
-        self._liveness: list[Liveness] = []
+        self._ranks: list[float] = []
         self._infos: list[ServerInfo] = []
 
     def index(self, server_id: ServerId) -> int | None:
@@ -68,15 +69,16 @@ class ServerTable:
         if index is None and (server := self._state.server(server_id)) is not None:
             liveness = Liveness.ALIVE if self._view is None else self._view.liveness(server_id, self._now_s)
             index = self._indexes[server_id] = len(self._infos)
-            self._liveness.append(liveness)
+            is_slow = self._view is not None and self._view.is_slow(server_id)
+            self._ranks.append(_READ_ORDER[liveness] + (SLOW_PENALTY if is_slow or server.is_leaving else 0))
             self._infos.append(server_info(server, is_alive=liveness is not Liveness.DEAD))
         return index
 
     def in_read_order(self, servers: Collection[ServerId], turn: int) -> tuple[int, ...]:
-        """Return the indexes of `servers`: alive ones first, beginning with another one each turn."""
+        """Return the indexes of `servers`: alive and prompt ones first, beginning with another one each turn."""
         found = [index for server_id in servers if (index := self.index(server_id)) is not None]
         start = turn % len(found) if found else 0
-        return tuple(sorted(found[start:] + found[:start], key=lambda index: _READ_ORDER[self._liveness[index]]))
+        return tuple(sorted(found[start:] + found[:start], key=lambda index: self._ranks[index]))
 
     def infos(self) -> tuple[ServerInfo, ...]:
         return tuple(self._infos)
@@ -195,7 +197,7 @@ class AccessDesk:
         if len(message.exclude) > EXCLUDE_MAX:
             raise InvalidArgument(f"{len(message.exclude)} servers are excluded; the limit is {EXCLUDE_MAX}")
         size = self._config.chunk_size
-        candidates, refused = self._candidates(frozenset(message.exclude))
+        candidates, refused = self._candidates(frozenset(message.exclude), replication)
         needed = replication if self._is_gathering() else min(self._config.replicas_min, replication)
         if len(candidates) < needed:
             raise self._shortage(replication, needed, len(candidates), refused)
@@ -221,8 +223,8 @@ class AccessDesk:
         seen = (self._view.get(server.server_id) for server in self._state.servers())
         return not all(server is not None and server.has_heartbeat for server in seen)
 
-    def _candidates(self, exclude: Collection[ServerId]) -> tuple[list[Candidate], list[str]]:
-        """Return who can take a chunk now, and for each other server why not."""
+    def _candidates(self, exclude: Collection[ServerId], needed: int) -> tuple[list[Candidate], list[str]]:
+        """Return who can take a chunk now, and for each other server why not; slow ones only if they are needed."""
         now_s = self._clock.monotonic()
         candidates, refused = [], []
         for server in self._state.servers():
@@ -233,7 +235,8 @@ class AccessDesk:
                 continue
             load = seen.active_streams + seen.promised_count
             candidates.append(Candidate(server.server_id, server.rack, seen.free, seen.promised_size, load))
-        return candidates, refused
+        prompt = [candidate for candidate in candidates if not self._view.is_slow(candidate.server_id)]
+        return (prompt if len(prompt) >= needed else candidates), refused
 
     def _why_not(
         self, server: RegisteredServer, seen: ServerView | None, exclude: Collection[ServerId], now_s: float
@@ -243,6 +246,10 @@ class AccessDesk:
         liveness = self._view.liveness(server.server_id, now_s)
         if liveness is not Liveness.ALIVE:
             return f"is {liveness.value}: silent for {now_s - seen.heard_s:.0f} s"
+        if server.is_leaving:
+            return "is being drained"
+        if max(self._clock.wall_ms(), self._state.clock_ms) < server.maintenance_until_ms:
+            return "is in maintenance"
         if server.server_id in exclude:
             return "just failed this client"
         best = max((disk.free for disk in seen.disks if disk.state == "ok"), default=0)

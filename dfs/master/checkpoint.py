@@ -12,14 +12,42 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 
 from dfs.errors import DfsError, StorageCorrupt
-from dfs.ids import ID_SIZE, ChunkHandle, ServerId, SessionId
+from dfs.ids import ID_SIZE, ChunkHandle, ServerId
 from dfs.master import extents
-from dfs.master.commands import ORPHAN_GRACE_MS
+from dfs.master.checkpoint_rows import (
+    AppenderRow,
+    AppenderRows,
+    ChunkRow,
+    Chunks,
+    End,
+    GarbageRow,
+    GarbageRows,
+    ModeRow,
+    NodeRow,
+    Nodes,
+    Piece,
+    QuotaRow,
+    QuotaRows,
+    Row,
+    ServerModes,
+    ServerRow,
+    Servers,
+    SessionRow,
+    Sessions,
+    SnapshotRow,
+    SnapshotRows,
+    Start,
+    Table,
+    TailRow,
+    TailRows,
+    TrashRow,
+    TrashRows,
+)
 from dfs.master.nodes import Directory, File, Node
 from dfs.master.parts import StateParts
 from dfs.master.quotas import Quota
@@ -35,197 +63,6 @@ PIECE_SIZE = 256 * 1024  # bytes after which a piece is closed; one row is at mo
 SEPARATION = "separation"
 DAMAGED = "the dumped state is damaged or of another version"
 
-
-class Start(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """The first piece."""
-
-    version: int
-    clock_ms: int
-    trash_keep_ms: int
-    replication: int
-    next_id: int
-    next_trash_id: int
-    born_ms: int = 0
-    horizon_ms: int = 0
-    orphan_grace_ms: int = ORPHAN_GRACE_MS
-
-
-class ServerRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A registered chunk server."""
-
-    server_id: ServerId
-    name: str
-    address: str
-    rack: str
-
-
-class Servers(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """The registry, in the order of joining."""
-
-    rows: list[ServerRow]
-
-
-class ChunkRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A chunk and its registered replicas; references and goal follow from the trees."""
-
-    handle: ChunkHandle
-    length: int
-    crc: int
-    servers: tuple[ServerId, ...]
-
-
-class Chunks(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """The chunk map, in its order."""
-
-    rows: list[ChunkRow]
-
-
-class GarbageRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A released chunk; the fields of `GarbageChunk`."""
-
-    handle: ChunkHandle
-    length: int
-    servers: tuple[ServerId, ...]
-    since_ms: int
-
-
-class GarbageRows(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """Garbage, oldest first."""
-
-    rows: list[GarbageRow]
-
-
-class NodeRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A node below the last row of one `depth` less; depth 0 is a root. `replication` 0 marks a directory.
-
-    `version` of a directory: 0, or the number of the directory row (from 1, all trees together) whose entries it
-    shares; no rows of its own follow then.
-    """
-
-    depth: int
-    name: str
-    inode: int
-    mtime_ms: int
-    version: int = 0
-    replication: int = 0
-    size: int = 0
-    extents: bytes = b""
-
-
-class Nodes(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """Trees one after another: the live one, those of the trash entries in their order, those of the snapshots in
-    theirs, those being released, and copies of large shared directories in the making.
-
-    The root row of such a copy has the name SEPARATION, and as `size` the number of the directory row (from 1, all
-    trees together) whose entries are being copied."""
-
-    rows: list[NodeRow]
-
-
-class TrashRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A trash entry; its subtree is among the trees of `Nodes`."""
-
-    trash_id: int
-    path: str
-    deleted_ms: int
-
-
-class TrashRows(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """The trash by id."""
-
-    rows: list[TrashRow]
-
-
-class SessionRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """`results`: pairs of sequence and encoded reply, a row may continue the one before it (same session)."""
-
-    session: SessionId
-    first_unacked: int
-    last_used_ms: int
-    results: tuple[tuple[int, bytes], ...]
-
-
-class Sessions(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """Sessions in the order of their last use."""
-
-    rows: list[SessionRow]
-
-
-class SnapshotRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A snapshot; its subtree is among the trees of `Nodes`. `shelf_inode` and `shelf_ms` are those of its shelf."""
-
-    directory: str
-    name: str
-    created_ms: int
-    shelf_inode: int
-    shelf_ms: int
-
-
-class SnapshotRows(msgspec.Struct, frozen=True, array_like=True, tag=9):
-    """Snapshots by directory and name."""
-
-    rows: list[SnapshotRow]
-
-
-class QuotaRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The quota of a directory."""
-
-    path: str
-    names: int
-    stored_size: int
-
-
-class QuotaRows(msgspec.Struct, frozen=True, array_like=True, tag=10):
-    """Quotas by path."""
-
-    rows: list[QuotaRow]
-
-
-class End(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """The last piece: how many rows went before, so that a dump cut short is noticed."""
-
-    row_count: int
-
-
-class TailRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The open tail of a file."""
-
-    path: str
-    handle: ChunkHandle
-    servers: tuple[ServerId, ...]
-    begun_ms: int
-
-
-class TailRows(msgspec.Struct, frozen=True, array_like=True, tag=12):
-    """Open tails, in the order they were opened."""
-
-    rows: list[TailRow]
-
-
-class AppenderRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One remembered appender of a file (`appender` empty: the file's history has none); rows of one file follow."""
-
-    inode: int
-    versions: tuple[int, ...]
-    appender: bytes
-    last_sequence: int
-    offsets: tuple[int, ...]
-    used_ms: int
-
-
-class AppenderRows(msgspec.Struct, frozen=True, array_like=True, tag=13):
-    """The histories of files that records were appended to."""
-
-    rows: list[AppenderRow]
-
-
-Row: TypeAlias = (
-    ServerRow | ChunkRow | GarbageRow | NodeRow | TrashRow | SnapshotRow | QuotaRow | SessionRow | TailRow | AppenderRow
-)
-Table: TypeAlias = (
-    Servers | Chunks | GarbageRows | Nodes | TrashRows | SnapshotRows | QuotaRows | Sessions | TailRows | AppenderRows
-)
-Piece: TypeAlias = Start | Table | End
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[Piece] = msgspec.msgpack.Decoder(Piece)
@@ -247,6 +84,8 @@ def dump(parts: StateParts) -> Iterator[bytes]:
         parts.born_ms,
         parts.horizon_ms,
         parts.orphan_grace_ms,
+        parts.balance_mode,
+        parts.balance_threshold_ppm,
     )
     yield _ENCODER.encode(start)
     snapshots = (root for _, _, _, root in parts.snapshots.roots())
@@ -262,6 +101,7 @@ def dump(parts: StateParts) -> Iterator[bytes]:
         (Sessions, _session_rows(parts)),
         (TailRows, ((96 + len(t.path), TailRow(t.path, t.handle, t.servers, t.begun_ms)) for t in parts.tails.all())),
         (AppenderRows, _appender_rows(parts)),
+        (ServerModes, _mode_rows(parts)),
     ]
     count = 0
     for table, rows in tables:
@@ -341,6 +181,12 @@ def _session_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
             yield size, SessionRow(session_id, session.first_unacked, session.last_used_ms, tuple(results))
 
 
+def _mode_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
+    for server in parts.servers.all():
+        if server.is_leaving or server.maintenance_until_ms:
+            yield 32, ModeRow(server.server_id, server.is_leaving, server.maintenance_until_ms)
+
+
 def _appender_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
     for inode, history in parts.tails.histories():
         if not history.appenders:
@@ -412,6 +258,7 @@ class _Loader:
         parts.clock_ms, parts.trash_keep_ms, parts.replication = start.clock_ms, start.trash_keep_ms, start.replication
         parts.born_ms, parts.horizon_ms = start.born_ms, start.horizon_ms
         parts.orphan_grace_ms = start.orphan_grace_ms
+        parts.balance_mode, parts.balance_threshold_ppm = start.balance_mode, start.balance_threshold_ppm
         parts.namespace.next_id = start.next_id
 
     def _take(self, row: Row) -> None:
@@ -436,6 +283,11 @@ class _Loader:
             self.parts.quotas.set(row.path, Quota(row.names, row.stored_size))
         elif isinstance(row, ServerRow):
             self.parts.servers.put(RegisteredServer(row.server_id, row.name, row.address, row.rack))
+        elif isinstance(row, ModeRow):
+            _require(row.server_id in self.parts.servers, "a mode is of no registered server")
+            self.parts.servers.set_mode(
+                row.server_id, is_leaving=row.is_leaving, maintenance_until_ms=row.maintenance_until_ms
+            )
         elif isinstance(row, TailRow):
             self.parts.tails.open(TailRecord(row.path, row.handle, row.servers, row.begun_ms))
         elif isinstance(row, AppenderRow):
@@ -567,6 +419,7 @@ _ORDER: list[type[Table]] = [
     Sessions,
     TailRows,
     AppenderRows,
+    ServerModes,
 ]
 
 

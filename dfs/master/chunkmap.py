@@ -11,8 +11,10 @@ GFS (SOSP 2003) section 2.6.1; differs: replica locations are part of the replic
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import TypeVar
 
 import msgspec
 
@@ -22,6 +24,7 @@ from dfs.master.views import ChunkView, GarbageChunk
 from dfs.net.frames import PAYLOAD_SIZE_MAX
 
 CHUNK_LENGTH_MAX = PAYLOAD_SIZE_MAX  # bytes
+KeyT = TypeVar("KeyT")
 _SHARDS = 256  # by the first byte of a handle, which is random: a walk and the growth of a table go in small pieces
 
 
@@ -69,6 +72,7 @@ class ChunkMap:
         self._sets: dict[int, dict[tuple[ServerId, ...], ReplicaSet]] = {}  # goal -> servers -> set
         self._levels: dict[ChunkHandle, dict[int, int]] = {}  # replication -> extents, of chunks with several
         self._garbage: dict[ChunkHandle, Garbage] = {}
+        self._garbage_counts: Counter[ServerId] = Counter()
         self.garbage_stored_size = 0
 
     # --- reads
@@ -118,6 +122,13 @@ class ChunkMap:
         for handle, item in islice(self._garbage.items(), start_at, None):
             yield GarbageChunk(handle, item.length, item.servers, item.since_ms)
 
+    def garbage_handles(self) -> list[ChunkHandle]:
+        return list(self._garbage)
+
+    def is_garbage_on(self, handle: ChunkHandle, server_id: ServerId) -> bool:
+        item = self._garbage.get(handle)
+        return item is not None and server_id in item.servers
+
     def tallies(self, live: Collection[ServerId] | None) -> Iterator[tuple[int, int, int, int, int]]:
         """Yield (registered replicas, live replicas, goal, chunk count, bytes) of each replica set and goal."""
         alive = None if live is None else frozenset(live)
@@ -125,6 +136,30 @@ class ChunkMap:
             for servers, replicas in sets.items():
                 live_count = len(servers) if alive is None else len(alive.intersection(servers))
                 yield len(servers), live_count, goal, replicas.count, replicas.size
+
+    def replica_sets(self) -> list[ReplicaSet]:
+        """Return every combination of servers and goal that some chunks have, a snapshot for walks in slices."""
+        return [replicas for sets in self._sets.values() for replicas in sets.values()]
+
+    def select(
+        self, handles: Iterable[ChunkHandle], wanted: Mapping[tuple[tuple[ServerId, ...], int], KeyT]
+    ) -> list[tuple[ChunkHandle, KeyT]]:
+        """Return those of `handles` whose (registered servers, goal) is wanted, and what stands there for it."""
+        found = []
+        for handle in handles:
+            chunk = self._find(handle)
+            if chunk is not None:
+                key = wanted.get((chunk.replicas.servers, chunk.replicas.goal))
+                if key is not None:
+                    found.append((handle, key))
+        return found
+
+    def replica_count_of(self, server_id: ServerId) -> int:
+        """Count the chunks that name a server, O(replica sets)."""
+        return sum(replicas.count for replicas in self.replica_sets() if server_id in replicas.servers)
+
+    def garbage_count_of(self, server_id: ServerId) -> int:
+        return self._garbage_counts.get(server_id, 0)
 
     # --- changes
 
@@ -163,6 +198,7 @@ class ChunkMap:
 
     def add_garbage(self, item: GarbageChunk) -> None:
         self._garbage[item.handle] = Garbage(item.length, item.servers, item.since_ms)
+        self._garbage_counts.update(item.servers)
         self.garbage_stored_size += item.length * len(item.servers)
 
     def add_replica(self, handle: ChunkHandle, server_id: ServerId, length: int, crc: int) -> None:
@@ -187,6 +223,9 @@ class ChunkMap:
             return
         item.servers = tuple(known for known in item.servers if known != server_id)
         self.garbage_stored_size -= item.length
+        self._garbage_counts[server_id] -= 1
+        if not self._garbage_counts[server_id]:
+            del self._garbage_counts[server_id]
         if not item.servers:
             del self._garbage[handle]
 
@@ -265,5 +304,7 @@ class ChunkMap:
         assert all(item.servers for item in self._garbage.values()), "garbage without servers is kept"
         stored = sum(item.length * len(item.servers) for item in self._garbage.values())
         assert stored == self.garbage_stored_size, f"garbage counted {self.garbage_stored_size} B, adds up to {stored}"
+        counts = Counter(server for item in self._garbage.values() for server in item.servers)
+        assert counts == self._garbage_counts, f"garbage by server is {self._garbage_counts}, adds up to {counts}"
         since = [item.since_ms for item in self._garbage.values()]
         assert since == sorted(since), "garbage is not kept oldest first"

@@ -16,6 +16,9 @@ from dfs.net.parts import AppenderState, Part
 
 ORPHAN_GRACE_MS = 24 * 60 * 60 * 1000  # until a leader proposes what its configuration says
 
+BALANCE_AUTOMATIC, BALANCE_ASKED, BALANCE_STOPPED = BALANCE_MODES = (0, 1, 2)
+BALANCE_THRESHOLD_MAX_PPM = 1_000_000
+
 
 class ReplicaChange(Part, frozen=True, array_like=True):
     """A server got (`is_added`) or lost a replica. An added one of another length or CRC than the map's is ignored."""
@@ -79,6 +82,40 @@ class SetOptions(Message, frozen=True, array_like=True):
     trash_keep_ms: int
     replication: int
     orphan_grace_ms: int = ORPHAN_GRACE_MS
+
+
+@message(0x0806)
+class SetServerMode(Message, frozen=True, array_like=True):
+    """What an administrator wants of a server: it shall be drained, or its silence be borne until a moment of the
+    state clock (0 = it is not). Both stay through leader changes and new registrations."""
+
+    server_id: ServerId
+    is_leaving: bool
+    maintenance_until_ms: int
+
+
+@message(0x0807)
+class ForgetServer(Message, frozen=True, array_like=True):
+    """Take a server out of the registry. `Conflict` while a chunk or garbage still names it."""
+
+    server_id: ServerId
+
+
+@message(0x0808)
+class TrimReplicas(Message, frozen=True, array_like=True):
+    """Unlist replicas of one server, of those chunks only that have more registered replicas than their goal."""
+
+    server_id: ServerId
+    handles: tuple[ChunkHandle, ...]
+
+
+@message(0x0809)
+class SetBalance(Message, frozen=True, array_like=True):
+    """What an administrator wants of balance: `mode` is one of BALANCE_MODES; `threshold_ppm` counts when it is asked
+    for, in millionths."""
+
+    mode: int
+    threshold_ppm: int = 0
 
 
 @message(0x0818)

@@ -86,6 +86,7 @@ async def _serve(config: ClusterConfig, master: MasterConfig, key: ClusterKey) -
             reports=service.reports,
             leadership=service.leadership,
             clock=SYSTEM_CLOCK,
+            healers=service.healing_duties(),
         )
         duties.append(TailDuty(service.tails, state, service.leadership))
         stack.push_async_callback(_cancel, _start_duties(duties, service.leadership))

@@ -7,6 +7,7 @@ Refuses to know: clients and the wire. What to do is decided by the pure planner
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 from dfs.clock import Clock
@@ -60,6 +61,11 @@ class LivenessDuty:
         server_ids = [server.server_id for server in self._state.servers()]
         for transition in self._view.transitions(server_ids, now_s):
             self._tell(transition, now_s)
+        slower, recovered = self._view.judge_paces(now_s)
+        for event, changed in (("server_slow", slower), ("server_prompt_again", recovered)):
+            for server_id in changed:
+                if (server := self._state.server(server_id)) is not None:
+                    log.warning(event, server=server.name, address=server.address)
 
     def _tell(self, transition: Transition, now_s: float) -> None:
         server = self._state.server(transition.server_id)
@@ -198,8 +204,9 @@ def all_duties(
     reports: Reports,
     leadership: Leadership,
     clock: Clock,
+    healers: Sequence[Duty] = (),
 ) -> list[Duty]:
-    """Return every duty of a leader."""
+    """Return every duty of a leader; `healers` are those of dfs.master.healing_duties."""
     return [
         LivenessDuty(config, state, view, clock),
         OptionsDuty(config, state, leadership, clock),
@@ -207,6 +214,7 @@ def all_duties(
         SessionsDuty(config, state, leadership),
         GarbageDuty(config, state, view, reports, clock),
         ReportsDuty(reports),
+        *healers,
     ]
 
 

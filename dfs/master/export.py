@@ -19,10 +19,8 @@ from dfs.checksum import crc32c
 from dfs.errors import StorageCorrupt
 from dfs.ids import ChunkHandle, ServerId, SessionId
 from dfs.master import extents
-from dfs.master.checkpoint import (
-    PIECE_SIZE,
-    SEPARATION,
-    VERSION,
+from dfs.master.checkpoint import PIECE_SIZE, SEPARATION, VERSION
+from dfs.master.checkpoint_rows import (
     AppenderRow,
     AppenderRows,
     ChunkRow,
@@ -30,12 +28,14 @@ from dfs.master.checkpoint import (
     End,
     GarbageRow,
     GarbageRows,
+    ModeRow,
     NodeRow,
     Nodes,
     Piece,
     QuotaRow,
     QuotaRows,
     Row,
+    ServerModes,
     ServerRow,
     Servers,
     SessionRow,
@@ -140,6 +140,15 @@ class _Trees:
         return f"released:{number - len(self.snapshots)}"
 
 
+def _mode_record(row: ModeRow) -> dict[str, Any]:
+    return {
+        "type": "mode",
+        "server": row.server_id.hex(),
+        "is_leaving": row.is_leaving,
+        "maintenance_until_ms": row.maintenance_until_ms,
+    }
+
+
 def _record(row: Row, trees: _Trees) -> dict[str, Any]:
     match row:
         case ServerRow():
@@ -168,6 +177,8 @@ def _record(row: Row, trees: _Trees) -> dict[str, Any]:
             }
         case TrashRow():
             return {"type": "trash", "trash_id": row.trash_id, "path": row.path, "deleted_ms": row.deleted_ms}
+        case ModeRow():
+            return _mode_record(row)
         case SnapshotRow():
             return {
                 "type": "snapshot",
@@ -327,6 +338,9 @@ class _Importer:
                 session = SessionId(bytes.fromhex(record["session"]))
                 results = tuple((sequence, bytes.fromhex(result)) for sequence, result in record["results"])
                 return Sessions, SessionRow(session, record["first_unacked"], record["last_used_ms"], results)
+            case "mode":
+                server_id = ServerId(bytes.fromhex(record["server"]))
+                return ServerModes, ModeRow(server_id, record["is_leaving"], record["maintenance_until_ms"])
             case "tail":
                 handle = ChunkHandle(bytes.fromhex(record["chunk"]))
                 return TailRows, TailRow(record["path"], handle, _servers(record), record["begun_ms"])
@@ -374,8 +388,8 @@ def _start(record: dict[str, Any]) -> Start:
         raise ValueError("it does not begin with the header of an export")
     if record["version"] != FORMAT_VERSION:
         raise ValueError(f"its format is version {record['version']}, {FORMAT_VERSION} is read here")
-    names = [name for name in Start.__struct_fields__ if name != "version"]
-    return Start(VERSION, *(record[name] for name in names))
+    names = [field.name for field in msgspec.structs.fields(Start) if field.required or field.name in record]
+    return Start(**{name: VERSION if name == "version" else record[name] for name in names})
 
 
 def _appender(record: dict[str, Any]) -> AppenderRow:

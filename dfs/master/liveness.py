@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dfs.ids import ChunkHandle, ServerId
+from dfs.master.pace import Pace, slow_ones
 from dfs.net.messages import Heartbeat
 from dfs.net.parts import DiskReport, ScrubStatus
 
@@ -48,6 +49,7 @@ class ServerView:
     is_replaced: bool = False  # another identity took its address: it cannot be running
     promised_size: int = 0
     promised_count: int = 0
+    pace: Pace = field(default_factory=Pace)
     copying: tuple[ChunkHandle, ...] = ()
     disk_wait_ms: int = 0
     scrub: ScrubStatus = NOT_SCRUBBED
@@ -66,18 +68,21 @@ class ClusterView:
     """All chunk servers as this leader knows them. Rule 1: only the methods below change it."""
 
     def __init__(self, *, heartbeat_interval_s: float, dead_after_s: float) -> None:
+        self._interval_s = heartbeat_interval_s
         self._late_after_s = min(LATE_INTERVALS * heartbeat_interval_s, dead_after_s)
         self._restart_after_s = RESTART_INTERVALS * heartbeat_interval_s
         self._dead_after_s = dead_after_s
         self.began_s = 0.0  # when this leadership began
         self._servers: dict[ServerId, ServerView] = {}
         self._judged: dict[ServerId, Liveness] = {}
+        self._slow: frozenset[ServerId] = frozenset()
 
     def reset(self, now_s: float) -> None:
         """Forget everything: this master has just become the leader."""
         self.began_s = now_s
         self._servers.clear()
         self._judged.clear()
+        self._slow = frozenset()
 
     def is_young(self, now_s: float) -> bool:
         """Whether this leader began so recently that servers in good health may not have been heard yet."""
@@ -122,6 +127,7 @@ class ClusterView:
         server = self.known(heartbeat.server_id, heartbeat.incarnation)
         if server is None:
             return False
+        server.pace.note(heartbeat.disk_wait_ms, now_s, self._interval_s)
         server.heard_s = now_s
         server.capacity, server.free = heartbeat.capacity, heartbeat.free
         server.chunk_count, server.active_streams = heartbeat.chunk_count, heartbeat.active_streams
@@ -163,6 +169,30 @@ class ClusterView:
         if server.is_replaced or silence_s > self._dead_after_s:
             return Liveness.DEAD
         return Liveness.LATE if silence_s > self._late_after_s else Liveness.ALIVE
+
+    def silence_s(self, server_id: ServerId, now_s: float) -> float:
+        """Return the seconds of silence; one that this leader never heard is silent since the leadership began."""
+        server = self._servers.get(server_id)
+        return max(0.0, now_s - (self.began_s if server is None else server.heard_s))
+
+    def judge_paces(self, now_s: float) -> tuple[frozenset[ServerId], frozenset[ServerId]]:
+        """Compare the paces of all live servers; return those that have become slow, and those that no longer are."""
+        paces = {
+            server_id: server.pace
+            for server_id, server in self._servers.items()
+            if self.liveness(server_id, now_s) is Liveness.ALIVE
+        }
+        before, self._slow = self._slow, slow_ones(paces, self._slow)
+        return self._slow - before, before - self._slow
+
+    def is_slow(self, server_id: ServerId) -> bool:
+        """Whether it stood out among the others when they were last compared."""
+        return server_id in self._slow
+
+    def forget(self, server_id: ServerId) -> None:
+        """Drop a server that was taken out of the registry."""
+        self._servers.pop(server_id, None)
+        self._judged.pop(server_id, None)
 
     def offered(self, server_ids: Iterable[ServerId], now_s: float) -> set[ServerId]:
         """Return those of `server_ids` that a reader should try."""

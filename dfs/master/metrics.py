@@ -10,20 +10,21 @@ hears them: on other masters they are absent, not 0.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 import dfs
 from dfs.master.raft_times import CHECKPOINTS, SYNCS
 from dfs.net.exposition import Family, counter, gauge, times
+from dfs.net.parts import HealingStatus
 
 if TYPE_CHECKING:
     from dfs.master.service import MasterService
 
 SNAPSHOT_TIMEOUT_S: Final = 3.0  # for the loop to make a page's numbers
 ROLES: Final = ("leader", "follower", "candidate", "joining", "stopped")
-STATES: Final = ("alive", "late", "dead")
+STATES: Final = ("alive", "slow", "late", "dead")
+MODES: Final = ("draining", "drained", "maintenance")
 REPLICAS_TOLD_MAX: Final = 3  # chunks with more live replicas count as "3+"
 
 
@@ -37,12 +38,11 @@ class MasterMetrics:
         cluster: str,
         service: MasterService,
         connection_count: Callable[[], int],
-        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._cluster = name, cluster
-        self._state, self._view, self._meter = service.state, service.view, service.meter
+        self._service, self._state, self._meter = service, service.state, service.meter
         self._leadership, self._log = service.leadership, service.replicated
-        self._connection_count, self._now_s = connection_count, now_s
+        self._connection_count = connection_count
 
     def collect_from(self, loop: asyncio.AbstractEventLoop) -> Callable[[], list[Family]]:
         """Return what another thread calls: the numbers are read on the loop, where nothing changes meanwhile."""
@@ -130,9 +130,8 @@ class MasterMetrics:
         yield gauge("dfs_garbage_bytes", "Size of their replicas.", space.garbage_stored_size)
 
     def _servers(self) -> Iterator[Family]:
-        now_s, servers = self._now_s(), self._state.servers()
-        live = self._view.offered((server.server_id for server in servers), now_s)
-        space = self._state.space(live)
+        view = self._service.cluster_view()
+        live = {server.info.server_id for server in view.servers if server.state != "dead"}
         by_replicas = self._state.live_replica_counts(live, REPLICAS_TOLD_MAX)
         yield gauge(
             "dfs_chunks_by_live_replicas",
@@ -143,25 +142,58 @@ class MasterMetrics:
             },
             ("replicas",),
         )
+        space = view.space
         yield gauge(
             "dfs_chunks_under_replicated", "Chunks with fewer live replicas than wanted.", space.under_replicated_live
         )
         yield gauge("dfs_chunks_missing", "Chunks without a live replica.", space.missing)
-        states = dict.fromkeys(STATES, 0.0)
+        states, modes = dict.fromkeys(STATES, 0.0), dict.fromkeys(MODES, 0.0)
         ages: dict[tuple[str, ...], float] = {}
-        capacity = free = 0
-        for server in servers:
-            state = self._view.liveness(server.server_id, now_s).value
-            states[state] = states.get(state, 0.0) + 1
-            seen = self._view.get(server.server_id)
-            if seen is None:
-                continue
-            ages[server.name,] = self._view.age_s(server.server_id, now_s)
-            if server.server_id in live:
-                capacity, free = capacity + seen.capacity, free + seen.free
+        for server in view.servers:
+            states[server.state] = states.get(server.state, 0.0) + 1
+            if server.mode:
+                modes[server.mode] = modes.get(server.mode, 0.0) + 1
+            if server.heartbeat_age_s >= 0:
+                ages[server.info.name,] = server.heartbeat_age_s
+        capacity = sum(server.capacity for server in view.servers if server.info.server_id in live)
+        free = sum(server.free for server in view.servers if server.info.server_id in live)
         yield gauge("dfs_chunk_servers", "Chunk servers by state.", {(s,): n for s, n in states.items()}, ("state",))
+        yield gauge(
+            "dfs_chunk_servers_set_aside",
+            "Chunk servers by wanted mode.",
+            {(m,): n for m, n in modes.items()},
+            ("mode",),
+        )
         yield gauge(
             "dfs_chunk_server_heartbeat_age_seconds", "Since a server was last heard by the leader.", ages, ("server",)
         )
         yield gauge("dfs_capacity_bytes", "Capacity of the live chunk servers.", capacity)
         yield gauge("dfs_free_bytes", "What live chunk servers still take.", free)
+        if view.healing.is_surveyed:
+            yield from healing_families(view.healing)
+
+
+def healing_families(healing: HealingStatus) -> Iterator[Family]:
+    """Yield how far repair and balance are."""
+    counts = zip(("0", "1", "2+"), healing.waiting, strict=True)
+    waiting: dict[tuple[str, ...], float] = {(replicas,): float(chunks) for replicas, chunks in counts}
+    yield gauge("dfs_repair_waiting_chunks", "Chunks to copy, by live replicas.", waiting, ("replicas",))
+    yield gauge("dfs_repair_waiting_bytes", "Bytes to copy.", healing.waiting_size)
+    yield gauge("dfs_repair_deferred_chunks", "Chunks that wait for a silent server.", healing.deferred_count)
+    yield gauge("dfs_repair_blocked_chunks", "Chunks that no server can take a copy of.", healing.blocked_count)
+    yield gauge("dfs_repair_copying_chunks", "Orders to copy that chunk servers have.", healing.copying_count)
+    yield gauge("dfs_repair_rate_bytes_per_second", "Bytes copied per second, lately.", healing.rate)
+    yield counter("dfs_repair_copied_chunks", "Chunks copied since this leader began.", healing.copied_count)
+    yield counter("dfs_repair_copied_bytes", "Bytes copied since this leader began.", healing.copied_size)
+    yield counter("dfs_repair_failed_copies", "Copies that failed since this leader began.", healing.failed_count)
+    for name, text, eta_s in (
+        ("dfs_time_to_safe_seconds", "Until no chunk is down to one live replica.", healing.safe_eta_s),
+        ("dfs_time_to_healed_seconds", "Until nothing waits for a copy.", healing.eta_s),
+    ):
+        if eta_s >= 0:  # absent while it cannot be told
+            yield gauge(name, text, eta_s)
+    yield gauge("dfs_chunks_surplus", "Chunks with more live replicas than wanted.", healing.surplus_count)
+    yield gauge("dfs_chunks_misplaced", "Chunks in one rack that could be in several.", healing.misplaced_count)
+    balance = healing.balance
+    yield gauge("dfs_balance_spread_ratio", "Between the fullest and the emptiest server.", balance.spread)
+    yield gauge("dfs_balance_left_bytes", "Bytes that balance has to move.", balance.left_size)

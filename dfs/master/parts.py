@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dfs.errors import HasSnapshots, LimitExceeded, NotADirectory
 from dfs.master.chunkmap import ChunkMap
-from dfs.master.commands import ORPHAN_GRACE_MS
+from dfs.master.commands import BALANCE_AUTOMATIC, ORPHAN_GRACE_MS
 from dfs.master.extents import EXTENTS_MAX
 from dfs.master.namespace import Namespace, Place, shown
 from dfs.master.nodes import Directory, File, Node
@@ -31,6 +31,8 @@ class StateParts:
     """Everything that is replicated. Only handlers change it, and only after all their checks."""
 
     __slots__ = (
+        "balance_mode",
+        "balance_threshold_ppm",
         "born_ms",
         "chunks",
         "clock_ms",
@@ -56,6 +58,8 @@ class StateParts:
         self.orphan_grace_ms = ORPHAN_GRACE_MS
         self.trash_keep_ms = trash_keep_ms
         self.replication = replication
+        self.balance_mode = BALANCE_AUTOMATIC
+        self.balance_threshold_ppm = 0
         self.chunks = ChunkMap()
         self.sharing = Sharing(self.reference, self.release)
         self.namespace = Namespace(self.sharing)

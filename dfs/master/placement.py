@@ -1,4 +1,4 @@
-"""Decide which chunk servers hold a new chunk.
+"""Decide which chunk servers hold a new chunk, or one more replica of an old one.
 
 Owns: who is eligible, racks, weights, damping, and the order of a chain.
 Refuses to know: clocks, the state and the soft view (candidates are handed in), tokens; chance is an argument.
@@ -9,7 +9,7 @@ racks. Differs: the weight is continuous instead of a threshold, so that a new e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dfs.ids import ServerId
@@ -48,11 +48,7 @@ def plan_chains(
     `draw` returns random numbers in [0, 1). Servers without room for one more chunk are left out. Promised bytes
     only steer, for most chunks end up smaller than `size`: when all are promised full, the disks have the last word.
     """
-    slots = [
-        _Slot(candidate.server_id, candidate.rack, candidate.room - candidate.promised, candidate.load)
-        for candidate in candidates
-        if candidate.room >= size
-    ]
+    slots = [_slot(candidate) for candidate in candidates if candidate.room >= size]
     chains = []
     for _ in range(count):
         chosen = _choose(slots, replication, size, draw)
@@ -61,6 +57,24 @@ def plan_chains(
             slot.load += 1
         chains.append(tuple(slot.server_id for slot in _in_chain_order(chosen, draw)))
     return chains
+
+
+def choose_server(
+    candidates: Sequence[Candidate], rack_use: Mapping[str, int], size: int, draw: Callable[[], float]
+) -> ServerId | None:
+    """Return the server for one more replica of a chunk of `size` bytes, None when nobody has room.
+
+    `rack_use` counts the replicas that the chunk has in each rack: those with the fewest are preferred.
+    """
+    slots = [_slot(candidate) for candidate in candidates if candidate.room - candidate.promised >= size]
+    if not slots:
+        return None
+    least = min(rack_use.get(slot.rack, 0) for slot in slots)
+    return _weighted([slot for slot in slots if rack_use.get(slot.rack, 0) == least], size, draw).server_id
+
+
+def _slot(candidate: Candidate) -> _Slot:
+    return _Slot(candidate.server_id, candidate.rack, candidate.room - candidate.promised, candidate.load)
 
 
 def _choose(slots: Sequence[_Slot], replication: int, size: int, draw: Callable[[], float]) -> list[_Slot]:

@@ -1,9 +1,11 @@
-"""The registry of chunk servers: every one that ever joined, by id.
+"""The registry of chunk servers: every one that joined and was not removed, by id.
 
-Owns: names, addresses and racks of servers, and their limits. Refuses to know: which of them live.
+Owns: names, addresses, racks and wanted modes of servers, and their limits. Refuses to know: which of them live.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from dfs.errors import InvalidArgument, LimitExceeded
 from dfs.ids import ID_SIZE, ServerId
@@ -36,7 +38,19 @@ class ServerRegistry:
             _check_label(what, label)
         if server.server_id not in self._servers and len(self._servers) >= SERVERS_MAX:
             raise LimitExceeded(f"{SERVERS_MAX} chunk servers are registered, the most a cluster can have")
+        old = self._servers.get(server.server_id)
+        if old is not None:  # what an administrator wants of it outlives a new address
+            server = replace(server, is_leaving=old.is_leaving, maintenance_until_ms=old.maintenance_until_ms)
         self._servers[server.server_id] = server
+
+    def set_mode(self, server_id: ServerId, *, is_leaving: bool, maintenance_until_ms: int) -> None:
+        """Change what is wanted of a known server."""
+        self._servers[server_id] = replace(
+            self._servers[server_id], is_leaving=is_leaving, maintenance_until_ms=maintenance_until_ms
+        )
+
+    def remove(self, server_id: ServerId) -> None:
+        del self._servers[server_id]
 
 
 def _check_label(what: str, label: str) -> None:

@@ -30,10 +30,12 @@ from dfs.master.chunk_report import (
 )
 from dfs.master.commands import ChangeReplicas, ForgetGarbage, PutServer, ReplicaChange
 from dfs.master.garbage import ORDERS_WAITING_MAX, OrderBook
+from dfs.master.healing import Healing
 from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView
 from dfs.master.state import MasterState
 from dfs.net.messages import (
+    COPIES_WAITING_MAX,
     HEARTBEAT_CHANGES_MAX,
     ORDERS_MAX,
     REPORT_PAGE_MAX,
@@ -76,6 +78,11 @@ class ServerDesk:
         return is_due and not is_coming
 
     @property
+    def is_confirmed(self) -> bool:
+        """Whether a full report of it was taken in, and what it proved missing is out of the map."""
+        return not self.needs_report and self.is_settled
+
+    @property
     def is_settled(self) -> bool:
         """Whether no report is being taken in, compared or carried out."""
         return self.intake is None and not self.missing
@@ -85,8 +92,16 @@ class Reports:
     """Takes in what chunk servers say. Call `reset` when leadership begins or ends."""
 
     def __init__(
-        self, *, config: ClusterConfig, state: MasterState, view: ClusterView, leadership: Leadership, clock: Clock
+        self,
+        *,
+        config: ClusterConfig,
+        state: MasterState,
+        view: ClusterView,
+        leadership: Leadership,
+        healing: Healing,
+        clock: Clock,
     ) -> None:
+        self._healing = healing
         self._config, self._state, self._view = config, state, view
         self._leadership, self._clock = leadership, clock
         self._desks: dict[ServerId, ServerDesk] = {}
@@ -96,6 +111,15 @@ class Reports:
 
     def books(self) -> dict[ServerId, OrderBook]:
         return {server_id: desk.book for server_id, desk in self._desks.items()}
+
+    def confirmed(self) -> frozenset[ServerId]:
+        """Return the servers of which this leader knows for sure what they hold."""
+        return frozenset(server_id for server_id, desk in self._desks.items() if desk.is_confirmed)
+
+    def forget(self, server_id: ServerId) -> None:
+        """Drop the desk of a server that was taken out of the registry."""
+        self._desks.pop(server_id, None)
+        self._healing.registered(server_id)
 
     # --- registration -------------------------------------------------------------------------------
 
@@ -115,6 +139,7 @@ class Reports:
             message.server_id, message.incarnation, message.address, message.capacity, self._clock.monotonic()
         )
         self._desks[message.server_id] = ServerDesk()
+        self._healing.registered(message.server_id)
         log.info("server_registered", server=message.name, address=message.address, id=message.server_id)
         return RegisterServerReply(self._config.name)
 
@@ -142,6 +167,8 @@ class Reports:
             )
         check_handles(replica.handle for replica in message.added)
         check_handles(message.removed)
+        if max(len(message.copying), len(message.copy_failures)) > COPIES_WAITING_MAX:
+            raise InvalidArgument(f"a heartbeat tells of at most {COPIES_WAITING_MAX} copies; send the rest later")
         now_s = self._clock.monotonic()
         desk = self._desks.get(message.server_id)
         if desk is None or not self._view.heard(message, now_s):
@@ -163,8 +190,14 @@ class Reports:
             raise
         await self._forget_garbage(message.server_id, message.removed)
         desk.book.confirm(message.removed)
+        self._healing.heard(message)
+        copies, rate_max = self._healing.orders_for(message.server_id) if self._leadership.is_leader else ((), 0)
         return HeartbeatReply(
-            must_register=False, must_report=desk.must_report(now_s), orders=self._orders(message.server_id, desk)
+            must_register=False,
+            must_report=desk.must_report(now_s),
+            orders=self._orders(message.server_id, desk),
+            copies=copies,
+            copy_rate_max=rate_max,
         )
 
     def _additions(self, server_id: ServerId, desk: ServerDesk, added: Iterable[ReplicaReport]) -> list[ReplicaChange]:
@@ -174,6 +207,8 @@ class Reports:
         for replica in added:
             verdict = self._judge(server_id, replica)
             foreign += verdict is Verdict.FOREIGN
+            if verdict is Verdict.LIST and self._healing.trims.holds(server_id, replica.handle):
+                continue  # it was unlisted as surplus, and is listed again when it is needed
             if verdict is Verdict.LIST and not desk.recent.was_removed(replica.handle):
                 changes.append(ReplicaChange(replica.handle, True, replica.length, replica.crc))
             elif verdict.is_delete:
@@ -237,8 +272,14 @@ class Reports:
         """Return the orders due now. Each is judged again: what was committed meanwhile must not go."""
         if not self._leadership.is_leader:
             return ()
+        confirmed = self.confirmed()
         due = desk.book.take_due(
-            self._clock.monotonic(), ORDERS_MAX, lambda replica: self._judge(server_id, replica).is_delete
+            self._clock.monotonic(),
+            ORDERS_MAX,
+            lambda replica: (
+                self._judge(server_id, replica).is_delete
+                or self._healing.may_delete(server_id, replica.handle, confirmed)
+            ),
         )
         return tuple(DeleteReplica(handle) for handle in due)
 

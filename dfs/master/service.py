@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -23,9 +23,14 @@ from dfs.errors import DfsError, InternalError, InvalidArgument, ProtocolError
 from dfs.log import get_logger
 from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
+from dfs.master.administration import AdministrationDesk
 from dfs.master.diagnosis import DiagnosisDesk
+from dfs.master.healing import Healing
+from dfs.master.healing_duties import BalanceDuty, Ordering, RepairDuty, ReplacedDuty, SurplusDuty
+from dfs.master.healing_status import healing_status, server_mode
 from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView, Liveness
+from dfs.master.lookout import Lookout
 from dfs.master.meter import MasterMeter
 from dfs.master.replicated_log import ReplicatedLog
 from dfs.master.reports import Reports
@@ -115,6 +120,7 @@ MUTATIONS: frozenset[type[Mutation]] = frozenset(
         SetQuota,
     }
 )
+Handler: TypeAlias = Callable[[Any, RequestContext], Awaitable[Message]]
 FAULT_SHOWN_MAX = 900  # last characters of a traceback in the log
 _PATH_FIELDS = ("path", "source", "target")
 
@@ -143,11 +149,28 @@ class MasterService:
         self.replicated = replicated
         self.meter = MasterMeter()
         self.leadership = Leadership(replicated, config, name, clock)
-        admin = AdminDesk(replicated, self.leadership)
         self.view = ClusterView(heartbeat_interval_s=config.heartbeat_interval_s, dead_after_s=config.dead_after_s)
-        self.reports = Reports(config=config, state=state, view=self.view, leadership=self.leadership, clock=clock)
-        self._access = AccessDesk(
-            config=config, state=state, view=self.view, key=key, clock=clock, rng=rng or random.SystemRandom()
+        self._rng = rng or random.SystemRandom()
+        self.healing = Healing(config=config, state=state, view=self.view, key=key, clock=clock)
+        self.reports = Reports(
+            config=config,
+            state=state,
+            view=self.view,
+            leadership=self.leadership,
+            healing=self.healing,
+            clock=clock,
+        )
+        self.lookout = Lookout(config=config, state=state, view=self.view, reports=self.reports, clock=clock)
+        self._access = AccessDesk(config=config, state=state, view=self.view, key=key, clock=clock, rng=self._rng)
+        self.administration = AdministrationDesk(
+            config=config,
+            state=state,
+            view=self.view,
+            lookout=self.lookout,
+            healing=self.healing,
+            reports=self.reports,
+            leadership=self.leadership,
+            clock=clock,
         )
         self.tails = TailDesk(
             config=config,
@@ -158,7 +181,7 @@ class MasterService:
             key=key,
             clock=clock,
         )
-        diagnosis = DiagnosisDesk(
+        self._diagnosis = DiagnosisDesk(
             config=config,
             state=state,
             view=self.view,
@@ -167,7 +190,11 @@ class MasterService:
             key=key,
             clock=clock,
         )
-        self._handlers: dict[type[Message], Callable[[Any, RequestContext], Awaitable[Message]]] = {
+        self._handlers = self._make_handlers(AdminDesk(replicated, self.leadership))
+
+    def _make_handlers(self, admin: AdminDesk) -> dict[type[Message], Handler]:
+        """Return the table from message type to handler."""
+        return {
             Ping: self._ping,
             GetMasterStatus: self._master_status,
             GetClusterStatus: self._cluster_status,
@@ -188,8 +215,9 @@ class MasterService:
             TransferLeadership: admin.transfer,
             WriteCheckpoint: admin.write,
             ReadCheckpoint: admin.read,
-            SurveyFiles: diagnosis.survey,
-            GetReport: diagnosis.report,
+            **self.administration.handlers,
+            SurveyFiles: self._diagnosis.survey,
+            GetReport: self._diagnosis.report,
             **dict.fromkeys(MUTATIONS, self._mutate),
         }
 
@@ -204,6 +232,35 @@ class MasterService:
         self.meter.leaderships += is_leader
         self.view.reset(self._clock.monotonic())
         self.reports.reset()
+        self.healing.reset()
+        self.lookout.reset()
+
+    def healing_duties(self) -> list[RepairDuty | SurplusDuty | BalanceDuty | ReplacedDuty]:
+        """Return the duties that heal; they act while this master leads."""
+        config, state, clock = self._config, self.state, self._clock
+        lookout, healing, leadership = self.lookout, self.healing, self.leadership
+        ordering = Ordering(lookout=lookout, healing=healing, state=state, rng=self._rng, clock=clock)
+        return [
+            RepairDuty(config=config, state=state, lookout=lookout, healing=healing, ordering=ordering, clock=clock),
+            SurplusDuty(
+                config=config,
+                state=state,
+                lookout=lookout,
+                healing=healing,
+                reports=self.reports,
+                leadership=leadership,
+                clock=clock,
+            ),
+            BalanceDuty(
+                config=config,
+                state=state,
+                lookout=lookout,
+                healing=healing,
+                leadership=leadership,
+                ordering=ordering,
+            ),
+            ReplacedDuty(config, state, self.view, self.administration.removal, clock),
+        ]
 
     async def handle(self, message: Message, context: RequestContext) -> Message:
         """Answer one request; raise a DfsError that tells its sender what to do."""
@@ -296,12 +353,20 @@ class MasterService:
 
     async def _cluster_status(self, _message: GetClusterStatus, context: RequestContext) -> Message:
         await self.leadership.barrier(context.deadline)
+        return self.cluster_view()
+
+    def cluster_view(self) -> GetClusterStatusReply:
+        """Return what this master knows of the cluster at this moment; it is worth something on the leader only."""
         now_s = self._clock.monotonic()
         servers = self.state.servers()
         live = self.view.offered((server.server_id for server in servers), now_s)
         statuses = tuple(self._server_status(server, now_s) for server in servers)
         return GetClusterStatusReply(
-            statuses, self.state.space(live), self._config.replication, self._config.chunk_size
+            statuses,
+            self.state.space(live),
+            self._config.replication,
+            self._config.chunk_size,
+            healing_status(self._config, self.state, self.lookout, self.healing, now_s),
         )
 
     def _server_status(self, server: RegisteredServer, now_s: float) -> ServerStatus:
@@ -309,9 +374,25 @@ class MasterService:
         info = server_info(server, is_alive=liveness is not Liveness.DEAD)
         seen = self.view.get(server.server_id)
         age_s = self.view.age_s(server.server_id, now_s)
-        if seen is None:
-            return ServerStatus(info, liveness.value, age_s, 0, 0, 0, ())
-        return ServerStatus(info, liveness.value, age_s, seen.capacity, seen.free, seen.chunk_count, seen.disks)
+        survey, wall_ms = self.lookout.survey, max(self._clock.wall_ms(), self.state.clock_ms)
+        mode = server_mode(self.state, server, survey, wall_ms)
+        left_count, left_size = survey.left.get(server.server_id, (0, 0)) if survey is not None else (0, 0)
+        is_slow = liveness is Liveness.ALIVE and self.view.is_slow(server.server_id)
+        return ServerStatus(
+            info,
+            "slow" if is_slow else liveness.value,
+            age_s,
+            seen.capacity if seen is not None else 0,
+            seen.free if seen is not None else 0,
+            seen.chunk_count if seen is not None else 0,
+            seen.disks if seen is not None else (),
+            mode,
+            server.maintenance_until_ms if mode == "maintenance" else 0,
+            left_count,
+            left_size,
+            survey.stored[server.server_id] if survey is not None else 0,
+            round(seen.pace.wait_ms) if seen is not None else 0,
+        )
 
     async def _open_tail(self, message: OpenTail, context: RequestContext) -> Message:
         return await self.tails.open(message, context.deadline)

@@ -10,9 +10,9 @@ when one of them was loaded from a dump in between. Rule 3: `apply` never raises
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -27,6 +27,7 @@ from dfs.master import (
     quota_commands,
     quotas,
     range_commands,
+    server_commands,
     snapshot_commands,
     tail_commands,
     tree_commands,
@@ -39,8 +40,12 @@ from dfs.master.commands import (
     ExpireTrash,
     ForgetAppenders,
     ForgetGarbage,
+    ForgetServer,
     PutServer,
+    SetBalance,
     SetOptions,
+    SetServerMode,
+    TrimReplicas,
     decode_command,
 )
 from dfs.master.file_walk import WalkPage, walk_page
@@ -50,7 +55,7 @@ from dfs.master.nodes import Directory, File, Node
 from dfs.master.parts import TIME_MAX_MS, StateParts
 from dfs.master.subtree import entries_after
 from dfs.master.tails import TailRecord, TailTable
-from dfs.master.views import ChunkView, Extent, ExtentsView, GarbageChunk, RegisteredServer
+from dfs.master.views import ChunkView, Extent, ExtentsView, GarbageChunk, RegisteredServer, ReplicaTally
 from dfs.net.messages import (
     LIST_LIMIT_MAX,
     LOCATE_EXTENTS_MAX,
@@ -84,6 +89,8 @@ from dfs.net.parts import FileStatus, QuotaStatus, SnapshotStatus, SpaceStatus, 
 
 __all__ = ["ChunkView", "Extent", "ExtentsView", "GarbageChunk", "MasterState", "RegisteredServer"]
 
+KeyT = TypeVar("KeyT")
+TALLIES_PER_PIECE = 300  # judged between two breaths of the loop: about 3 ms
 TRASH_KEEP_MS = 3 * 24 * 60 * 60 * 1000
 REPLICATION = 3
 
@@ -113,6 +120,10 @@ _HANDLERS: dict[type[Message], Callable[[StateParts, Any], Message]] = {
     ForgetGarbage: duty_commands.forget_garbage,
     ExpireSessions: duty_commands.expire_sessions,
     SetOptions: duty_commands.set_options,
+    SetServerMode: server_commands.set_server_mode,
+    ForgetServer: server_commands.forget_server,
+    TrimReplicas: server_commands.trim_replicas,
+    SetBalance: server_commands.set_balance,
     BeginTail: tail_commands.begin_tail,
     CommitTail: tail_commands.commit_tail,
     ForgetAppenders: tail_commands.forget_appenders,
@@ -297,6 +308,14 @@ class MasterState:
         """Whether the chunk was released and some server has not confirmed yet that it is gone."""
         return self._parts.chunks.is_garbage(handle)
 
+    def is_garbage_on(self, handle: ChunkHandle, server_id: ServerId) -> bool:
+        """Whether the chunk was released and this server has not confirmed yet that it is gone."""
+        return self._parts.chunks.is_garbage_on(handle, server_id)
+
+    def garbage_handles(self) -> list[ChunkHandle]:
+        """Return the handles of all garbage, a snapshot for walks in slices."""
+        return self._parts.chunks.garbage_handles()
+
     def garbage(self, start_at: int = 0) -> Iterator[GarbageChunk]:
         """Yield released chunks, oldest first, from number `start_at` on (skipping a million takes 10 ms).
 
@@ -315,12 +334,39 @@ class MasterState:
         """
         return self._parts.chunks.handles()
 
+    def select_chunks(
+        self, handles: Iterable[ChunkHandle], wanted: Mapping[tuple[tuple[ServerId, ...], int], KeyT]
+    ) -> list[tuple[ChunkHandle, KeyT]]:
+        """Return those of `handles` whose (registered servers, goal) is a key of `wanted`, each with its value."""
+        return self._parts.chunks.select(handles, wanted)
+
+    def replica_tallies(self) -> Iterator[list[ReplicaTally]]:
+        """Yield a row for each combination of servers and goal that chunks have, in pieces as of their moments."""
+        sets = self._parts.chunks.replica_sets()
+        for start in range(0, len(sets), TALLIES_PER_PIECE):
+            piece = sets[start : start + TALLIES_PER_PIECE]
+            yield [ReplicaTally(found.servers, found.goal, found.count, found.size) for found in piece if found.count]
+
+    def tallies_on(self, server_id: ServerId) -> list[ReplicaTally]:
+        """Return the rows of `replica_tallies` that name a server, O(replica sets)."""
+        named = (found for found in self._parts.chunks.replica_sets() if server_id in found.servers)
+        return [ReplicaTally(found.servers, found.goal, found.count, found.size) for found in named]
+
+    def garbage_count_of(self, server_id: ServerId) -> int:
+        """Return how many chunks of garbage this server has not confirmed to be gone."""
+        return self._parts.chunks.garbage_count_of(server_id)
+
+    @property
+    def balance(self) -> tuple[int, int]:
+        """What an administrator wants of balance: the mode and the threshold of `SetBalance`."""
+        return self._parts.balance_mode, self._parts.balance_threshold_ppm
+
     def handles_on(self, server_id: ServerId) -> Iterator[list[ChunkHandle]]:
         """Yield the handles of the chunks registered on a server, in pieces as `chunk_handle_pieces` does."""
         return self._parts.chunks.handles_on(server_id)
 
     def servers(self) -> tuple[RegisteredServer, ...]:
-        """Return all servers that ever registered, in that order."""
+        """Return all registered servers, in the order they joined."""
         return self._parts.servers.all()
 
     def server(self, server_id: ServerId) -> RegisteredServer | None:

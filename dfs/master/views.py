@@ -20,6 +20,17 @@ class RegisteredServer:
     name: str
     address: str  # host:port
     rack: str
+    is_leaving: bool = False  # it is being drained: its replicas do not count for the goal
+    maintenance_until_ms: int = 0  # until then its silence is no loss
+
+
+class ReplicaTally(NamedTuple):
+    """How many chunks have just these registered `servers` and this `goal`, and their bytes (once each)."""
+
+    servers: tuple[ServerId, ...]
+    goal: int
+    chunk_count: int
+    size: int
 
 
 class Extent(NamedTuple):

@@ -252,8 +252,53 @@ class MasterStatus(Part, frozen=True, array_like=True):
     stale_s: float = -1.0  # its state is at most so old; -1.0 when it cannot tell
 
 
+class BalanceStatus(Part, frozen=True, array_like=True):
+    """How evenly chunk servers are filled. `state`: off, even, running, waiting (repair goes first),
+    settled (uneven, but no single chunk can be moved to better it), stopped.
+
+    A server's fill is the share of its room (its replicas and what is free) that replicas take, 0.0 to 1.0."""
+
+    state: str = "off"
+    threshold: float = 0.0  # a wider spread than that is balanced
+    spread: float = 0.0  # between the fullest and the emptiest server
+    left_size: int = 0  # bytes to move
+    rate: int = 0  # bytes per second, lately
+    eta_s: float = -1.0  # -1.0 when it cannot be told
+
+
+class HealingStatus(Part, frozen=True, array_like=True):
+    """What the leader does to bring every chunk to its goal. Counts are of chunks, sizes bytes to copy."""
+
+    waiting: tuple[int, ...] = (0, 0, 0)  # chunks to copy by live replicas: none (no source!), one, more
+    waiting_size: int = 0
+    deferred_count: int = 0  # chunks that wait for a silent server until repair_after, or for the end of maintenance
+    blocked_count: int = 0  # of `waiting`: chunks for which no server can take a copy
+    blocked_reason: str = ""
+    copying_count: int = 0  # orders that chunk servers have
+    copied_count: int = 0  # since this leader began
+    copied_size: int = 0
+    failed_count: int = 0
+    rate: int = 0  # bytes per second, lately
+    eta_s: float = -1.0  # until nothing waits; -1.0 when it cannot be told
+    safe_eta_s: float = -1.0  # until no chunk is down to one live replica
+    surplus_count: int = 0  # chunks with more live replicas than their goal
+    misplaced_count: int = 0  # chunks in one rack that could be in several
+    is_surveyed: bool = False  # false until this leader has looked at the whole chunk map once
+    balance: BalanceStatus = BalanceStatus()
+
+
+class PlannedMove(Part, frozen=True, array_like=True):
+    """Bytes that balance takes from one server to another; both by name."""
+
+    source: str
+    target: str
+    size: int
+
+
 class ServerStatus(Part, frozen=True, array_like=True):
-    """The leader's view of a chunk server. `state`: alive, late, dead."""
+    """The leader's view of a chunk server. `state`: alive, slow, late, dead.
+
+    `mode`: what an administrator wants of it: "", draining, drained (safe to power off), maintenance."""
 
     info: ServerInfo
     state: str
@@ -262,6 +307,12 @@ class ServerStatus(Part, frozen=True, array_like=True):
     free: int
     chunk_count: int
     disks: tuple[DiskReport, ...]
+    mode: str = ""
+    mode_until_ms: int = 0  # when maintenance ends
+    left_count: int = 0  # of a draining server: chunks that still need a copy elsewhere
+    left_size: int = 0  # bytes of these copies
+    stored_size: int = 0  # bytes of its replicas by the chunk map
+    disk_wait_ms: int = 0  # how long a small synced write takes on its slowest disk
 
 
 class SpaceStatus(Part, frozen=True, array_like=True):

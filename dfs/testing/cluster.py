@@ -36,6 +36,7 @@ _FAST: Final = {  # the defaults are for machines rooms apart
     "heartbeat_interval": "300 ms",
     "dead_after": "3 s",
     "repair_after": "6 s",
+    "balance": "no",
     "client_timeout": "20 s",
 }
 

@@ -33,7 +33,7 @@ from dfs.net.messages import (
     RegisterServer,
     StatReply,
 )
-from dfs.net.parts import CallId, DiskReport, NewChunk, NewExtent, ReplicaReport
+from dfs.net.parts import CallId, CopyFailure, CopyReplica, DiskReport, NewChunk, NewExtent, ReplicaReport
 from dfs.testing.clock import FakeClock
 
 MIB = 1024 * 1024
@@ -164,7 +164,11 @@ class PretendServer:
         self.rack = rack or f"r{number}"
         self.free = free
         self.disk_state = "ok"
+        self.disk_wait_ms = 0
         self.replicas: dict[ChunkHandle, ReplicaReport] = {}
+        self.fetched: list[CopyReplica] = []  # orders that `work` has done
+        self._added: list[ReplicaReport] = []
+        self._removed: list[ChunkHandle] = []
         self._report_id = 0
 
     def put(self, handle: ChunkHandle, length: int, crc: int) -> ReplicaReport:
@@ -185,7 +189,11 @@ class PretendServer:
         await self.beat()
 
     async def beat(
-        self, added: Collection[ReplicaReport] = (), removed: Collection[ChunkHandle] = ()
+        self,
+        added: Collection[ReplicaReport] = (),
+        removed: Collection[ChunkHandle] = (),
+        copying: Collection[ChunkHandle] = (),
+        copy_failures: Collection[CopyFailure] = (),
     ) -> HeartbeatReply:
         """Send a heartbeat to the leader."""
         disk = DiskReport("/data", 2 * self.free, self.free, len(self.replicas), self.disk_state)
@@ -201,8 +209,27 @@ class PretendServer:
                 (disk,),
                 tuple(added),
                 tuple(removed),
+                tuple(copying),
+                tuple(copy_failures),
+                disk_wait_ms=self.disk_wait_ms,
             ),
         )
+
+    async def work(self) -> HeartbeatReply:
+        """Send a heartbeat that tells what was done of the last orders, and do those of the reply."""
+        added, removed, self._added, self._removed = self._added, self._removed, [], []
+        reply = await self.beat(added, removed)
+        if reply.must_register:
+            await self.register()
+        elif reply.must_report:
+            await self.report()
+        for order in reply.copies:
+            self._added.append(self.put(order.handle, order.length, order.crc))
+            self.fetched.append(order)
+        for handle in (order.handle for order in reply.orders):
+            if self.replicas.pop(handle, None) is not None:
+                self._removed.append(handle)
+        return reply
 
     def pages(self, page_size: int = 5000) -> list[ChunkReport]:
         """Return the pages of a new full report of what it holds at this moment."""

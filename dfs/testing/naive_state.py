@@ -68,6 +68,8 @@ class NaiveState:
     garbage: dict[ChunkHandle, set[ServerId]] = field(default_factory=dict)
     servers: set[ServerId] = field(default_factory=set)
     failures: list[tuple[int, str]] = field(default_factory=list)  # of the last call for many files
+    modes: dict[ServerId, tuple[bool, int]] = field(default_factory=dict)
+    balance: tuple[int, int] = (0, 0)
 
     def apply(self, now_ms: int, command: Any) -> str:
         self.now_ms = max(self.now_ms, now_ms)
@@ -383,6 +385,33 @@ class NaiveState:
         servers.discard(server_id)
         if not servers:
             self.garbage.pop(handle, None)
+
+    def _set_server_mode(self, command: Any) -> None:
+        if command.server_id not in self.servers:
+            raise errors.NotFound("server")
+        self._time(command.maintenance_until_ms)
+        self.modes[command.server_id] = (command.is_leaving, command.maintenance_until_ms)
+
+    def _forget_server(self, command: Any) -> None:
+        if command.server_id not in self.servers:
+            raise errors.NotFound("server")
+        naming = [chunk.servers for chunk in self.chunks.values()] + list(self.garbage.values())
+        if any(command.server_id in servers for servers in naming):
+            raise errors.Conflict("server")
+        self.servers.discard(command.server_id)
+        self.modes.pop(command.server_id, None)
+
+    def _trim_replicas(self, command: Any) -> None:
+        used = self.references()
+        for handle in command.handles:
+            chunk = self.chunks.get(handle)
+            if chunk is not None and len(chunk.servers) > max(used[handle]):
+                chunk.servers.discard(command.server_id)
+
+    def _set_balance(self, command: Any) -> None:
+        if command.mode not in (0, 1, 2) or not 0 <= command.threshold_ppm <= 1_000_000:
+            raise errors.InvalidArgument("balance")
+        self.balance = (command.mode, command.threshold_ppm)
 
     def _expire_sessions(self, command: Any) -> None:
         """Sessions are not modelled."""

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 
+import msgspec
 import pytest
 
 from dfs.cli.explanation import Facts, explain_absent, explain_directory, explain_file, group_chunks
@@ -15,6 +17,7 @@ from dfs.net.parts import (
     DiskReport,
     FileStatus,
     HealingRules,
+    HealingStatus,
     Kind,
     ServerInfo,
     ServerStatus,
@@ -163,6 +166,30 @@ def test_a_shared_chunk_follows_the_higher_wish() -> None:
     assert "Another file shares it and wants 3 replicas, this one 2: the higher one counts." in story(
         known, verdict(known, 1, 2, 3), replication=2
     )
+
+
+def test_a_server_in_maintenance_is_waited_for_whatever_its_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfs.cli.output.local_time", lambda time_ms: f"@{time_ms}")
+    away = msgspec.structs.replace(server(2, "dead", 95.0), mode="maintenance", mode_until_ms=7)
+    text = story(known := facts(away), verdict(known, 1, 2, 3))
+    assert "c2 (rack r1, 10.0.0.2:7421) is dead: silent for 1m35s, in maintenance until @7\n" in text
+    assert text.endswith(
+        "Next: c2 is in maintenance until @7: until then its replica counts, though it is silent, and is not copied."
+    )
+
+
+def test_what_is_on_a_server_that_is_drained_is_copied_away_and_repair_tells_how_far_it_is() -> None:
+    leaving = msgspec.structs.replace(server(2), mode="draining", left_count=12)
+    healing = HealingStatus((0, 0, 12), 12 * MIB, copying_count=3, rate=2 * MIB, eta_s=6.0, is_surveyed=True)
+    known = dataclasses.replace(facts(leaving), healing=healing)
+    lines = story(known, verdict(known, 1, 2, 3)).splitlines()
+    assert lines[-4] == "  c2 (rack r1, 10.0.0.2:7421) is alive, being drained (12 chunks left)"
+    assert lines[-2:] == [
+        "  Next: c2 is being drained: what is there is copied to another server, and counts until then.",
+        "  Repair: 12 chunks of the cluster wait for copies (12.0 MiB), 3 under way at 2.0 MiB/s, done in about 6.0s.",
+    ]
+    short = story(known, verdict(known, 1, 3))
+    assert "to c4, in its turn." in short, "a server that is drained takes nothing"
 
 
 def test_an_empty_file_has_nothing_to_keep() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from dfs.client.inspection import NodeAnswer
@@ -20,6 +21,7 @@ from dfs.net.messages import GetClusterStatusReply, GetReportReply
 from dfs.net.parts import (
     DiskReport,
     HealingRules,
+    HealingStatus,
     MasterStatus,
     ScrubStatus,
     ServerInfo,
@@ -308,6 +310,19 @@ def test_what_the_leader_knows_is_judged() -> None:
     assert told(judge_cluster(full, report(), None)) == [
         "WARN disk: full: why",
         "WARN chunks: 3 of 9 chunks are under-replicated",
+    ]
+
+
+def test_servers_that_are_away_as_wanted_are_no_failure_and_blocked_repair_is_one() -> None:
+    away = msgspec.structs.replace(chunk_server(1, "dead"), mode="maintenance")
+    slow = msgspec.structs.replace(chunk_server(2, "slow"), disk_wait_ms=700)
+    blocked = msgspec.structs.replace(
+        status(away, slow), healing=HealingStatus(blocked_count=4, blocked_reason="nobody has room")
+    )
+    assert told(judge_cluster(blocked, report(), None)) == [
+        "WARN servers: dead, as is wanted: maintenance",
+        "WARN servers: slow: a small synced write takes 700 ms there",
+        "FAIL repair: 4 chunks cannot be copied: nobody has room",
     ]
 
 

@@ -59,6 +59,11 @@ async def stored(trio: MasterTrio, servers: list[PretendServer], path: str, size
     return handles
 
 
+def settled(trio: MasterTrio, *, must_report: bool = False) -> HeartbeatReply:
+    """Return the reply that orders nothing."""
+    return HeartbeatReply(False, must_report, copy_rate_max=trio.config.repair_rate)
+
+
 def holders(trio: MasterTrio, handle: ChunkHandle) -> set[str]:
     chunk = trio.leader.state.chunk(handle)
     assert chunk is not None
@@ -90,9 +95,9 @@ def test_a_heartbeat_of_an_unknown_server_asks_it_to_register() -> None:
         server = PretendServer(trio, 1)
         assert await server.beat() == HeartbeatReply(must_register=True, must_report=False)
         await server.register()
-        assert await server.beat() == HeartbeatReply(must_register=False, must_report=True)
+        assert await server.beat() == settled(trio, must_report=True)
         await server.report()
-        assert await server.beat() == HeartbeatReply(must_register=False, must_report=False)
+        assert await server.beat() == settled(trio)
 
     run(test())
 
@@ -375,7 +380,7 @@ def test_a_lost_replica_is_unlisted_two_heartbeats_after_the_comparison() -> Non
         await server.beat()
         assert all(holders(trio, handle) == {"c2", "c3"} for handle in lost)
         assert all("c1" in holders(trio, handle) for handle in handles[2:])
-        assert (await server.beat()) == HeartbeatReply(must_register=False, must_report=False)
+        assert (await server.beat()) == settled(trio)
 
     run(test())
 

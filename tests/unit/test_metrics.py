@@ -21,13 +21,13 @@ from dfs.chunk.service import ChunkService
 from dfs.config import parse_config
 from dfs.errors import ConfigError, NotFound
 from dfs.ids import ChunkHandle, new_server_id
-from dfs.master.metrics import MasterMetrics
+from dfs.master.metrics import MasterMetrics, healing_families
 from dfs.measures import BOUNDS_S, LABELS_MAX, OTHER, Times, TimesByLabel, Totals
 from dfs.net.auth import ClusterKey
 from dfs.net.exposition import CONTENT_TYPE, page_of
 from dfs.net.messages import Heartbeat, Stat
 from dfs.net.metrics_port import CONNECTIONS_MAX, REQUEST_SIZE_MAX, MetricsPort, open_metrics_port
-from dfs.net.parts import DiskReport, ScrubStatus
+from dfs.net.parts import DiskReport, HealingStatus, ScrubStatus
 from dfs.testing.masters import MIB, MasterTrio, PretendServer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -50,7 +50,6 @@ def master_page(trio: MasterTrio, name: str) -> Samples:
         cluster="test",
         service=trio.services[name],
         connection_count=lambda: 5,
-        now_s=trio.clock.monotonic,
     )
     return samples(page_of(metrics.families)())
 
@@ -143,6 +142,14 @@ def test_chunks_are_told_by_live_replicas() -> None:
     asyncio.run(test())
 
 
+def test_time_to_safe_is_absent_while_it_cannot_be_told() -> None:
+    busy = HealingStatus((1, 2, 3), 600, 4, 1, copying_count=5, copied_count=7, rate=100, eta_s=6.0, is_surveyed=True)
+    page = samples(page_of(lambda: healing_families(busy))())
+    assert [page[f"dfs_repair_waiting_chunks{{replicas={count}}}"] for count in ("0", "1", "2+")] == [1, 2, 3]
+    assert (page["dfs_repair_copied_chunks_total"], page["dfs_time_to_healed_seconds"]) == (7, 6.0)
+    assert "dfs_time_to_safe_seconds" not in page
+
+
 def test_a_follower_says_nothing_of_what_only_the_leader_hears() -> None:
     async def test() -> None:
         trio = await MasterTrio().start()
@@ -223,6 +230,7 @@ def all_names() -> set[str]:
         names.update(family.name for family in metrics.families())
 
     asyncio.run(collect())
+    names.update(family.name for family in healing_families(HealingStatus(eta_s=1.0, safe_eta_s=1.0)))
     metrics, _, leader = chunk_metrics()
     disks = (DiskReport("/d", 1, 1, 1, "ok"),)
     leader.acknowledged = Acknowledged(0.0, "x:1", Heartbeat(new_server_id(), b"", 1, 1, 1, 1, disks))

@@ -20,9 +20,13 @@ from dfs.master.commands import (
     ChangeReplicas,
     ExpireTrash,
     ForgetGarbage,
+    ForgetServer,
     PutServer,
     ReplicaChange,
+    SetBalance,
     SetOptions,
+    SetServerMode,
+    TrimReplicas,
     encode_command,
 )
 from dfs.master.export import export_lines, import_pieces
@@ -254,6 +258,11 @@ class Chooser:
             lambda: ChangeReplicas(server_id, tuple(changes)),
             lambda: ChangeReplicas(server_id, tuple(changes)),
             lambda: ForgetGarbage(server_id, tuple(handles)),
+            lambda: SetServerMode(server_id, self.flag(), rng.choice([0, 5, -1])),
+            lambda: TrimReplicas(server_id, tuple(handles)),
+            lambda: TrimReplicas(server_id, tuple(chunks)),
+            lambda: ForgetServer(rng.choice([SERVERS[3], server_id])),
+            lambda: SetBalance(rng.choice([0, 1, 2, 3]), rng.choice([0, 7, -1])),
             lambda: ExpireTrash(rng.choice([-1, 1, 9])),
             lambda: SetOptions(rng.choice([0, KEEP_MS, KEEP_MS, KEEP_MS]), rng.randint(1, 3)),
         ]
@@ -343,6 +352,16 @@ class History:
             else:
                 assert view.reference_count == len(used[handle])
         assert {item.handle: set(item.servers) for item in state.garbage()} == judge.garbage
+        modes = {server.server_id: (server.is_leaving, server.maintenance_until_ms) for server in state.servers()}
+        assert modes == {server_id: judge.modes.get(server_id, (False, 0)) for server_id in judge.servers}
+        assert state.balance == judge.balance
+        tallies: dict[tuple[tuple[ServerId, ...], int], list[int]] = {}
+        for handle, chunk in judge.chunks.items():
+            tally = tallies.setdefault((tuple(sorted(chunk.servers)), max(used[handle])), [0, 0])
+            tally[0] += 1
+            tally[1] += chunk.length
+        rows = [row for piece in state.replica_tallies() for row in piece]
+        assert {(row.servers, row.goal): [row.chunk_count, row.size] for row in rows} == tallies
         self.compare_space()
         self.compare_snapshots()
 

@@ -13,6 +13,7 @@ from dfs.net.parts import (
     AllocatedChunk,
     CheckpointStatus,
     FileStatus,
+    HealingStatus,
     LocatedExtent,
     LocatedTail,
     MasterStatus,
@@ -51,6 +52,7 @@ class GetClusterStatusReply(Message, frozen=True, array_like=True):
     space: SpaceStatus
     replication: int  # the cluster's default
     chunk_size: int
+    healing: HealingStatus = HealingStatus()
 
 
 @message(0x0105)
