@@ -37,7 +37,7 @@ _UNKNOWN: Final = "-"
 
 @click.group("admin", cls=Subverbs)
 def admin_verb() -> None:
-    """Look after the cluster: masters (leader, checkpoints, export), chunk servers (drain, balance), small files (repack)."""
+    """Look after the cluster: masters (leader, checkpoints, export), chunk servers (drain, balance), packed files."""
 
 
 for _verb in SERVER_VERBS:
@@ -55,7 +55,7 @@ admin_verb.add_command(admin_repack)
 @json_option
 @pass_cli
 def admin_masters(cli: Cli, as_json: bool) -> None:
-    """Show each master: its role, how far it is behind the leader, its last checkpoint; ends with 1 when one is silent."""
+    """Show each master: its role, how far it is behind the leader, its last checkpoint; exit code 1: one is silent."""
     nodes = _nodes(cli)
     answers = sorted(cli.client.admin.masters(), key=lambda answer: (_name(answer, nodes), answer.address))
     lead = max((a.status.commit for a in answers if a.status is not None and a.status.role == "leader"), default=None)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dfs.cli import output
-from dfs.cli.admin_servers import balance_json, done_text, eta_text
+from dfs.cli.admin_servers import balance_json, done_text
 from dfs.net.parts import HealingStatus, ServerStatus
 
 
@@ -23,8 +23,8 @@ def healing_lines(healing: HealingStatus) -> Iterator[str]:
             f" with one, {more} with more), {output.size_text(healing.waiting_size)}; {healing.copying_count} under"
             f" way{rate}, {done_text(healing.eta_s)}"
         )
-        if one and healing.safe_eta_s >= 0:
-            yield f"repair: no chunk is down to one live replica in {eta_text(healing.safe_eta_s)}"
+        if one:
+            yield f"repair: chunks with one live replica: {done_text(healing.safe_eta_s)}"
     if healing.blocked_count:
         yield f"repair: {output.count_text(healing.blocked_count, 'chunk')} cannot be copied: {healing.blocked_reason}"
     if healing.deferred_count:

@@ -17,7 +17,7 @@ from dfs.cli.verb import json_option, verb
 
 def _complete(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the verb, or the inner verb of the one that stands before."""
-    about = ctx.find_root().command
+    about: click.Command | None = ctx.find_root().command
     for name in ctx.params.get("names") or ():
         about = about.get_command(ctx, name) if isinstance(about, click.Group) else None
     verbs = about.list_commands(ctx) if isinstance(about, click.Group) else []

@@ -338,7 +338,8 @@ def test_an_inner_verb_that_comes_close_is_proposed(run: Run) -> None:
 def test_admin_alone_shows_its_verbs_and_help_explains_each(run: Run) -> None:
     alone = run("admin")
     assert alone.exit_code == 0
-    assert "\n  decommission " in alone.output and not alone.stderr
+    assert "\n  decommission " in alone.output
+    assert not alone.stderr
     for words in (("admin", "repack"), ("snapshot", "create"), ("quota", "set"), ("trash", "empty")):
         shown = run("help", *words)
         assert shown.exit_code == 0
