@@ -6,8 +6,11 @@ Refuses to know: the naive judge (tests/unit/test_state_model.py), which knows n
 
 from __future__ import annotations
 
+import pytest
+
 from dfs.ids import ChunkHandle, ServerId, SessionId
-from dfs.master.commands import BeginTail, CommitTail, PutServer
+from dfs.master import sharing
+from dfs.master.commands import BeginTail, CommitTail, ExpireTrash, PutServer
 from dfs.master.state import MasterState
 from dfs.net import messages as m
 from dfs.net import parts
@@ -60,3 +63,27 @@ def test_no_commit_takes_the_handle_of_an_open_tail() -> None:
     view = master.state.chunk(item.handle)
     assert view is not None
     assert (view.length, view.crc, view.reference_count) == (5, 9, 1)
+
+
+def test_a_pack_waits_for_a_large_directory_that_two_live_trees_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "AT_ONCE_MAX", 1)
+    monkeypatch.setattr(sharing, "STEP_MAX", 1)
+    master = Master()
+    for name in ("", "/a", "/b", "/c"):
+        master.apply(m.MakeDirectory(master.call(), f"/d/sub{name}", True))
+    master.apply(m.CreateSnapshot(master.call(), "/d", "s"))
+    while isinstance(master.apply(rename := m.Rename(master.call(), "/d/sub", "/moved")), m.ErrorReply):
+        pass
+    assert rename.target == "/moved"
+    assert isinstance(master.apply(m.RestoreSnapshot(master.call(), "/d", "s", "sub")), m.StatReply)
+    master.apply(m.RemoveSnapshot(master.call(), "/d", "s"))
+    while master.state.next_trash_expiry_ms() is not None:
+        master.apply(ExpireTrash(1))
+    pack = m.CommitMany(master.call(), (chunk(1),), (parts.PackedFile("/moved/f", whole()),), 3)
+    codes = []
+    while isinstance(reply := master.apply(pack), m.ErrorReply):
+        codes.append(reply.code)
+        assert len(codes) < 10
+    assert set(codes) == {"overloaded"}
+    assert reply == m.CommitManyReply(())
+    assert master.state.stat("/moved/f").size == 10
