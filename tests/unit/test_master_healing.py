@@ -13,6 +13,7 @@ import pytest
 
 from dfs.errors import Conflict, InvalidArgument, NotEnoughServers, NotFound
 from dfs.ids import ChunkHandle, ServerId
+from dfs.master.commands import ChangeReplicas
 from dfs.master.duties import LivenessDuty, ReportsDuty
 from dfs.net.messages import (
     Allocate,
@@ -26,6 +27,7 @@ from dfs.net.messages import (
     GetClusterStatusReply,
     Locate,
     LocateReply,
+    Message,
     RemoveServer,
     RemoveServerReply,
     SetMaintenance,
@@ -179,6 +181,36 @@ def test_an_unlisted_replica_is_listed_again_when_its_chunk_needs_it() -> None:
         await scene.pass_time(14)
         assert unlisted in scene.holders(handle)
         assert scene.fetched() == 0, "no byte had to move"
+
+    run(test())
+
+
+def test_an_unlisted_replica_that_goes_while_it_is_listed_again_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        scene = await Scene.begin(4, garbage_grace_s=1000.0)
+        (handle,) = await scene.store("/f")
+        spare = next(server for name, server in scene.servers.items() if name not in scene.holders(handle))
+        await spare.beat(added=[spare.put(handle, MIB, 7)])
+        await scene.pass_time(3)
+        (unlisted,) = {name for name, server in scene.servers.items() if handle in server.replicas} - scene.holders(
+            handle
+        )
+        server, decree = scene.servers[unlisted], scene.trio.leader.leadership.decree
+        lost: list[ChunkHandle] = []
+
+        async def decree_late(command: Message) -> Message:
+            if isinstance(command, ChangeReplicas) and command.changes[0].is_added and not lost:
+                lost.append(server.replicas.pop(handle).handle)
+                await server.beat(removed=[handle])
+            return await decree(command)
+
+        monkeypatch.setattr(scene.trio.leader.leadership, "decree", decree_late)
+        scene.away = {min(scene.holders(handle))}
+        await scene.pass_time(20)
+        assert scene.fetched() == 1, "a copy was made instead"
+        assert all(handle in scene.servers[name].replicas for name in scene.holders(handle))
 
     run(test())
 

@@ -432,6 +432,23 @@ def test_a_replica_that_went_during_a_report_is_not_listed_again_by_it() -> None
     run(test())
 
 
+def test_a_replica_that_goes_while_its_listing_is_on_its_way_is_not_listed() -> None:
+    async def test() -> None:
+        trio, servers = await started(4)
+        (handle,) = await stored(trio, servers, "/f")
+        (fourth,) = (server for server in servers if server.name not in holders(trio, handle))
+        before = holders(trio, handle)
+        trio.logs["m1"].hold()
+        listing = asyncio.create_task(fourth.beat(added=[fourth.put(handle, 1000, 7)]))
+        await asyncio.sleep(0)
+        await asyncio.wait_for(fourth.beat(removed=[handle]), 5)  # an old leader's order, carried out late
+        trio.logs["m1"].release()
+        await listing
+        assert holders(trio, handle) == before
+
+    run(test())
+
+
 def test_many_lost_replicas_are_settled_in_bounded_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reports, "HEARTBEAT_CHANGES_MAX", 3)
 
