@@ -209,6 +209,8 @@ class Reports:
             foreign += verdict is Verdict.FOREIGN
             if verdict is Verdict.LIST and self._healing.trims.holds(server_id, replica.handle):
                 continue  # it was unlisted as surplus, and is listed again when it is needed
+            if verdict in (Verdict.KEEP, Verdict.LIST):
+                desk.book.confirm((replica.handle,))  # an order that stands was for a bad one, which has gone
             if verdict is Verdict.LIST and not desk.recent.was_removed(replica.handle):
                 changes.append(ReplicaChange(replica.handle, True, replica.length, replica.crc))
             elif verdict.is_delete:
