@@ -442,6 +442,21 @@ def test_a_server_that_runs_or_has_only_replicas_is_not_removed() -> None:
     run(test())
 
 
+def test_two_removals_at_once_do_not_forget_both_replicas_of_a_chunk() -> None:
+    async def test() -> None:
+        scene = await Scene.begin(3)
+        handles = await scene.store("/two", 6, replication=2)
+        await scene.pass_time(2)
+        scene.away = scene.holders(handles[0])
+        await scene.pass_time(5)
+        removals = [scene.trio.refused(RemoveServer(name)) for name in sorted(scene.away)]
+        found = await asyncio.gather(*removals, return_exceptions=True)
+        assert [isinstance(item, Conflict) for item in found].count(True) == 1, "the other one is done"
+        assert all(scene.holders(handle) for handle in handles)
+
+    run(test())
+
+
 def test_a_wiped_server_under_its_old_name_is_filled_and_its_old_identity_forgotten() -> None:
     async def test() -> None:
         scene = await Scene.begin(3)
