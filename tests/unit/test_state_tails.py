@@ -265,9 +265,7 @@ def test_dumps_and_exports_keep_tails_and_appenders(master: Master) -> None:
         assert other.tails.seeds(other.stat("/a").inode) == master.state.tails.seeds(master.state.stat("/a").inode)
 
 
-def test_what_is_kept_of_files_without_appenders_is_bounded(
-    master: Master, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_kept_of_files_without_appenders_is_bounded(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "IDLE_HISTORIES_MAX", 3)
     before = {}
     for path in ("/a", "/b", "/c", "/d", "/e"):
