@@ -214,7 +214,9 @@ def test_a_good_replica_does_not_go_by_an_old_order_for_a_bad_one() -> None:
         trio, servers = await started(3)
         (handle,) = await stored(trio, servers, "/f")
         assert (await servers[0].beat(added=[servers[0].put(handle, 999, 7)])).orders == (DeleteReplica(handle),)
-        trio.clock.advance(RESEND_AFTER_S + 1)  # it deleted that one and fetched a good one: only the last state is told
+        trio.clock.advance(
+            RESEND_AFTER_S + 1
+        )  # it deleted that one and fetched a good one: only the last state is told
         reply = await servers[0].beat(added=[servers[0].put(handle, 1000, 7)])
         assert reply.orders == ()
         assert holders(trio, handle) == {"c1", "c2", "c3"}
