@@ -7,6 +7,8 @@ import asyncio
 import pytest
 
 from dfs.errors import Conflict
+from dfs.ids import ServerId, new_chunk_handle
+from dfs.master.commands import BeginTail, SetServerMode
 from dfs.testing.masters import MIB, MasterTrio, PretendServer
 
 
@@ -43,5 +45,21 @@ def test_a_replica_that_became_the_last_during_a_removal_stays(monkeypatch: pyte
             await removal.forget(one.server_id, is_forced=False)
         assert [len(chunk.servers) for handle in handles if (chunk := state.chunk(handle))] == [1, 1, 1]
         assert await removal.forget(one.server_id, is_forced=True) == (1, counted)
+
+    asyncio.run(test())
+
+
+async def begin_tail(trio: MasterTrio, servers: tuple[ServerId, ...]) -> None:
+    handle = new_chunk_handle(trio.clock.wall_ms())
+    await trio.leader.leadership.decree(BeginTail("/log", 0, 0, handle, servers, MIB))
+
+
+def test_a_tail_on_a_draining_server_ends_so_that_the_draining_can() -> None:
+    async def test() -> None:
+        trio, (one, two) = await start()
+        await begin_tail(trio, (one.server_id, two.server_id))
+        assert trio.leader.tails.due() == []
+        await trio.leader.leadership.decree(SetServerMode(two.server_id, True, 0))
+        assert [reason for _, reason in trio.leader.tails.due()] == ["a server of its chain is being drained"]
 
     asyncio.run(test())
