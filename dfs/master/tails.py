@@ -115,7 +115,7 @@ class TailTable:
         if not self._open or isinstance(command, _HARMLESS):
             return
         for path in named_paths(command):
-            if self._above.get(path.rstrip("/") or "/"):
+            if self._above.get(path):  # as `below` finds them; a path in another form is refused by its handler
                 raise TailOpen(f"records are being appended at or below {shown(path)}; its tail must be sealed before")
 
     def open(self, tail: TailRecord) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dfs.errors import DfsError
+from dfs.errors import DfsError, InvalidName
 from dfs.ids import ChunkHandle, ServerId, SessionId
 from dfs.master import sharing, tails
 from dfs.master.commands import (
@@ -106,6 +106,17 @@ def test_a_pack_waits_for_a_large_directory_that_two_live_trees_share(monkeypatc
     assert set(codes) == {"overloaded"}
     assert reply == m.CommitManyReply(())
     assert master.state.stat("/moved/f").size == 10
+
+
+@pytest.mark.parametrize("path", ["/log/", "/d//", "/d/../log"])
+def test_a_path_that_can_be_none_waits_for_no_tail(path: str) -> None:
+    master = Master()
+    master.apply(m.MakeDirectory(master.call(), "/d"))
+    for number, known in enumerate(("/log", "/d/log"), 1):
+        assert master.apply(BeginTail(known, 0, 0, chunk(number).handle, SERVERS, 100)) == m.Done()
+    reply = master.apply(m.Delete(master.call(), path, True))
+    assert isinstance(reply, m.ErrorReply)
+    assert reply.code == InvalidName.code, "no seal would help: the leader would try it for ever"
 
 
 # --- all commands together ---------------------------------------------------------------------------
