@@ -164,7 +164,8 @@ def _check_chunk(parts: StateParts, chunk: NewChunk) -> None:
     handle = chunk.handle
     if len(handle) != ID_SIZE:
         raise InvalidArgument(f"chunk handle {id_text(handle[: ID_SIZE + 1])} has {len(handle)} bytes, not {ID_SIZE}")
-    if handle in parts.chunks or parts.chunks.is_garbage(handle):
+    is_tail = parts.tails.of_handle(handle) is not None  # its seal comes for sure, and makes it a chunk
+    if is_tail or handle in parts.chunks or parts.chunks.is_garbage(handle):
         text = id_text(handle)
         raise ChunkExists(f"chunk {text} is known already; handles are never reused: allocate a new one", handle=text)
     if allocated_ms(handle) < parts.horizon_ms:
