@@ -150,8 +150,6 @@ class TailDesk:
                 found.append((tail, "a server of its chain is dead, or leaves"))
             elif length < 0:
                 found.append((tail, "a server of its chain restarted"))
-            elif self._is_leaving(tail):  # else a file that grows slowly would keep it from leaving for months
-                found.append((tail, "a server of its chain is being drained"))
             elif now_s - changed_s >= IDLE_S:
                 found.append((tail, "nothing was appended for a while"))
         self._seen = {handle: seen for handle, seen in self._seen.items() if self._state.tails.of_handle(handle)}
@@ -265,7 +263,10 @@ class TailDesk:
         return {server.server_id for server in self._state.servers() if server.address in wanted}
 
     def _is_served(self, tail: TailRecord) -> bool:
-        """Whether every server of the chain is, as far as is known, alive and to stay."""
+        """Whether every server of the chain is, as far as is known, alive and to stay.
+
+        One that is drained could not leave for months if a file that grows slowly kept its tail there.
+        """
         now_s, now_ms = self._clock.monotonic(), max(self._clock.wall_ms(), self._state.clock_ms)
         for server_id in tail.servers:
             server = self._state.server(server_id)
@@ -274,10 +275,6 @@ class TailDesk:
             if self._view.liveness(server_id, now_s) is Liveness.DEAD:
                 return False
         return True
-
-    def _is_leaving(self, tail: TailRecord) -> bool:
-        known = (self._state.server(server_id) for server_id in tail.servers)
-        return any(server is not None and server.is_leaving for server in known)
 
     # --- sealing -------------------------------------------------------------------------------------------------
 
