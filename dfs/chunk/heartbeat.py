@@ -150,6 +150,7 @@ class Heartbeats:
             self._replicator.queue.acknowledge(copies.failures)
             self._replicator.limit_rate(reply.copy_rate_max)
         self._delete(reply.orders)
+        self._orders.cancel(order.handle for order in reply.copies)
         self._replicator.queue.add(reply.copies)
         return reply, len(batch.entries) < self._changes_max
 
@@ -174,6 +175,7 @@ class Heartbeats:
         except InvalidArgument as error:
             raise _RegistrationRefusedError(error.message) from error
         self._refusals = 0
+        self._orders.clear()  # before the report: a replica that is listed must not go by the order of a leader before
         log.info("registered", server=self._store.server_id)
 
     def _refused(self, refused: _RegistrationRefusedError) -> float:

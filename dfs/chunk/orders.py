@@ -36,6 +36,17 @@ class DeletionOrders:
                 self._waiting[handle] = None
             self._changed.notify()
 
+    def cancel(self, handles: Iterable[ChunkHandle]) -> None:
+        """Hear that these shall be held after all."""
+        with self._changed:
+            for handle in handles:
+                self._waiting.pop(handle, None)
+
+    def clear(self) -> None:
+        """Forget all that waits: another leader counts what is here anew, and orders what shall go."""
+        with self._changed:
+            self._waiting.clear()
+
     def run_once(self) -> int:
         """Carry out what is waiting now; return how many replicas were really removed."""
         count = 0

@@ -63,7 +63,7 @@ class AdministrationDesk:
         self._config, self._state, self._view = config, state, view
         self._lookout, self._healing, self._reports = lookout, healing, reports
         self._leadership, self._clock = leadership, clock
-        self.removal = Removal(state, leadership)
+        self.removal = Removal(state, leadership, lambda server: self._is_dead(server, clock.monotonic()))
         self.handlers: dict[type[Message], Callable[[Any, RequestContext], Awaitable[Message]]] = {
             DecommissionServer: self.decommission,
             SetMaintenance: self.maintenance,

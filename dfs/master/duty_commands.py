@@ -19,14 +19,15 @@ def put_server(parts: StateParts, command: PutServer) -> Done:
 
 
 def change_replicas(parts: StateParts, command: ChangeReplicas) -> Done:
-    """Correct the map. A lost replica of garbage is one server less that must confirm its removal."""
+    """Correct the map. A lost replica of garbage is one server less that must confirm its removal, and a lost one of an
+    open tail is one less that can seal it."""
     server = parts.servers.get(command.server_id)
     if server is None:
         return Done()
     for change in command.changes:
         if change.is_added:
             parts.chunks.add_replica(change.handle, server.server_id, change.length, change.crc)
-        else:
+        elif not parts.tails.leave(change.handle, server.server_id):
             parts.chunks.drop_replica(change.handle, server.server_id)
     return Done()
 

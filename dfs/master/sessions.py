@@ -16,6 +16,7 @@ from dfs.net.parts import CallId
 
 SESSIONS_MAX = 100_000  # about 700 bytes each; a command line call is a session
 IDLE_KEPT_MS = 20 * 60 * 1000  # a full table gives up sessions idle for longer: clients resend for 10 minutes at most
+RESULTS_SIZE_MAX = 8 * 1024 * 1024  # bytes of unacknowledged results of one session, but for the last one
 _TYPE_SIZE = 2  # bytes of the message number before an encoded result
 
 
@@ -68,10 +69,8 @@ class SessionTable:
         self._sessions.move_to_end(call.session)
         session.last_used_ms = now_ms
         known = session.results.get(call.sequence)
-        if known is None and call.sequence - max(session.first_unacked, call.first_unacked) >= OUTSTANDING_CALLS_MAX:
-            raise Overloaded(
-                f"session {id_text(call.session)} has {OUTSTANDING_CALLS_MAX} unacknowledged calls; wait for some"
-            )
+        if known is None:
+            _require_place(session, call)
         _acknowledge(session, call.first_unacked)
         return None if known is None else _decode_result(known)
 
@@ -118,6 +117,24 @@ class SessionTable:
             assert len(session.results) <= OUTSTANDING_CALLS_MAX, f"{text} keeps {len(session.results)} results"
             low, high = session.first_unacked, session.first_unacked + OUTSTANDING_CALLS_MAX
             assert all(low <= sequence < high for sequence in session.results), f"{text} keeps acknowledged results"
+
+
+def _require_place(session: Session, call: CallId) -> None:
+    """Raise `Overloaded` when too much is kept for the calls that are not acknowledged; never for the oldest of them.
+
+    The others can only be acknowledged after that one.
+    """
+    first = max(session.first_unacked, call.first_unacked)
+    if call.sequence - first >= OUTSTANDING_CALLS_MAX:
+        raise Overloaded(
+            f"session {id_text(call.session)} has {OUTSTANDING_CALLS_MAX} unacknowledged calls; wait for some"
+        )
+    size = sum(len(result) for sequence, result in session.results.items() if sequence >= first)
+    if call.sequence > first and size >= RESULTS_SIZE_MAX:
+        raise Overloaded(
+            f"session {id_text(call.session)} has {size} bytes of unacknowledged results, over {RESULTS_SIZE_MAX}; "
+            "wait for some"
+        )
 
 
 def encode_result(result: Message) -> bytes:

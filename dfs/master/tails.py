@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -133,6 +133,21 @@ class TailTable:
             self._above[known] -= 1
             if not self._above[known]:
                 del self._above[known]
+
+    def leave(self, handle: ChunkHandle, server_id: ServerId) -> bool:
+        """Take a server that is gone out of the chain of a tail; the last one takes the tail along.
+
+        Return whether this is a tail. Each of the others holds all that was acknowledged.
+        """
+        tail = self.of_handle(handle)
+        if tail is None:
+            return False
+        rest = tuple(known for known in tail.servers if known != server_id)
+        if rest:
+            self._open[tail.path] = replace(tail, servers=rest)
+        else:
+            self.close(tail.path)
+        return True
 
     # --- appenders
 

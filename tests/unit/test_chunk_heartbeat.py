@@ -291,6 +291,32 @@ def test_orders_are_carried_out_and_confirmed(store: MemoryStore) -> None:
         assert set(beat.removed) == {handle, unknown}
 
 
+def test_orders_of_a_leader_before_are_not_carried_out_for_the_next_one_counts_anew(store: MemoryStore) -> None:
+    kept = put(store).handle
+    with masters(1) as (master,), talking(store, master.address) as (heartbeats, orders):
+        heartbeats.beat()
+        master.orders = [DeleteReplica(kept)]
+        heartbeats.beat()
+        master.registered.clear()  # another one leads: it lists the replica, and may have others deleted for it
+        master.reported.clear()
+        heartbeats.beat()
+        assert any(isinstance(message, ChunkReport) for message in master.take())
+        assert orders.run_once() == 0
+        assert store.handles() == [kept]
+
+
+def test_an_order_to_copy_a_chunk_ends_a_waiting_one_to_delete_it(store: MemoryStore) -> None:
+    held = put(store)
+    with masters(1) as (master,), talking(store, master.address) as (heartbeats, orders):
+        heartbeats.beat()
+        master.orders = [DeleteReplica(held.handle)]
+        heartbeats.beat()
+        master.copies = [CopyReplica(held.handle, held.length, held.crc, (), b"token")]
+        heartbeats.beat()
+        assert orders.run_once() == 0
+        assert store.handles() == [held.handle]
+
+
 def test_waiting_orders_are_bounded_and_stand_once(store: MemoryStore) -> None:
     orders = DeletionOrders(store)
     handles = [ChunkHandle(number.to_bytes(16, "big")) for number in range(ORDERS_WAITING_MAX + 5)]

@@ -63,3 +63,26 @@ def test_a_tail_on_a_draining_server_ends_so_that_the_draining_can() -> None:
         assert [reason for _, reason in trio.leader.tails.due()] == ["a server of its chain is dead, or leaves"]
 
     asyncio.run(test())
+
+
+def test_a_forced_removal_gives_up_a_tail_that_nobody_can_seal_and_no_other() -> None:
+    async def test() -> None:
+        trio, (one, two) = await start()
+        await begin_tail(trio, (one.server_id, two.server_id))
+        state, removal = trio.leader.state, trio.leader.administration.removal
+        with pytest.raises(Conflict, match="1 open tail"):
+            await removal.forget(one.server_id, is_forced=False)
+        with pytest.raises(Conflict, match="1 open tail"):  # the other one lives, and seals it with all there is
+            await removal.forget(one.server_id, is_forced=True)
+        trio.clock.advance(trio.config.dead_after_s + 1)
+        assert await removal.forget(one.server_id, is_forced=True) == (0, 0)
+        (tail,) = state.tails.all()
+        assert tail.servers == (two.server_id,), "it holds all that was acknowledged, and may come back"
+        with pytest.raises(Conflict):
+            await removal.forget(two.server_id, is_forced=False)
+        assert await removal.forget(two.server_id, is_forced=True) == (0, 1)
+        assert state.tails.all() == []
+        assert (state.stat("/log").size, state.servers()) == (0, ())
+        trio.check_invariants()
+
+    asyncio.run(test())

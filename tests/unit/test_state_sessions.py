@@ -9,6 +9,7 @@ import pytest
 
 from dfs.errors import Overloaded
 from dfs.ids import SessionId
+from dfs.master import sessions
 from dfs.master.commands import ExpireSessions
 from dfs.master.sessions import IDLE_KEPT_MS, SessionTable
 from dfs.master.state import MasterState
@@ -43,6 +44,17 @@ def test_an_error_is_a_result_too() -> None:
     assert _code(first) == "not_found"
     _make(state, "/x", 1, session=TWO)
     assert _make(state, "/x/a", 1) == first
+
+
+def test_the_bytes_of_unacknowledged_results_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = MasterState()
+    assert _code(_make(state, "/2", 1)) == ""
+    one = sum(len(result) for _, session in state._parts.sessions.items() for result in session.results.values())
+    monkeypatch.setattr(sessions, "RESULTS_SIZE_MAX", 2 * one)
+    codes = [_code(_make(state, f"/{sequence}", sequence)) for sequence in (3, 4)]
+    assert codes == ["", Overloaded.code], "long errors and replies about many files are results, too"
+    assert _code(_make(state, "/first", 2, acked=2)) == "", "the oldest is never refused: the others wait for it"
+    assert _code(_make(state, "/4", 4, acked=3)) == "", "the refusal was no result"
 
 
 def test_calls_may_arrive_in_any_order() -> None:
