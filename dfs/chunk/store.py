@@ -132,10 +132,13 @@ class FileStore:
             return kept
         replica, disk = entry = self._entry(handle)
         volumes = self._volumes[disk]
-        path = volumes.folder if volumes.holds(handle) else disk.chunk_path(handle)
+        is_record = volumes.holds(handle)
+        path = volumes.folder if is_record else disk.chunk_path(handle)
         try:
-            opened = volumes.open(handle) if volumes.holds(handle) else self._open_file(path, entry)
+            opened = volumes.open(handle) if is_record else self._open_file(path, entry)
         except FileNotFoundError:
+            if self._is_going(entry):
+                raise ChunkNotFound(f"the replica of chunk {id_text(handle)} is being removed") from None
             log.error("replica_vanished", path=path)
             self.changes.found_corrupt(handle)
             self._forget(handle)
@@ -152,6 +155,12 @@ class FileStore:
             self.quarantine(handle, reason)
             raise self._corrupt(handle, reason)
         return opened
+
+    def _is_going(self, entry: tuple[Replica, Disk]) -> bool:
+        """Whether a replica that was in the index a moment ago is being deleted, or was."""
+        handle = entry[0].handle
+        with self._lock:
+            return self._index.get(handle) is not entry or handle in self._ending
 
     def _open_file(self, path: Path, entry: tuple[Replica, Disk]) -> OpenReplica:
         """Open a plain file and keep it open; raise `ChunkCorrupt`, `VersionMismatch` or `OSError`."""
