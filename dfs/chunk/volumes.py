@@ -128,7 +128,10 @@ class VolumeSet:
             self.folder.mkdir(mode=0o700)
             sync_directory(self.folder.parent)
         scans: list[tuple[Volume, ScannedVolume]] = []
-        for name, path in self._tidy():
+        found = self._tidy()
+        if self._fsync:
+            sync_directory(self.folder)  # the process may have died before that; what is reported must be durable
+        for name, path in found:
             volume = Volume(name, path)
             scan = read_volume(path, volume.index_path, name)
             volume.end, volume.is_full = scan.end, scan.has_index
@@ -165,7 +168,11 @@ class VolumeSet:
         self._present = volume, fd
         if os.fstat(fd).st_size > volume.end:
             os.ftruncate(fd, volume.end)
-            self._sync(fd)
+        self._sync(fd)  # likewise: what a process wrote that died before its sync
+        if volume.index_path.exists():  # of a volume that was cut off: it would hide what is appended from here on
+            volume.index_path.unlink()
+            if self._fsync:
+                sync_directory(self.folder)
         volume.headers = [encode_header(header, volume.name.salt) for header in scan.headers]
 
     def _resolve(self, scans: Sequence[tuple[Volume, ScannedVolume]]) -> list[Replica]:
@@ -205,8 +212,17 @@ class VolumeSet:
         if is_present and (volume.has_outdated or scan.damaged):
             self._retire()
         elif not is_present and not scan.has_index:
+            self._sync_found(volume)
             volume.headers = [encode_header(header, volume.name.salt) for header in scan.headers]
             self._finish(volume)
+
+    def _sync_found(self, volume: Volume) -> None:
+        if self._fsync:
+            fd = os.open(volume.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
 
     # --- reading ------------------------------------------------------------------------------------------
 
