@@ -113,8 +113,10 @@ class FileStore:
         for replica in volumes.load():
             if not self._take_in(replica, disk):
                 volumes.copy_aside(replica.handle, "another file or disk of this server has the same chunk")
-                with contextlib.suppress(DfsError):  # the next start finds it again
+                try:
                     volumes.delete(replica.handle, self.now_ms())
+                except DfsError:  # the next start finds it again
+                    volumes.forget(replica.handle)
 
     def _take_in(self, replica: Replica, disk: Disk) -> bool:
         """Put a replica found at start into the index; False when its chunk is there already."""
@@ -262,8 +264,10 @@ class FileStore:
         """Never serve this replica again, keep its file aside, and report it as corrupt."""
         self.changes.found_corrupt(handle)
         if (volumes := self._volumes_with(handle)) is not None:
-            with contextlib.suppress(DfsError):  # it is out of the index; at worst it is found bad once more
+            try:
                 self._remove_record(handle, volumes, reason)
+            except DfsError:  # it is out of the index; at worst it is found bad once more
+                volumes.forget(handle)
             return
         with self._taken_out(handle) as disk:
             if disk is not None:
@@ -304,8 +308,9 @@ class FileStore:
         return entry
 
     def _forget(self, handle: ChunkHandle) -> None:
-        with self._taken_out(handle):
-            pass  # its file has gone already
+        with self._taken_out(handle) as disk:
+            if disk is not None:  # its file has gone already
+                self._volumes[disk].forget(handle)
 
     @contextlib.contextmanager
     def _taken_out(self, handle: ChunkHandle) -> Iterator[Disk | None]:

@@ -446,6 +446,19 @@ class VolumeSet:
 
     # --- damage -----------------------------------------------------------------------------------------------
 
+    def held_by(self, volume: Volume) -> list[ChunkHandle]:
+        """Return the replicas that count and are in `volume`."""
+        with self._lock:
+            return [handle for handle, place in self._places.items() if place.volume is volume]
+
+    def forget(self, handle: ChunkHandle) -> None:
+        """Count a replica as garbage whose end could not be made durable: until its volume goes, a start finds it."""
+        with self._lock:
+            place = self._places.pop(handle, None)
+            if place is not None:
+                self._discount(place)
+                place.volume.has_outdated = True
+
     def copy_aside(self, handle: ChunkHandle, reason: str) -> None:
         """Put a copy of a damaged replica into the quarantine; `delete` takes the replica itself away."""
         place = self._places.get(handle)
