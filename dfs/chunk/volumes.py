@@ -16,6 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -236,7 +237,8 @@ class VolumeSet:
             if place is None:
                 raise ChunkNotFound(f"the volumes of {self.disk.path} hold no replica of chunk {id_text(handle)}")
             try:
-                file = self._files.take(place.volume.name.number, place.volume.path)
+                number = place.volume.name.number
+                file = self._files.take(number, place.volume.path, partial(self._volumes.__contains__, number))
             except FileNotFoundError:
                 if self._places.get(handle) is place:
                     raise

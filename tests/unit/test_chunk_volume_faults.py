@@ -170,6 +170,31 @@ def test_compaction_goes_on_when_a_volume_has_vanished_with_live_replicas(tmp_pa
         assert sum(path.stat().st_size for path in volumes_of(tmp_path / "a")) < VOLUME_SIZE
 
 
+def test_descriptor_of_a_volume_that_goes_while_it_is_opened_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hold the space of the volume until 64 others were read."""
+    with opened(tmp_path / "a") as store:
+        handles = fill(store)
+        first = volumes_of(tmp_path / "a")[0]
+        for handle in handles[:6]:
+            store.delete(handle)
+        open_file = os.open
+        seen: list[int] = []
+
+        def opened_then_compacted(path: str | Path, flags: int, mode: int = 0o777) -> int:
+            fd = open_file(path, flags, mode)
+            if Path(path) == first and not seen:
+                seen.append(fd)
+                assert store.compactor.run_once()
+            return fd
+
+        monkeypatch.setattr(os, "open", opened_then_compacted)
+        assert len(read(store, handles[6])) == 1000
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(seen[0])
+
+
 # --- indexes and ends of another time ----------------------------------------------------------------------
 
 
