@@ -10,7 +10,6 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -247,9 +246,3 @@ def test_status_tells_the_numbers_of_healing_as_json(patient: Patient) -> None:
     assert healing["waiting"] == {"none": 0, "one": 0, "more": 0}
     assert healing["is_surveyed"] is True
     assert healing["balance"]["state"] in ("off", "even", "running")
-
-
-def test_the_data_of_the_cluster_is_on_disk_once_per_replica(patient: Patient, tmp_path: Path) -> None:
-    target = tmp_path / "large0"
-    patient.client.get("/large0", target)
-    assert target.read_bytes() == patient.files["/large0"]
