@@ -247,17 +247,21 @@ class FileStore:
     def delete(self, handle: ChunkHandle) -> bool:
         if (volumes := self._volumes_with(handle)) is not None:
             return self._remove_record(handle, volumes)
-        with self._taken_out(handle) as disk:
-            if disk is None:
+        with self._taken_out(handle) as entry:
+            if entry is None:
                 with self._lock:
                     if handle not in self._busy:  # else it comes or goes at this moment, and is told of then
                         self.changes.removed(handle)
                 return False
+            disk = entry[1]
             path = disk.chunk_path(handle)
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                disk.judge(error, f"removing {path}")
+                failure = disk.judge(error, f"removing {path}")
+                if not disk.has_failed:  # some file systems need room to remove: it is still there, and has to be told
+                    self.add(*entry)
+                    raise failure from None
             return True
 
     def quarantine(self, handle: ChunkHandle, reason: str) -> None:
@@ -269,8 +273,9 @@ class FileStore:
             except DfsError:  # it is out of the index; at worst it is found bad once more
                 volumes.forget(handle)
             return
-        with self._taken_out(handle) as disk:
-            if disk is not None:
+        with self._taken_out(handle) as entry:
+            if entry is not None:
+                disk = entry[1]
                 disk.quarantine(disk.chunk_path(handle), reason)
 
     def _volumes_with(self, handle: ChunkHandle) -> VolumeSet | None:
@@ -308,21 +313,21 @@ class FileStore:
         return entry
 
     def _forget(self, handle: ChunkHandle) -> None:
-        with self._taken_out(handle) as disk:
-            if disk is not None:  # its file has gone already
-                self._volumes[disk].forget(handle)
+        with self._taken_out(handle) as entry:
+            if entry is not None:  # its file has gone already
+                self._volumes[entry[1]].forget(handle)
 
     @contextlib.contextmanager
-    def _taken_out(self, handle: ChunkHandle) -> Iterator[Disk | None]:
+    def _taken_out(self, handle: ChunkHandle) -> Iterator[tuple[Replica, Disk] | None]:
         """Take a replica out of the index and report it as removed; the block removes its file, and until its end the
-        name is not used again. Yield the disk, None when there is no such replica."""
+        name is not used again. Yield what stood in the index, None when there is no such replica."""
         with self._lock:
             entry = self._drop_entry(handle)
             if entry is not None:
                 self._busy.add(handle)
         self._open.evict(handle)
         try:
-            yield entry[1] if entry is not None else None
+            yield entry
         finally:
             if entry is not None:
                 with self._lock:

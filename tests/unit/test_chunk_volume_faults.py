@@ -15,7 +15,7 @@ from dfs.chunk.layout import file_size
 from dfs.chunk.replicas import Replica, Space
 from dfs.chunk.store import FileStore
 from dfs.chunk.volume_records import HEADER_SIZE
-from dfs.errors import ChunkNotFound, DfsError
+from dfs.errors import ChunkNotFound, DfsError, DiskFull
 from dfs.ids import ChunkHandle, new_chunk_handle
 
 VOLUME_SIZE = 8 * 1024
@@ -78,7 +78,7 @@ def flip(path: Path, offset: int) -> None:
     path.write_bytes(data)
 
 
-def no_space(*_arguments: object) -> int:
+def no_space(*_arguments: object, **_options: object) -> int:
     raise OSError(errno.ENOSPC, "no space")
 
 
@@ -125,6 +125,23 @@ def test_reader_between_the_durable_end_of_a_record_and_its_report_finds_no_dama
         assert store.delete(handle)
         batch = store.changes.batch(10)
         assert (batch.removed, batch.corrupt) == ((handle,), ())
+
+
+def test_large_replica_whose_file_cannot_be_removed_now_is_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path / "a") as store:
+        handle = put(store, bytes(5000)).handle
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", no_space)
+            with pytest.raises(DiskFull):
+                store.delete(handle)
+        assert read(store, handle) == bytes(5000)
+        assert [replica.handle for replica in store.changes.batch(10).added] == [handle]
+        assert sum(disk.chunk_count for disk in store.disks()) == 1
+        assert store.delete(handle)
+    with opened(tmp_path / "a") as store:
+        assert store.handles() == []
 
 
 # --- compaction and records that nobody knows any more --------------------------------------------------------
