@@ -37,7 +37,7 @@ from dfs.chunk.volume_records import (
     encode_index,
 )
 from dfs.chunk.volume_scan import ScannedVolume, read_volume
-from dfs.errors import ChunkNotFound
+from dfs.errors import ChunkNotFound, DiskFailed
 from dfs.ids import ChunkHandle, id_text
 from dfs.log import get_logger
 
@@ -110,6 +110,7 @@ class VolumeSet:
         self._places: dict[ChunkHandle, Place] = {}
         self._volumes: dict[int, Volume] = {}
         self._present: tuple[Volume, int] | None = None  # the volume that is written to, and its descriptor
+        self._is_closed = False
         self._last_number = 0  # of any volume that was begun: none is used twice
         self._files = VolumeFiles()
         self._turns: GroupCommit[_Write] = GroupCommit(self._commit, batch_size_max=BATCH_SIZE_MAX)
@@ -343,7 +344,10 @@ class VolumeSet:
     # --- the life of a volume -------------------------------------------------------------------------------
 
     def _writable(self) -> tuple[Volume, int]:
-        """Return the present volume and its descriptor, a new one when the last is full; raise `OSError`."""
+        """Return the present volume and its descriptor, a new one when the last is full; raise `OSError`, or
+        `DiskFailed` after `close`: the next process may have the disk by then."""
+        if self._is_closed:
+            raise DiskFailed(f"this chunk server is being stopped; {self.folder} is not written any more")
         if self._present is not None and self._present[0].end >= self._volume_size:
             self._retire()
         if self._present is None:
@@ -486,6 +490,7 @@ class VolumeSet:
     def close(self) -> None:
         """Let go of all files; nothing needs to be written."""
         with self._turns.paused():
+            self._is_closed = True
             if self._present is not None:
                 os.close(self._present[1])
                 self._present = None

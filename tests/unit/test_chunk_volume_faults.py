@@ -258,3 +258,18 @@ def test_unsyncable_volume_at_start_fails_the_disk(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "fdatasync", broken)
     with pytest.raises(DfsError), opened(tmp_path / "a", fsync=True):
         pass
+
+
+# --- the end ---------------------------------------------------------------------------------------------
+
+
+def test_writer_that_outlives_its_store_writes_nothing_more(tmp_path: Path) -> None:
+    """The next process may have the directory by then: two volumes of one number would hide each other's records."""
+    with opened(tmp_path / "a") as store:
+        writer = store.create(new_chunk_handle())
+        data = b"too late"
+        writer.write(memoryview(data), block_checksums(data))
+        writer.check(len(data), crc32c(data))
+    with pytest.raises(DfsError):
+        writer.publish()
+    assert volumes_of(tmp_path / "a") == []
