@@ -6,6 +6,7 @@ know: what is in a tail, and who appends.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,13 +22,13 @@ log = get_logger(__name__)
 
 
 class TailFolders:
-    """The folders by turns. Whoever calls `choose` lets nobody else do so at the same time."""
+    """The folders by turns. Safe in any thread."""
 
     def __init__(self, folders: Sequence[Path], disks: Sequence[Disk] = ()) -> None:
         """`disks`: those whose health and room count for the folders in them; others are always in use."""
         self._folders = list(folders)
         self._disks = {disk.path / TAIL_FOLDER: disk for disk in disks}
-        self._turn = 0
+        self._turns = itertools.count(1)
 
     @classmethod
     def on(cls, disks: Sequence[Disk]) -> TailFolders:
@@ -51,9 +52,9 @@ class TailFolders:
     def choose(self, size: int) -> Path:
         """Return a folder whose disk works and has `size` bytes above its reserve; raise `DiskFailed` or `DiskFull`."""
         is_any_in_use = False
-        for _ in self._folders:
-            self._turn += 1
-            folder = self._folders[self._turn % len(self._folders)]
+        turn = next(self._turns)
+        for number in range(len(self._folders)):
+            folder = self._folders[(turn + number) % len(self._folders)]
             disk = self._disks.get(folder)
             if disk is None:
                 return folder

@@ -169,13 +169,14 @@ class TailService:
             raise InvalidArgument(f"a chain of {len(request.chain) + 1} servers is not possible")
         if self._store.space().free < request.size_max:
             raise DiskFull("there is no room for another tail here; write elsewhere")
+        folder = self._folders.choose(request.size_max)  # asks the disks: not under the lock
         start = TailStart(request.base, request.size_max, request.record_size_max, request.appenders)
         with self._lock:
             if request.handle in self._paths:
                 raise ChunkExists(f"tail {id_text(request.handle)} was made here before; use a new handle")
             if len(self._open) >= TAILS_MAX:
                 raise LimitExceeded(f"this server has {TAILS_MAX} open tails, the most it allows; write elsewhere")
-            path = self._paths[request.handle] = self._folders.choose(request.size_max) / id_text(request.handle)
+            path = self._paths[request.handle] = folder / id_text(request.handle)
         try:
             file = TailFile.create(path, request.handle, start)
         except OSError as error:
