@@ -55,7 +55,7 @@ class Compactor:
 
     def _compact(self, volumes: VolumeSet, volume: Volume) -> None:
         """Move what is needed of a full volume, then remove it."""
-        if volume.path.exists():  # else an earlier removal came as far as that
+        if volume.path.exists():  # else an earlier removal came as far as that, or somebody removed it
             headers = read_volume(volume.path, volume.index_path, volume.name).headers
             needed = [header for header in headers if volumes.is_needed(volume, header)]
             fd = os.open(volume.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -64,6 +64,9 @@ class Compactor:
                     self._move(volumes, volume, fd, group)
             finally:
                 os.close(fd)
+        elif volumes.disk.is_in_place():
+            for handle in volumes.held_by(volume):
+                self._on_damaged(handle, f"its volume {volume.path} vanished")
         if not volumes.remove(volume):
             raise InternalError(f"volume {volume.path} still holds what its index does not list; it is kept")
 

@@ -11,7 +11,6 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 
 from dfs.chunk.copy_queue import COPIERS
@@ -24,7 +23,8 @@ from dfs.chunk.scrub_position import PositionFiles
 from dfs.chunk.scrubber import Scrubber
 from dfs.chunk.service import ChunkService
 from dfs.chunk.store import FileStore
-from dfs.chunk.tail_reports import TAIL_FOLDER, TailReports
+from dfs.chunk.tail_folders import TailFolders
+from dfs.chunk.tail_reports import TailReports
 from dfs.config import ChunkServerConfig, ClusterConfig
 from dfs.errors import DfsError
 from dfs.log import configure, get_logger
@@ -69,7 +69,7 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
             key=key,
             name=server.name,
             address=server.address,
-            tail_folders=[Path(disk.path) / TAIL_FOLDER for disk in store.disks() if disk.state != "failed"],
+            tail_folders=TailFolders.on(store.data_disks),
         )
         stack.callback(service.close)
         orders = DeletionOrders(store)

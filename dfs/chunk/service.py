@@ -21,6 +21,7 @@ from dfs.chunk.meter import ChunkMeter
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import ChunkStore, checksums_of
 from dfs.chunk.streams import BUFFER_SIZE, READS_MAX, STREAMS_MAX, Streams
+from dfs.chunk.tail_folders import TailFolders
 from dfs.chunk.tail_service import TAIL_MESSAGES, TailService
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
 from dfs.errors import DeadlineExceeded, DfsError, DiskFailed, InvalidArgument, Overloaded, ProtocolError
@@ -62,7 +63,7 @@ class ChunkService:
         name: str,
         address: str,
         clock: Clock = SYSTEM_CLOCK,
-        tail_folders: Sequence[Path] = (),
+        tail_folders: TailFolders | Sequence[Path] = (),
     ) -> None:
         """`address`: what the other servers and the clients know this one by; `tail_folders`: see `TailService`."""
         self._store = store

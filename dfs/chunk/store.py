@@ -113,8 +113,10 @@ class FileStore:
         for replica in volumes.load():
             if not self._take_in(replica, disk):
                 volumes.copy_aside(replica.handle, "another file or disk of this server has the same chunk")
-                with contextlib.suppress(DfsError):  # the next start finds it again
+                try:
                     volumes.delete(replica.handle, self.now_ms())
+                except DfsError:  # the next start finds it again
+                    volumes.forget(replica.handle)
 
     def _take_in(self, replica: Replica, disk: Disk) -> bool:
         """Put a replica found at start into the index; False when its chunk is there already."""
@@ -132,10 +134,13 @@ class FileStore:
             return kept
         replica, disk = entry = self._entry(handle)
         volumes = self._volumes[disk]
-        path = volumes.folder if volumes.holds(handle) else disk.chunk_path(handle)
+        is_record = volumes.holds(handle)
+        path = volumes.folder if is_record else disk.chunk_path(handle)
         try:
-            opened = volumes.open(handle) if volumes.holds(handle) else self._open_file(path, entry)
+            opened = volumes.open(handle) if is_record else self._open_file(path, entry)
         except FileNotFoundError:
+            if self._is_going(entry):
+                raise ChunkNotFound(f"the replica of chunk {id_text(handle)} is being removed") from None
             log.error("replica_vanished", path=path)
             self.changes.found_corrupt(handle)
             self._forget(handle)
@@ -152,6 +157,12 @@ class FileStore:
             self.quarantine(handle, reason)
             raise self._corrupt(handle, reason)
         return opened
+
+    def _is_going(self, entry: tuple[Replica, Disk]) -> bool:
+        """Whether a replica that was in the index a moment ago is being deleted, or was."""
+        handle = entry[0].handle
+        with self._lock:
+            return self._index.get(handle) is not entry or handle in self._ending
 
     def _open_file(self, path: Path, entry: tuple[Replica, Disk]) -> OpenReplica:
         """Open a plain file and keep it open; raise `ChunkCorrupt`, `VersionMismatch` or `OSError`."""
@@ -236,28 +247,35 @@ class FileStore:
     def delete(self, handle: ChunkHandle) -> bool:
         if (volumes := self._volumes_with(handle)) is not None:
             return self._remove_record(handle, volumes)
-        with self._taken_out(handle) as disk:
-            if disk is None:
+        with self._taken_out(handle) as entry:
+            if entry is None:
                 with self._lock:
                     if handle not in self._busy:  # else it comes or goes at this moment, and is told of then
                         self.changes.removed(handle)
                 return False
+            disk = entry[1]
             path = disk.chunk_path(handle)
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                disk.judge(error, f"removing {path}")
+                failure = disk.judge(error, f"removing {path}")
+                if not disk.has_failed:  # some file systems need room to remove: it is still there, and has to be told
+                    self.add(*entry)
+                    raise failure from None
             return True
 
     def quarantine(self, handle: ChunkHandle, reason: str) -> None:
         """Never serve this replica again, keep its file aside, and report it as corrupt."""
         self.changes.found_corrupt(handle)
         if (volumes := self._volumes_with(handle)) is not None:
-            with contextlib.suppress(DfsError):  # it is out of the index; at worst it is found bad once more
+            try:
                 self._remove_record(handle, volumes, reason)
+            except DfsError:  # it is out of the index; at worst it is found bad once more
+                volumes.forget(handle)
             return
-        with self._taken_out(handle) as disk:
-            if disk is not None:
+        with self._taken_out(handle) as entry:
+            if entry is not None:
+                disk = entry[1]
                 disk.quarantine(disk.chunk_path(handle), reason)
 
     def _volumes_with(self, handle: ChunkHandle) -> VolumeSet | None:
@@ -295,20 +313,21 @@ class FileStore:
         return entry
 
     def _forget(self, handle: ChunkHandle) -> None:
-        with self._taken_out(handle):
-            pass  # its file has gone already
+        with self._taken_out(handle) as entry:
+            if entry is not None:  # its file has gone already
+                self._volumes[entry[1]].forget(handle)
 
     @contextlib.contextmanager
-    def _taken_out(self, handle: ChunkHandle) -> Iterator[Disk | None]:
+    def _taken_out(self, handle: ChunkHandle) -> Iterator[tuple[Replica, Disk] | None]:
         """Take a replica out of the index and report it as removed; the block removes its file, and until its end the
-        name is not used again. Yield the disk, None when there is no such replica."""
+        name is not used again. Yield what stood in the index, None when there is no such replica."""
         with self._lock:
             entry = self._drop_entry(handle)
             if entry is not None:
                 self._busy.add(handle)
         self._open.evict(handle)
         try:
-            yield entry[1] if entry is not None else None
+            yield entry
         finally:
             if entry is not None:
                 with self._lock:

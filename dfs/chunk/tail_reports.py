@@ -16,7 +16,6 @@ from dfs.log import get_logger
 from dfs.net.auth import ClusterKey
 from dfs.net.messages import TailReport, TailReportReply
 
-TAIL_FOLDER = "tails"  # in each data directory
 REPORT_INTERVAL_S = 3.0  # nothing waits for it but the space of tails that were sealed
 
 log = get_logger(__name__)

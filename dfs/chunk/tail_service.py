@@ -10,24 +10,25 @@ what it holds, and can be published.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from dfs.checksum import BLOCK_SIZE, Buffer, block_checksums, combine_blocks
+from dfs.chunk.layout import CHUNK_SIZE_MAX
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import ChunkStore
 from dfs.chunk.streams import APPENDS_SIZE_MAX, ByteBudget
+from dfs.chunk.tail_folders import TailFolders
 from dfs.chunk.tail_log import TailFile, TailLog, TailStart, check_records
-from dfs.chunk.tails import Forward, OpenTail, check_read
+from dfs.chunk.tails import ROUND_SIZE_MAX, Forward, OpenTail, check_read
 from dfs.clock import Deadline
 from dfs.errors import (
     ChainBroken,
     ChunkExists,
     ChunkNotFound,
     DfsError,
-    DiskFailed,
     DiskFull,
     InvalidArgument,
     LimitExceeded,
@@ -36,12 +37,13 @@ from dfs.errors import (
     StaleReplica,
     TailClosed,
 )
-from dfs.ids import ID_SIZE, ChunkHandle, ServerId, id_text
+from dfs.ids import ChunkHandle, ServerId, id_text
 from dfs.log import get_logger
 from dfs.net.auth import Rights
 from dfs.net.blocking import Channel, Received, expect
 from dfs.net.messages import (
     GROUP_SIZE_MAX,
+    RECORDS_PER_CHUNK_MIN,
     REPLICATION_MAX,
     TAIL_REPORT_MAX,
     TAIL_WAIT_MAX_MS,
@@ -65,6 +67,8 @@ TAILS_MAX = 1024  # open at the same time on one server
 PAYLOAD_TIMEOUT_S = 30.0  # for the records of a request whose head is here
 REPLY_TIMEOUT_S = 30.0  # for a peer to take a reply
 CREATE_TIMEOUT_S = 5.0  # for the rest of a chain to make its tails
+TAIL_PAYLOAD_MAX = CHUNK_SIZE_MAX // RECORDS_PER_CHUNK_MIN  # bytes with one message: the largest possible record
+assert TAIL_PAYLOAD_MAX >= ROUND_SIZE_MAX
 PUBLISH_PIECE_SIZE = 16 * BLOCK_SIZE  # bytes written at a time
 
 TAIL_MESSAGES = (AppendRecords, CreateTail, FenceTail, PublishTail, ReadTail, ReplicateRecords)
@@ -77,7 +81,11 @@ class TailService:
     """All tails of one server; `answer` runs in the thread of a connection."""
 
     def __init__(
-        self, folders: Sequence[Path], store: ChunkStore, peers: PeerConnections, check_token: CheckToken
+        self,
+        folders: TailFolders | Sequence[Path],
+        store: ChunkStore,
+        peers: PeerConnections,
+        check_token: CheckToken,
     ) -> None:
         """`folders`: where tails are kept, one for each disk; they are made when missing."""
         self._store = store
@@ -88,16 +96,9 @@ class TailService:
         self._publishing = threading.Lock()  # one at a time: it takes a whole chunk of memory
         self._open: dict[ChunkHandle, OpenTail] = {}
         self._paths: dict[ChunkHandle, Path] = {}
-        self._folders: list[Path] = []
-        for folder in folders:
-            try:
-                folder.mkdir(mode=0o700, exist_ok=True)
-                found = {ChunkHandle(bytes.fromhex(path.name)): path for path in folder.iterdir() if _is_tail(path)}
-            except OSError as error:
-                log.error("tails_unreadable", folder=folder, reason=error.strerror or str(error))
-                continue
-            self._folders.append(folder)
-            self._paths.update(found)
+        self._folders = folders if isinstance(folders, TailFolders) else TailFolders(folders)
+        for path in self._folders.load():
+            self._paths[ChunkHandle(bytes.fromhex(path.name))] = path
         if self._paths:
             log.info("tails_found", count=len(self._paths))
 
@@ -109,7 +110,7 @@ class TailService:
         groups = message.groups if isinstance(message, ReplicateRecords) else ()
         if isinstance(message, AppendRecords):
             groups = (message.group,)
-        if size != sum(sum(group.lengths) for group in groups):
+        if size > TAIL_PAYLOAD_MAX or size != sum(sum(group.lengths) for group in groups):
             raise ProtocolError(f"{type(message).__name__} came with {size} bytes that are not its records'")
         payload: bytes | None = None
         try:
@@ -168,19 +169,20 @@ class TailService:
             raise InvalidArgument(f"a chain of {len(request.chain) + 1} servers is not possible")
         if self._store.space().free < request.size_max:
             raise DiskFull("there is no room for another tail here; write elsewhere")
+        folder = self._folders.choose(request.size_max)  # asks the disks: not under the lock
         start = TailStart(request.base, request.size_max, request.record_size_max, request.appenders)
         with self._lock:
             if request.handle in self._paths:
                 raise ChunkExists(f"tail {id_text(request.handle)} was made here before; use a new handle")
             if len(self._open) >= TAILS_MAX:
                 raise LimitExceeded(f"this server has {TAILS_MAX} open tails, the most it allows; write elsewhere")
-            path = self._paths[request.handle] = self._choose_folder() / id_text(request.handle)
+            path = self._paths[request.handle] = folder / id_text(request.handle)
         try:
             file = TailFile.create(path, request.handle, start)
         except OSError as error:
             with self._lock:
                 del self._paths[request.handle]
-            raise DiskFailed(f"making tail {path} failed: {error.strerror or error}; write elsewhere") from None
+            raise self._folders.judge(path, error, f"making tail {path}") from None
         forward = self._forward_to(request.chain[0]) if request.chain else None
         try:
             below = self._create_below(request) if request.chain else ()
@@ -188,15 +190,9 @@ class TailService:
             self.drop(request.handle)
             raise
         with self._lock:
-            self._open[request.handle] = OpenTail(file, start.ledger(), forward)
+            self._open[request.handle] = OpenTail(file, start.ledger(), forward, partial(self._folders.judge, path))
         log.info("tail_made", handle=request.handle, servers=len(below) + 1)
         return CreateTailReply((self._store.server_id, *below))
-
-    def _choose_folder(self) -> Path:
-        """Return the folder on the disk with the most free bytes."""
-        if not self._folders:
-            raise DiskFailed("no disk of this server can keep tails; write elsewhere")
-        return max(self._folders, key=_free)
 
     def _create_below(self, request: CreateTail) -> tuple[ServerId, ...]:
         address, *rest = request.chain
@@ -265,12 +261,11 @@ class TailService:
             self._store.server_id, length, tail is not None, published.length if published is not None else -1
         )
 
-    @staticmethod
-    def _load(path: Path, handle: ChunkHandle) -> TailLog:
+    def _load(self, path: Path, handle: ChunkHandle) -> TailLog:
         try:
             return TailLog(path, handle)
         except OSError as error:
-            raise DiskFailed(f"reading tail {path} failed: {error.strerror or error}") from None
+            raise self._folders.judge(path, error, f"reading tail {path}") from None
 
     def _publish(self, handle: ChunkHandle, length: int) -> PublishTailReply:
         """Make a sealed replica of the first `length` bytes; again gives the same, another length is refused."""
@@ -364,17 +359,3 @@ def _blamed(address: str) -> Iterator[None]:
     except DfsError as error:
         failed = error.details.get("failed") or address
         raise ChainBroken(f"chunk server {failed} failed in the chain: {error.message}", failed=failed) from None
-
-
-def _free(folder: Path) -> int:
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return -1  # nothing is made there as long as there is another disk
-
-
-def _is_tail(path: Path) -> bool:
-    try:
-        return len(bytes.fromhex(path.name)) == ID_SIZE
-    except ValueError:
-        return False

@@ -18,7 +18,7 @@ from dfs.checksum import Buffer
 from dfs.chunk.tail import Admission, Ledger
 from dfs.chunk.tail_log import Round, TailFile
 from dfs.clock import Deadline
-from dfs.errors import DfsError, DiskFailed, StaleReplica, TailClosed
+from dfs.errors import DfsError, DiskFailed, InvalidArgument, StaleReplica, TailClosed
 from dfs.ids import id_text
 from dfs.net.messages import AppendRecords, AppendRecordsReply, ReplicateRecords
 from dfs.net.parts import RecordGroup
@@ -39,6 +39,7 @@ class Receipt(Protocol):
 
 
 Forward = Callable[[ReplicateRecords, Buffer, Deadline], Receipt]  # sends a round to the next server
+Judge = Callable[[OSError, str], DfsError]  # what an error of the operating system means, and does, to the disk
 
 
 @dataclass(slots=True)
@@ -53,13 +54,15 @@ class _Job:
 class OpenTail:
     """A tail that this process made and has served ever since. Safe in any thread."""
 
-    def __init__(self, file: TailFile, ledger: Ledger, forward: Forward | None) -> None:
+    def __init__(self, file: TailFile, ledger: Ledger, forward: Forward | None, judge: Judge | None = None) -> None:
         """`forward`: the way to the rest of the chain, None at its end."""
         self.handle = file.handle
         self.file = file
         self.durable = 0  # bytes on this server's disk
         self._ledger = ledger  # in use at the head only
         self._forward = forward
+        self._judge = judge or _failed_disk
+        self._is_head: bool | None = None  # by the first round; rounds of both kinds in one tail would spoil its order
         self._changed = threading.Condition()
         self._writing = threading.Lock()  # held by the one round that comes down the chain
         self._queue: list[_Job] = []
@@ -75,6 +78,7 @@ class OpenTail:
         """Return when the records are durable on the whole chain; raise as `Ledger.admit`, or `TailClosed`."""
         job = _Job(request, data)
         with self._changed:
+            self._take_role(is_head=True)
             self._queue.append(job)
         while True:
             with self._changed:
@@ -88,6 +92,9 @@ class OpenTail:
                 jobs = self._take_jobs()
             try:
                 self._run_round(jobs)
+            except BaseException:  # what was admitted may not be in the file: nothing may be ordered behind it
+                self._fail("a round ended without a result; this is a bug of dfs", "")
+                raise
             finally:
                 with self._changed:
                     self._is_running = False
@@ -133,12 +140,22 @@ class OpenTail:
 
     def replicate(self, message: ReplicateRecords, data: Buffer) -> int:
         """Take the next round from the server before; return the length when it is durable here and below."""
+        with self._changed:
+            self._take_role(is_head=False)
         with self._writing:
             if message.offset != self.file.length:
                 self._fail(f"a round for {message.offset} came, the tail ends at {self.file.length}", "")
             if not self._store(message, data, is_head=False):
                 raise self._closed()
             return self.file.length
+
+    def _take_role(self, *, is_head: bool) -> None:
+        """Raise `InvalidArgument` when the tail has the other role in its chain; the lock is held."""
+        if self._is_head is None:
+            self._is_head = is_head
+        if self._is_head is not is_head:
+            role = "the head" if self._is_head else "not the head"
+            raise InvalidArgument(f"this server is {role} of the chain of tail {id_text(self.handle)}")
 
     def _store(self, message: ReplicateRecords, data: Buffer, *, is_head: bool) -> bool:
         """Write a round here and below; whether all of that happened before a fence. A failure ends the tail."""
@@ -151,7 +168,7 @@ class OpenTail:
             try:
                 self.file.append(Round(message.offset, message.groups), data)
             except OSError as error:
-                raise DiskFailed(f"writing tail {id_text(self.handle)} failed: {error.strerror or error}") from None
+                raise self._judge(error, f"writing tail {id_text(self.handle)}") from None
             with self._changed:
                 if self._is_over():
                     return False  # the fence has told a shorter length: this round must never be acknowledged
@@ -215,7 +232,11 @@ class OpenTail:
         try:
             return self.file.read(offset, committed, size_max)
         except OSError as error:
-            raise DiskFailed(f"reading tail {id_text(self.handle)} failed: {error.strerror or error}") from None
+            raise self._judge(error, f"reading tail {id_text(self.handle)}") from None
+
+
+def _failed_disk(error: OSError, doing: str) -> DfsError:
+    return DiskFailed(f"{doing} failed: {error.strerror or error}")
 
 
 def _fresh_data(data: Buffer, group: RecordGroup, admission: Admission) -> Buffer:

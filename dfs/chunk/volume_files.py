@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -54,8 +55,11 @@ class VolumeFiles:
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, _SharedFile] = OrderedDict()
 
-    def take(self, number: int, path: Path) -> _SharedFile:
-        """Return the open volume, taken once more; raise `OSError` when it cannot be opened."""
+    def take(self, number: int, path: Path, is_current: Callable[[], bool]) -> _SharedFile:
+        """Return the open volume, taken once more; raise `OSError` when it cannot be opened.
+
+        `is_current` is asked under the lock: a volume that was removed while it was being opened is not kept.
+        """
         with self._lock:
             file = self._kept.get(number)
             if file is not None:
@@ -65,7 +69,7 @@ class VolumeFiles:
         opened = _SharedFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
         opened.readers = 1
         with self._lock:
-            if number in self._kept:  # somebody was faster; this one lives as long as its reader
+            if number in self._kept or not is_current():  # somebody was faster: this one lives as long as its reader
                 opened.is_kept = False
                 return opened
             self._kept[number] = opened

@@ -16,6 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,7 +130,10 @@ class VolumeSet:
             self.folder.mkdir(mode=0o700)
             sync_directory(self.folder.parent)
         scans: list[tuple[Volume, ScannedVolume]] = []
-        for name, path in self._tidy():
+        found = self._tidy()
+        if self._fsync:
+            sync_directory(self.folder)  # the process may have died before that; what is reported must be durable
+        for name, path in found:
             volume = Volume(name, path)
             scan = read_volume(path, volume.index_path, name)
             volume.end, volume.is_full = scan.end, scan.has_index
@@ -166,7 +170,11 @@ class VolumeSet:
         self._present = volume, fd
         if os.fstat(fd).st_size > volume.end:
             os.ftruncate(fd, volume.end)
-            self._sync(fd)
+        self._sync(fd)  # likewise: what a process wrote that died before its sync
+        if volume.index_path.exists():  # of a volume that was cut off: it would hide what is appended from here on
+            volume.index_path.unlink()
+            if self._fsync:
+                sync_directory(self.folder)
         volume.headers = [encode_header(header, volume.name.salt) for header in scan.headers]
 
     def _resolve(self, scans: Sequence[tuple[Volume, ScannedVolume]]) -> list[Replica]:
@@ -206,8 +214,17 @@ class VolumeSet:
         if is_present and (volume.has_outdated or scan.damaged):
             self._retire()
         elif not is_present and not scan.has_index:
+            self._sync_found(volume)
             volume.headers = [encode_header(header, volume.name.salt) for header in scan.headers]
             self._finish(volume)
+
+    def _sync_found(self, volume: Volume) -> None:
+        if self._fsync:
+            fd = os.open(volume.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
 
     # --- reading ------------------------------------------------------------------------------------------
 
@@ -221,7 +238,8 @@ class VolumeSet:
             if place is None:
                 raise ChunkNotFound(f"the volumes of {self.disk.path} hold no replica of chunk {id_text(handle)}")
             try:
-                file = self._files.take(place.volume.name.number, place.volume.path)
+                number = place.volume.name.number
+                file = self._files.take(number, place.volume.path, partial(self._volumes.__contains__, number))
             except FileNotFoundError:
                 if self._places.get(handle) is place:
                     raise
@@ -331,7 +349,10 @@ class VolumeSet:
     # --- the life of a volume -------------------------------------------------------------------------------
 
     def _writable(self) -> tuple[Volume, int]:
-        """Return the present volume and its descriptor, a new one when the last is full; raise `OSError`."""
+        """Return the present volume and its descriptor, a new one when the last is full; raise `OSError`, or
+        `DiskFailed` after `close`: the next process may have the disk by then."""
+        if self._is_closed:
+            raise DiskFailed(f"this chunk server is being stopped; {self.folder} is not written any more")
         if self._present is not None and self._present[0].end >= self._volume_size:
             self._retire()
         if self._present is None:
@@ -442,6 +463,19 @@ class VolumeSet:
         return True
 
     # --- damage -----------------------------------------------------------------------------------------------
+
+    def held_by(self, volume: Volume) -> list[ChunkHandle]:
+        """Return the replicas that count and are in `volume`."""
+        with self._lock:
+            return [handle for handle, place in self._places.items() if place.volume is volume]
+
+    def forget(self, handle: ChunkHandle) -> None:
+        """Count a replica as garbage whose end could not be made durable: until its volume goes, a start finds it."""
+        with self._lock:
+            place = self._places.pop(handle, None)
+            if place is not None:
+                self._discount(place)
+                place.volume.has_outdated = True
 
     def copy_aside(self, handle: ChunkHandle, reason: str) -> None:
         """Put a copy of a damaged replica into the quarantine; `delete` takes the replica itself away."""

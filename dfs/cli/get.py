@@ -138,10 +138,13 @@ def _get_tree(run: Run, operand: Operand, local: Path, options: GetOptions) -> N
             yield page, small
 
     def fetched(item: UnpackItem) -> None:
-        if options.preserve:
-            os.utime(item.target, ns=(item.file.mtime_ms * 1_000_000,) * 2)
         run.tally.add_file(item.file.size)
         run.advance(item.file.size)
+        if options.preserve:
+            try:
+                os.utime(item.target, ns=(item.file.mtime_ms * 1_000_000,) * 2)
+            except OSError as error:  # somebody removed it, or that file system keeps no times: one file's trouble
+                run.failed(item.path, error)
 
     def failed(item: UnpackItem, error: DfsError) -> None:
         is_taken = isinstance(error, AlreadyExists) and not options.force

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from dfs import paths
 from dfs.client.calls import Calls
 from dfs.client.local_files import local_error
 from dfs.client.parallel import Cancellation, in_order
@@ -95,7 +96,8 @@ class Packer:
                 yield pack
                 pack = _Pack()
             try:
-                file = self._read(item, pack)
+                path = paths.normalise(item.path)
+                file = self._read(item.source, path, pack)
             except OSError as error:
                 self._events.failed(item, local_error(error, "read", item.source))
             except DfsError as error:
@@ -109,9 +111,9 @@ class Packer:
         if pack.files:
             yield pack
 
-    def _read(self, item: PackItem, pack: _Pack) -> PackedFile | None:
+    def _read(self, source: Path, path: str, pack: _Pack) -> PackedFile | None:
         """Read a file into the pack; None when it is too large, no regular file, or claims to be empty and is not."""
-        fd = os.open(item.source, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a named pipe is not waited for
         try:
             before = os.fstat(fd)
             size = before.st_size
@@ -124,13 +126,11 @@ class Packer:
         finally:
             os.close(fd)
         if got != size or (after.st_size, after.st_mtime_ns) != (size, before.st_mtime_ns):
-            raise Conflict(
-                f"{str(item.source)!r} changed while it was read; it was not stored: try again when it rests"
-            )
+            raise Conflict(f"{str(source)!r} changed while it was read; it was not stored: try again when it rests")
         extents = (NewExtent(0, pack.used, size),) if size else ()
         pack.used += size
         mtime_ms = before.st_mtime_ns // 1_000_000 if self._rules.keeps_time else 0
-        return PackedFile(item.path, extents, max(0, mtime_ms))
+        return PackedFile(path, extents, max(0, mtime_ms))
 
     # --- storing ------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from dfs.client import packs as packs_module
 from dfs.client.packs import PACKED_FILE_SIZE_MAX, PackEvents, PackItem
 from dfs.client.unpacking import UnpackEvents, UnpackItem, is_packable
 from dfs.client.upload import Upload
-from dfs.errors import AlreadyExists, Conflict, DfsError, IsADirectory, NoQuorum, NotFound
+from dfs.errors import AlreadyExists, Conflict, DfsError, InvalidName, IsADirectory, NoQuorum, NotFound
 from dfs.net.messages import LocateManyReply
 from dfs.net.parts import Kind
 from dfs.testing.memory_cluster import MemoryCluster
@@ -296,3 +297,22 @@ def test_repack_leaves_files_alone_that_others_change_meanwhile(
     assert report.file_count == len(full) - 2
     got, _ = get_tree(client, "/busy", tmp_path / "back")
     assert got == {**{name: data for name, data in kept.items() if name != removed}, changed: b"another"}
+
+
+def test_file_with_an_impossible_name_fails_alone(client: DfsClient, tmp_path: Path) -> None:
+    made = tree(tmp_path / "tree", 6, 9)
+    bad = tmp_path / "tree" / os.fsdecode(b"not \xff utf-8")
+    bad.write_bytes(b"data")
+    names = list(made)
+    names.insert(3, bad.name)
+    outcomes = put_tree(client, tmp_path / "tree", names, "/odd")
+    assert list(outcomes.failed) == [f"/odd/{bad.name}"]
+    assert isinstance(outcomes.failed[f"/odd/{bad.name}"], InvalidName)
+    assert outcomes.stored == {f"/odd/{name}": len(data) for name, data in made.items()}
+
+
+def test_named_pipe_is_left_to_the_caller_and_not_waited_for(client: DfsClient, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"data")
+    outcomes = put_tree(client, tmp_path, ["pipe", "file"], "/piped")
+    assert (outcomes.left, outcomes.stored) == (["/piped/pipe"], {"/piped/file": 4})

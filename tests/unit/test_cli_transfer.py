@@ -214,6 +214,25 @@ def test_get_replaces_a_local_file_only_with_force(client: MemoryClient, run: Ru
     assert (tmp_path / "link").is_symlink()
 
 
+def test_file_whose_time_cannot_be_set_does_not_end_the_others(
+    run: Run, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [path.relative_to(tree) for path in tree.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert run("put", "-r", str(tree), "/tree").exit_code == 0
+    refused: list[Path] = []
+
+    def refusing(path: Path, **_options: object) -> None:
+        refused.append(path)
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(os, "utime", refusing)
+    result = run("get", "-rp", "/tree", str(tmp_path / "copy"))
+    assert result.exit_code == 1
+    assert len(refused) == len(files) > 1
+    assert all((tmp_path / "copy" / name).read_bytes() == (tree / name).read_bytes() for name in files)
+    assert result.stderr.count("Operation not permitted") == len(files)
+
+
 def test_get_recursive_brings_back_what_put_stored(client: MemoryClient, run: Run, tree: Path, tmp_path: Path) -> None:
     run("put", "-r", tree, "/")
     result = run("get", "-r", "/tree", "copy")

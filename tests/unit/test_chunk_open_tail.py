@@ -1,0 +1,181 @@
+"""Is an open tail never acknowledged from two sides, ended by whatever fails, and kept on disks that work?"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from dfs.checksum import Buffer, crc32c
+from dfs.chunk.disk import Disk
+from dfs.chunk.identity import DataDirectory
+from dfs.chunk.memstore import MemoryStore
+from dfs.chunk.peers import PeerConnections
+from dfs.chunk.replicas import Space
+from dfs.chunk.tail_folders import TAIL_FOLDER, TailFolders
+from dfs.chunk.tail_log import TailFile, TailLog, TailStart
+from dfs.chunk.tail_service import TAIL_PAYLOAD_MAX, TailService
+from dfs.chunk.tails import Forward, OpenTail, Receipt
+from dfs.clock import SYSTEM_CLOCK, Deadline
+from dfs.errors import DiskFailed, DiskFull, InvalidArgument, ProtocolError, TailClosed
+from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
+from dfs.net.blocking import Channel, Received
+from dfs.net.messages import AppendRecords, CreateTail, FenceTail, Message, PublishTail, ReplicateRecords
+from dfs.net.parts import RecordGroup
+
+HANDLE = ChunkHandle(bytes(range(16)))
+START = TailStart(0, 10_000, 2_500, ())
+A = b"a" * 16
+
+
+def group(sequence: int, data: bytes) -> RecordGroup:
+    return RecordGroup(A, sequence, sequence, (len(data),), (crc32c(data),))
+
+
+def appended(sequence: int, data: bytes, handle: ChunkHandle = HANDLE) -> AppendRecords:
+    return AppendRecords(handle, b"token", group(sequence, data))
+
+
+def replicated(offset: int, sequence: int, data: bytes) -> ReplicateRecords:
+    return ReplicateRecords(HANDLE, b"token", offset, (group(sequence, data),))
+
+
+def tail_in(folder: Path, forward: Forward | None = None) -> OpenTail:
+    return OpenTail(TailFile.create(folder / "tail", HANDLE, START), START.ledger(), forward)
+
+
+# --- one order -------------------------------------------------------------------------------------------
+
+
+def test_head_takes_no_rounds_from_elsewhere(tmp_path: Path) -> None:
+    """Whoever may append knows the token: a round of its own making must not come between those of the head."""
+    tail = tail_in(tmp_path)
+    tail.append(appended(1, b"one"), b"one")
+    with pytest.raises(InvalidArgument):
+        tail.replicate(replicated(3, 2, b"forged"), b"forged")
+    assert tail.append(appended(2, b"two"), b"two").offsets == (3,)
+    assert TailLog(tmp_path / "tail", HANDLE).content(tail.fence()) == b"onetwo"
+
+
+def test_server_down_the_chain_orders_nothing_itself(tmp_path: Path) -> None:
+    tail = tail_in(tmp_path)
+    tail.replicate(replicated(0, 1, b"one"), b"one")
+    with pytest.raises(InvalidArgument):
+        tail.append(appended(1, b"forged"), b"forged")
+    assert tail.replicate(replicated(3, 2, b"two"), b"two") == 6
+    assert TailLog(tmp_path / "tail", HANDLE).content(tail.fence()) == b"onetwo"
+
+
+def test_round_that_ends_in_a_bug_ends_the_tail(tmp_path: Path) -> None:
+    """Its records were ordered, and are not in the file: what is ordered behind them would stand at wrong offsets."""
+
+    def crashing(_message: ReplicateRecords, _data: Buffer, _deadline: Deadline) -> Receipt:
+        raise RuntimeError("a bug")
+
+    tail = tail_in(tmp_path, crashing)
+    with pytest.raises(RuntimeError):
+        tail.append(appended(1, b"one"), b"one")
+    tail._forward = None
+    with pytest.raises(TailClosed, match="bug"):
+        tail.append(appended(2, b"two"), b"two")
+    assert tail.fence() == 0
+
+
+# --- disks -----------------------------------------------------------------------------------------------
+
+
+def disk_at(path: Path, free: int = 10**9) -> Disk:
+    path.mkdir()
+    probe = Space(10**9, free)
+    return Disk(DataDirectory(path), reserve=1000, probe=lambda _: probe, clock=SYSTEM_CLOCK, on_failed=lambda _: None)
+
+
+def service_on(*disks: Disk) -> TailService:
+    store = MemoryStore(ServerId(bytes(16)), 1 << 40)
+    return TailService(TailFolders.on(disks), store, cast(PeerConnections, None), lambda *_: None)
+
+
+def create(service: TailService) -> ChunkHandle:
+    handle = new_chunk_handle()
+    service.reply(CreateTail(handle, b"", (), 0, 10_000, 2_500, ()), b"")
+    return handle
+
+
+def test_tails_stay_away_from_disks_that_failed_or_filled(tmp_path: Path) -> None:
+    good, full, failed, late = (
+        disk_at(tmp_path / "good"),
+        disk_at(tmp_path / "full", 10_500),
+        disk_at(tmp_path / "failed"),
+        disk_at(tmp_path / "late"),
+    )
+    failed.fail("broken before the start")
+    service = service_on(good, full, failed, late)
+    late.fail("broken since")
+    for _ in range(5):
+        create(service)
+    assert not (failed.path / TAIL_FOLDER).exists()  # what is mounted there now may be no disk at all
+    assert [len(list((disk.path / TAIL_FOLDER).iterdir())) for disk in (good, full, late)] == [5, 0, 0]
+    good.fail("broken at last")
+    with pytest.raises(DiskFull):
+        create(service)
+    full.fail("broken, too")
+    with pytest.raises(DiskFailed):
+        create(service)
+
+
+def test_failed_sync_of_a_round_fails_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = disk_at(tmp_path / "a")
+    service = service_on(disk)
+    handle = create(service)
+
+    def broken(_fd: int) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+    with pytest.raises(TailClosed):
+        service.reply(appended(1, b"one", handle), b"one")
+    assert disk.has_failed
+
+
+def test_full_disk_ends_the_tail_but_not_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = disk_at(tmp_path / "a")
+    service = service_on(disk)
+    handle = create(service)
+    service.reply(appended(1, b"one", handle), b"one")
+    pwritev = os.pwritev
+
+    def full(fd: int, buffers: list[bytes], offset: int) -> int:
+        pwritev(fd, buffers[:1], offset)  # a part of it fits
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", full)
+        with pytest.raises(TailClosed):
+            service.reply(appended(2, b"two", handle), b"two")
+    assert not disk.has_failed
+    with pytest.raises(DiskFull):
+        create(service)  # it is left alone for a while
+    service.reply(FenceTail(handle, b""), b"")
+    service.reply(PublishTail(handle, b"", 3), b"")
+
+
+def test_folder_of_tails_is_durable_before_the_first_tail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    disk = disk_at(tmp_path / "a")
+    service_on(disk)
+    assert disk.path.stat().st_ino in synced
+
+
+# --- nonsense --------------------------------------------------------------------------------------------
+
+
+def test_payload_that_no_record_needs_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    service = service_on(disk_at(tmp_path / "a"))
+    size = TAIL_PAYLOAD_MAX + 1
+    message: Message = ReplicateRecords(HANDLE, b"", 0, (RecordGroup(A, 1, 1, (size,), (0,)),))
+    with pytest.raises(ProtocolError):
+        service.answer(cast(Channel, None), Received(message, 1, 0, size))

@@ -1,0 +1,275 @@
+"""What becomes of small replicas where volumes meet readers, deletions that fail, and indexes of another time?"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dfs.checksum import block_checksums, crc32c
+from dfs.chunk.layout import file_size
+from dfs.chunk.replicas import Replica, Space
+from dfs.chunk.store import FileStore
+from dfs.chunk.volume_records import HEADER_SIZE
+from dfs.errors import ChunkNotFound, DfsError, DiskFull
+from dfs.ids import ChunkHandle, new_chunk_handle
+
+VOLUME_SIZE = 8 * 1024
+
+
+@pytest.fixture(autouse=True)
+def no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a sync would have kept is recorded where it matters; the disk itself is not in question."""
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)
+    monkeypatch.setattr(os, "fdatasync", lambda _fd: None)
+
+
+def roomy(_path: Path) -> Space:
+    return Space(10**9, 10**9)
+
+
+@contextmanager
+def opened(path: Path, *, fsync: bool = False, volume_chunk_max: int = 4096) -> Iterator[FileStore]:
+    store = FileStore(
+        [path],
+        "test",
+        disk_reserve=0,
+        fsync=fsync,
+        probe=roomy,
+        volume_size=VOLUME_SIZE,
+        volume_chunk_max=volume_chunk_max,
+    )
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def put(store: FileStore, data: bytes, handle: ChunkHandle | None = None) -> Replica:
+    writer = store.create(handle or new_chunk_handle())
+    try:
+        writer.write(memoryview(data), block_checksums(data))
+        writer.check(len(data), crc32c(data))
+        return writer.publish()
+    finally:
+        writer.discard()
+
+
+def read(store: FileStore, handle: ChunkHandle) -> bytes:
+    with store.open(handle) as replica:
+        return os.pread(replica.fd, replica.tail.length, replica.start)
+
+
+def volumes_of(disk: Path) -> list[Path]:
+    return sorted((disk / "volumes").glob("*.vol"))
+
+
+def record_size(length: int) -> int:
+    return HEADER_SIZE + file_size(length)
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def no_space(*_arguments: object, **_options: object) -> int:
+    raise OSError(errno.ENOSPC, "no space")
+
+
+# --- readers and deletions -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_small", [True, False], ids=["in a volume", "in a file"])
+def test_reader_who_meets_a_deletion_does_not_call_the_replica_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_small: bool
+) -> None:
+    """A deletion ends between a reader's look into the index and its look at the disk."""
+    with opened(tmp_path / "a") as store:
+        handle = put(store, bytes(100 if is_small else 5000)).handle
+        entry = store._entry
+
+        def deleted_meanwhile(wanted: ChunkHandle) -> object:
+            found = entry(wanted)
+            store.delete(wanted)
+            return found
+
+        monkeypatch.setattr(store, "_entry", deleted_meanwhile)
+        with pytest.raises(ChunkNotFound):
+            store.open(handle)
+        batch = store.changes.batch(10)
+        assert (batch.removed, batch.corrupt) == ((handle,), ())
+        store.delete(handle)  # the leader repeats what it was not told of
+        assert (store.changes.batch(10).corrupt, store.changes.corrupt_count) == ((), 0)
+
+
+def test_reader_between_the_durable_end_of_a_record_and_its_report_finds_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path / "a") as store:
+        handle = put(store, bytes(100)).handle
+        (volumes,) = store._volumes.values()
+        delete = volumes.delete
+
+        def read_then(wanted: ChunkHandle, now_ms: int) -> None:
+            delete(wanted, now_ms)
+            with pytest.raises(ChunkNotFound):
+                store.open(wanted)
+
+        monkeypatch.setattr(volumes, "delete", read_then)
+        assert store.delete(handle)
+        batch = store.changes.batch(10)
+        assert (batch.removed, batch.corrupt) == ((handle,), ())
+
+
+def test_large_replica_whose_file_cannot_be_removed_now_is_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path / "a") as store:
+        handle = put(store, bytes(5000)).handle
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", no_space)
+            with pytest.raises(DiskFull):
+                store.delete(handle)
+        assert read(store, handle) == bytes(5000)
+        assert [replica.handle for replica in store.changes.batch(10).added] == [handle]
+        assert sum(disk.chunk_count for disk in store.disks()) == 1
+        assert store.delete(handle)
+    with opened(tmp_path / "a") as store:
+        assert store.handles() == []
+
+
+# --- compaction and records that nobody knows any more --------------------------------------------------------
+
+
+def fill(store: FileStore, count: int = 12) -> list[ChunkHandle]:
+    return [put(store, os.urandom(1000)).handle for _ in range(count)]
+
+
+def test_compaction_goes_on_after_a_damaged_record_could_not_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path / "a") as store:
+        handles = fill(store)
+        first = volumes_of(tmp_path / "a")[0]
+        flip(first, HEADER_SIZE + 5)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwritev", no_space)
+            assert not store.verify(handles[0])
+        for handle in handles[1:7]:
+            store.delete(handle)
+        assert store.compactor.run_once() > 0
+        assert not first.exists()
+        assert store.changes.batch(99).corrupt == (handles[0],)
+        assert [read(store, handle) for handle in handles[8:]]
+    with opened(tmp_path / "a") as store:
+        assert store.handles() == sorted(handles[7:])
+
+
+def test_compaction_goes_on_when_a_volume_has_vanished_with_live_replicas(tmp_path: Path) -> None:
+    with opened(tmp_path / "a") as store:
+        handles = fill(store)
+        first = volumes_of(tmp_path / "a")[0]
+        for handle in handles[:6]:
+            store.delete(handle)
+        first.unlink()
+        store.compactor.run_once()
+        assert set(store.changes.batch(99).corrupt) <= set(handles[6:8])
+        assert handles[6] not in store.handles()
+        for handle in handles[8:]:
+            store.delete(handle)
+        store.compactor.run_once()
+        assert sum(path.stat().st_size for path in volumes_of(tmp_path / "a")) < VOLUME_SIZE
+
+
+def test_descriptor_of_a_volume_that_goes_while_it_is_opened_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hold the space of the volume until 64 others were read."""
+    with opened(tmp_path / "a") as store:
+        handles = fill(store)
+        first = volumes_of(tmp_path / "a")[0]
+        for handle in handles[:6]:
+            store.delete(handle)
+        open_file = os.open
+        seen: list[int] = []
+
+        def opened_then_compacted(path: str | Path, flags: int, mode: int = 0o777) -> int:
+            fd = open_file(path, flags, mode)
+            if Path(path) == first and not seen:
+                seen.append(fd)
+                assert store.compactor.run_once()
+            return fd
+
+        monkeypatch.setattr(os, "open", opened_then_compacted)
+        assert len(read(store, handles[6])) == 1000
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(seen[0])
+
+
+# --- indexes and ends of another time ----------------------------------------------------------------------
+
+
+def test_index_of_a_volume_that_was_cut_off_does_not_hide_what_is_written_later(tmp_path: Path) -> None:
+    """Without syncing a power cut may keep an index and lose the end of its volume."""
+    with opened(tmp_path / "a") as store:
+        handles = fill(store, 8)
+    (volume,) = volumes_of(tmp_path / "a")
+    with opened(tmp_path / "a") as store:
+        put(store, b"a new volume: the first gets its index")
+    volumes_of(tmp_path / "a")[1].unlink()
+    assert volume.with_suffix(".idx").exists()
+    os.truncate(volume, 3 * record_size(1000))
+    with opened(tmp_path / "a") as store:
+        assert store.handles() == sorted(handles[:3])
+        later = fill(store, 5)
+        assert volumes_of(tmp_path / "a") == [volume]
+    with opened(tmp_path / "a") as store:
+        assert store.handles() == sorted(handles[:3] + later)
+
+
+def test_records_found_at_start_are_synced_before_they_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process may have died between writing a record and syncing it."""
+    with opened(tmp_path / "a") as store:
+        put(store, b"written")
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    with opened(tmp_path / "a", fsync=True) as store:
+        assert len(store.handles()) == 1
+        assert volumes_of(tmp_path / "a")[0].stat().st_ino in synced
+        assert (tmp_path / "a" / "volumes").stat().st_ino in synced  # it may not have been, either
+
+
+def test_unsyncable_volume_at_start_fails_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path / "a") as store:
+        put(store, b"written")
+
+    def broken(_fd: int) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+    with pytest.raises(DfsError), opened(tmp_path / "a", fsync=True):
+        pass
+
+
+# --- the end ---------------------------------------------------------------------------------------------
+
+
+def test_writer_that_outlives_its_store_writes_nothing_more(tmp_path: Path) -> None:
+    """The next process may have the directory by then: two volumes of one number would hide each other's records."""
+    with opened(tmp_path / "a") as store:
+        writer = store.create(new_chunk_handle())
+        data = b"too late"
+        writer.write(memoryview(data), block_checksums(data))
+        writer.check(len(data), crc32c(data))
+    with pytest.raises(DfsError):
+        writer.publish()
+    assert volumes_of(tmp_path / "a") == []
