@@ -141,7 +141,7 @@ class TailDesk:
             self._seen[tail.handle] = (tail.length, now_s)
 
     def due(self) -> list[tuple[TailRecord, str]]:
-        """Return the tails to seal now, with the reason: dead, restarted, drained or idle."""
+        """Return the tails to seal now, with the reason: dead or leaving, restarted, or idle."""
         now_s = self._clock.monotonic()
         found = []
         for tail in self._state.tails.all():
@@ -150,8 +150,6 @@ class TailDesk:
                 found.append((tail, "a server of its chain is dead, or leaves"))
             elif length < 0:
                 found.append((tail, "a server of its chain restarted"))
-            elif self._is_leaving(tail):  # else a file that grows slowly would keep it from leaving for months
-                found.append((tail, "a server of its chain is being drained"))
             elif now_s - changed_s >= IDLE_S:
                 found.append((tail, "nothing was appended for a while"))
         self._seen = {handle: seen for handle, seen in self._seen.items() if self._state.tails.of_handle(handle)}
@@ -274,10 +272,6 @@ class TailDesk:
             if self._view.liveness(server_id, now_s) is Liveness.DEAD:
                 return False
         return True
-
-    def _is_leaving(self, tail: TailRecord) -> bool:
-        known = (self._state.server(server_id) for server_id in tail.servers)
-        return any(server is not None and server.is_leaving for server in known)
 
     # --- sealing -------------------------------------------------------------------------------------------------
 

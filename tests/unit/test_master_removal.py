@@ -60,7 +60,7 @@ def test_a_tail_on_a_draining_server_ends_so_that_the_draining_can() -> None:
         await begin_tail(trio, (one.server_id, two.server_id))
         assert trio.leader.tails.due() == []
         await trio.leader.leadership.decree(SetServerMode(two.server_id, True, 0))
-        assert [reason for _, reason in trio.leader.tails.due()] == ["a server of its chain is being drained"]
+        assert [reason for _, reason in trio.leader.tails.due()] == ["a server of its chain is dead, or leaves"]
 
     asyncio.run(test())
 
