@@ -141,7 +141,7 @@ class TailDesk:
             self._seen[tail.handle] = (tail.length, now_s)
 
     def due(self) -> list[tuple[TailRecord, str]]:
-        """Return the tails to seal now, with the reason: dead, restarted, drained or idle."""
+        """Return the tails to seal now, with the reason: dead or leaving, restarted, or idle."""
         now_s = self._clock.monotonic()
         found = []
         for tail in self._state.tails.all():
