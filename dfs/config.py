@@ -243,9 +243,9 @@ def _chunk_size(text: str) -> int:
 
 
 def _scrub_rate(text: str) -> int:
-    rate = parse_size(text)
+    rate = parse_rate(text) if "/" in text else parse_size(text)
     if rate < SCRUB_RATE_MIN:
-        raise ConfigError(f"{text!r} per second is too little; write at least 64 KiB, or turn scrub_period to 0 s")
+        raise ConfigError(f"{text!r} is too little; write at least 64 KiB/s, or turn scrub_period to 0 s")
     return rate
 
 

@@ -12,7 +12,8 @@ EMBEDDED_DEFAULT: Final = """\
 # As it stands it runs on one machine (`dfs up`). For many machines write their addresses and folders
 # below, copy the file and the secret to each, and start `dfs master --name m1`, `dfs chunk --name c1`, …
 #
-# Sizes need a unit (B KiB MiB GiB TiB), times too (ms s m h d). Relative paths start at this file's folder.
+# Sizes need a unit (B KiB MiB GiB TiB), times too (ms s m h d); rates are sizes per second (MiB/s).
+# Relative paths start at this file's folder.
 
 [cluster]
 name = dfs
@@ -30,12 +31,12 @@ dead_after = 10 s           # silent for so long: no longer offered to clients
 repair_after = 60 s         # silent for so long: its chunks are copied elsewhere
 repair_rate = 100 MiB/s     # what one server may receive for that (0 = no limit); a chunk's last copy knows no limit
 balance = yes               # move chunks from the fullest servers to the emptiest without being asked
-balance_rate = 20 MiB/s     # what one server may receive for balance (0 = no limit)
+balance_rate = 20 MiB/s     # what one server may receive for that, and for spreading over racks (0 = no limit)
 trash_keep = 3 d            # deleted files can be undeleted for so long
 garbage_grace = 10 m        # unreferenced chunks stay for so long: readers may still be at work
 orphan_grace = 24 h         # chunks that were written and never committed stay for so long
 scrub_period = 14 d         # every chunk server reads and verifies all it holds once in this time; 0 s = never
-scrub_rate = 10 MiB         # bytes per second that it reads for that at most
+scrub_rate = 10 MiB/s       # what it reads for that at most
 session_expiry = 1 h        # a client's exactly-once session is forgotten after so much silence
 token_lifetime = 1 h        # the permission to read or write one chunk is good for so long
 client_timeout = 30 s       # no call waits longer, unless --timeout says so

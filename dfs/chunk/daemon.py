@@ -11,6 +11,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 from dfs.chunk.copy_queue import COPIERS
@@ -68,7 +69,7 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
             key=key,
             name=server.name,
             address=server.address,
-            tail_folders=[folder / TAIL_FOLDER for folder in server.data_dirs if folder.is_dir()],
+            tail_folders=[Path(disk.path) / TAIL_FOLDER for disk in store.disks() if disk.state != "failed"],
         )
         stack.callback(service.close)
         orders = DeletionOrders(store)

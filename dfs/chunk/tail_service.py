@@ -10,6 +10,7 @@ what it holds, and can be published.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -88,7 +89,6 @@ class TailService:
         self._open: dict[ChunkHandle, OpenTail] = {}
         self._paths: dict[ChunkHandle, Path] = {}
         self._folders: list[Path] = []
-        self._turn = 0
         for folder in folders:
             try:
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -193,10 +193,10 @@ class TailService:
         return CreateTailReply((self._store.server_id, *below))
 
     def _choose_folder(self) -> Path:
+        """Return the folder on the disk with the most free bytes."""
         if not self._folders:
             raise DiskFailed("no disk of this server can keep tails; write elsewhere")
-        self._turn += 1
-        return self._folders[self._turn % len(self._folders)]
+        return max(self._folders, key=_free)
 
     def _create_below(self, request: CreateTail) -> tuple[ServerId, ...]:
         address, *rest = request.chain
@@ -364,6 +364,13 @@ def _blamed(address: str) -> Iterator[None]:
     except DfsError as error:
         failed = error.details.get("failed") or address
         raise ChainBroken(f"chunk server {failed} failed in the chain: {error.message}", failed=failed) from None
+
+
+def _free(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return -1  # nothing is made there as long as there is another disk
 
 
 def _is_tail(path: Path) -> bool:

@@ -36,7 +36,7 @@ from dfs.chunk.volume_records import (
     encode_index,
 )
 from dfs.chunk.volume_scan import ScannedVolume, read_volume
-from dfs.errors import ChunkNotFound
+from dfs.errors import ChunkNotFound, DiskFailed
 from dfs.ids import ChunkHandle, id_text
 from dfs.log import get_logger
 
@@ -109,6 +109,7 @@ class VolumeSet:
         self._places: dict[ChunkHandle, Place] = {}
         self._volumes: dict[int, Volume] = {}
         self._present: tuple[Volume, int] | None = None  # the volume that is written to, and its descriptor
+        self._is_closed = False
         self._last_number = 0  # of any volume that was begun: none is used twice
         self._files = VolumeFiles()
         self._turns: GroupCommit[_Write] = GroupCommit(self._commit, batch_size_max=BATCH_SIZE_MAX)
@@ -251,9 +252,14 @@ class VolumeSet:
         """Make the end of a replica durable; its bytes are garbage from then on. Raise as `append`."""
         self._turns.submit(_Write(handle, now_ms), HEADER_SIZE)
 
+    def _check_usable(self) -> None:
+        if self._is_closed:  # a writer that outlived its daemon: the directory may be another's already
+            raise DiskFailed(f"the volumes of {self.disk.path} are closed; this chunk server is stopping")
+        self.disk.check_room(0)
+
     def _commit(self, batch: list[_Write]) -> None:
         """Append a batch and sync once; then, and not before, it counts."""
-        self.disk.check_room(0)
+        self._check_usable()
         with self._errors_judged("appending to a volume"):
             volume, fd = self._writable()
             headers: list[RecordHeader] = []
@@ -360,16 +366,22 @@ class VolumeSet:
         """Write the index of a full volume; without one the next start reads the volume itself."""
         draft = volume.path.with_suffix(_DRAFT)
         try:
-            with draft.open("wb") as file:
-                file.write(encode_index(volume.headers, volume.end))
-                file.flush()
-                self._sync(file.fileno())
+            self._write_private(draft, encode_index(volume.headers, volume.end))
             draft.rename(volume.index_path)
         except OSError as error:
             log.warning("volume_index_not_written", volume=volume.path, reason=error.strerror or str(error))
         with self._lock:
             volume.headers = []
             volume.is_full = True
+
+    def _write_private(self, path: Path, data: bytes) -> None:
+        """Write a file anew, durably, that only the daemon's user may read."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            _write_all(fd, [data], 0)
+            self._sync(fd)
+        finally:
+            os.close(fd)
 
     # --- compaction (dfs.chunk.compaction decides when) -----------------------------------------------------
 
@@ -389,7 +401,7 @@ class VolumeSet:
     def move(self, source: Volume, records: Sequence[tuple[RecordHeader, bytes]]) -> None:
         """Append what is still needed of some records of `source` to the present volume, durably."""
         with self._turns.paused():
-            self.disk.check_room(0)
+            self._check_usable()
             with self._errors_judged("compacting a volume"):
                 volume, fd = self._writable()
                 headers: list[RecordHeader] = []
@@ -409,6 +421,7 @@ class VolumeSet:
     def remove(self, volume: Volume) -> bool:
         """Remove a volume of which nothing counts any more; whether that was so."""
         with self._turns.paused():
+            self._check_usable()
             if volume.replica_count:
                 return False
             with self._errors_judged("removing a volume"):
@@ -442,7 +455,7 @@ class VolumeSet:
         try:
             fd = os.open(volume.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                draft.write_bytes(os.pread(fd, header.size - HEADER_SIZE, header.start))
+                self._write_private(draft, os.pread(fd, header.size - HEADER_SIZE, header.start))
             finally:
                 os.close(fd)
         except OSError as error:
@@ -455,6 +468,7 @@ class VolumeSet:
     def close(self) -> None:
         """Let go of all files; nothing needs to be written."""
         with self._turns.paused():
+            self._is_closed = True
             if self._present is not None:
                 os.close(self._present[1])
                 self._present = None

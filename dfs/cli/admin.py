@@ -21,8 +21,10 @@ from dfs.cli.admin_servers import SERVER_VERBS
 from dfs.cli.context import Cli
 from dfs.cli.repack import admin_repack
 from dfs.cli.report import admin_report
+from dfs.cli.subverbs import Subverbs
 from dfs.cli.verb import Verb, json_option, pass_cli
-from dfs.cli.wall import LocalError
+from dfs.cli.wall import EXIT_FAILED, LocalError, exit_code_of
+from dfs.client.local_files import local_error
 from dfs.errors import ConfigError, DfsError, InvalidArgument
 
 if TYPE_CHECKING:
@@ -33,9 +35,9 @@ if TYPE_CHECKING:
 _UNKNOWN: Final = "-"
 
 
-@click.group("admin")
+@click.group("admin", cls=Subverbs)
 def admin_verb() -> None:
-    """Look after the cluster: masters (leader, checkpoints, export, import) and chunk servers (drain, balance)."""
+    """Look after the cluster: masters (leader, checkpoints, export), chunk servers (drain, balance), packed files."""
 
 
 for _verb in SERVER_VERBS:
@@ -53,7 +55,7 @@ admin_verb.add_command(admin_repack)
 @json_option
 @pass_cli
 def admin_masters(cli: Cli, as_json: bool) -> None:
-    """Show each master: its role, how far it is behind the leader, its last checkpoint; 1 when one is silent."""
+    """Show each master: its role, how far it is behind the leader, its last checkpoint; exit code 1: one is silent."""
     nodes = _nodes(cli)
     answers = sorted(cli.client.admin.masters(), key=lambda answer: (_name(answer, nodes), answer.address))
     lead = max((a.status.commit for a in answers if a.status is not None and a.status.role == "leader"), default=None)
@@ -67,8 +69,11 @@ def admin_masters(cli: Cli, as_json: bool) -> None:
         for answer in answers:
             if answer.error is not None:
                 click.echo(f"dfs: admin masters: {output.escape_controls(answer.error.message)}", err=True)
-    if lead is None or any(answer.status is None for answer in answers):
-        raise click.exceptions.Exit(1)
+    errors = [answer.error for answer in answers if answer.error is not None]
+    if errors and len(errors) == len(answers):
+        raise click.exceptions.Exit(exit_code_of(errors[0]))
+    if lead is None or errors:
+        raise click.exceptions.Exit(EXIT_FAILED)
 
 
 def _nodes(cli: Cli) -> dict[str, MasterConfig]:
@@ -308,7 +313,7 @@ def admin_import(cli: Cli, file: str, names: tuple[str, ...]) -> None:
     except OSError as error:
         if isinstance(error, DfsError):
             raise
-        raise LocalError(f"cannot read {file!r}: {error.strerror or error}") from None
+        raise local_error(error, "read", file) from None
     for master in masters:
         size = install(state, master.data_dir, master.name)
         output.line(f"{master.name}: {output.size_text(size)} in {output.display(str(master.data_dir))}")

@@ -45,6 +45,11 @@ def eta_text(seconds: float) -> str:
     return "unknown" if seconds < 0 else output.duration_text(seconds)
 
 
+def done_text(seconds: float) -> str:
+    """Return when something ends, for people."""
+    return "end not known yet" if seconds < 0 else f"done in {output.duration_text(seconds)}"
+
+
 # --- decommission
 
 
@@ -192,7 +197,7 @@ def balance_json(status: Any) -> dict[str, Any]:
 
 
 def _balance_lines(action: str, reply: BalanceServersReply, threshold: float) -> Sequence[str]:
-    spread = f"{reply.status.spread * 100:.3g}"
+    spread = f"{reply.status.spread * 100:.1f}"
     if action == "stop":
         return [f"balance is stopped; fills are {spread} points apart"]
     if not reply.moves:

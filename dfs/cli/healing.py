@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dfs.cli import output
-from dfs.cli.admin_servers import balance_json, eta_text
+from dfs.cli.admin_servers import balance_json, done_text
 from dfs.net.parts import HealingStatus, ServerStatus
 
 
@@ -21,15 +21,16 @@ def healing_lines(healing: HealingStatus) -> Iterator[str]:
         yield (
             f"repair: {output.count_text(none + one + more, 'chunk')} to copy ({none} without a live replica, {one}"
             f" with one, {more} with more), {output.size_text(healing.waiting_size)}; {healing.copying_count} under"
-            f" way{rate}, done in {eta_text(healing.eta_s)}"
+            f" way{rate}, {done_text(healing.eta_s)}"
         )
         if one:
-            yield f"repair: no chunk is down to one live replica in {eta_text(healing.safe_eta_s)}"
+            yield f"repair: chunks with one live replica: {done_text(healing.safe_eta_s)}"
     if healing.blocked_count:
         yield f"repair: {output.count_text(healing.blocked_count, 'chunk')} cannot be copied: {healing.blocked_reason}"
     if healing.deferred_count:
+        waits = "waits" if healing.deferred_count == 1 else "wait"
         yield (
-            f"repair: {output.count_text(healing.deferred_count, 'chunk')} wait for a silent server to return"
+            f"repair: {output.count_text(healing.deferred_count, 'chunk')} {waits} for a silent server to return"
             " (repair_after, or the end of its maintenance)"
         )
     if healing.surplus_count or healing.misplaced_count:
@@ -46,11 +47,11 @@ def _balance_lines(healing: HealingStatus) -> Iterator[str]:
         why = " (waits for repair)" if balance.state == "waiting" else ""
         rate = f", {output.size_text(balance.rate)}/s" if balance.rate else ""
         yield (
-            f"balance: {output.size_text(balance.left_size)} to move{why}{rate}, done in {eta_text(balance.eta_s)};"
-            f" fills are {balance.spread * 100:.3g} points apart"
+            f"balance: {output.size_text(balance.left_size)} to move{why}{rate}, {done_text(balance.eta_s)};"
+            f" fills are {balance.spread * 100:.1f} points apart"
         )
     elif balance.state == "settled":
-        yield f"balance: fills are {balance.spread * 100:.3g} points apart; no chunk can be moved to better that"
+        yield f"balance: fills are {balance.spread * 100:.1f} points apart; no chunk can be moved to better that"
     elif balance.state == "stopped":
         yield "balance: stopped by an administrator"
 

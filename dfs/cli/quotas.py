@@ -13,20 +13,12 @@ from dfs.cli import output
 from dfs.cli.context import Cli
 from dfs.cli.operands import REMOTE
 from dfs.cli.quantities import Size
+from dfs.cli.subverbs import Subverbs
 from dfs.cli.verb import Verb, human_option, json_option, pass_cli
 from dfs.net.parts import QuotaStatus
 
 
-class _QuotaGroup(click.Group):
-    """`dfs quota` alone lists."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0].startswith("-") and args[0] != "--help"):
-            args = ["ls", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group("quota", cls=_QuotaGroup)
+@click.group("quota", cls=Subverbs, default="ls")
 def quota_verb() -> None:
     """Limit how many files and directories, and how many bytes, may be below a directory.
 

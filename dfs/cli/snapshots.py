@@ -15,6 +15,7 @@ from dfs import paths as path_rules
 from dfs.cli import output
 from dfs.cli.context import Cli
 from dfs.cli.operands import REMOTE
+from dfs.cli.subverbs import Subverbs
 from dfs.cli.verb import Verb, human_option, json_option, pass_cli
 from dfs.client.tree_changes import Change, ChangeKind
 from dfs.net.parts import Kind, SnapshotStatus
@@ -27,16 +28,7 @@ _SIGNS: Final = {
 }
 
 
-class _SnapshotGroup(click.Group):
-    """`dfs snapshot` alone lists."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0].startswith("-") and args[0] != "--help"):
-            args = ["ls", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group("snapshot", cls=_SnapshotGroup)
+@click.group("snapshot", cls=Subverbs, default="ls")
 def snapshot_verb() -> None:
     """Keep a directory as it is now, look at it later, go back to it.
 

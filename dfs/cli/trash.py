@@ -13,6 +13,7 @@ from dfs.cli import output
 from dfs.cli.context import Cli
 from dfs.cli.grace import grace_text
 from dfs.cli.operands import REMOTE
+from dfs.cli.subverbs import Subverbs
 from dfs.cli.verb import Verb, json_option, pass_cli, verb
 from dfs.net.messages import EmptyTrashReply
 from dfs.net.parts import TrashEntry
@@ -43,16 +44,7 @@ def undelete_verb(cli: Cli, paths: tuple[str, ...], trash_id: int | None, as_jso
     failures.finish()
 
 
-class _TrashGroup(click.Group):
-    """`dfs trash` alone lists."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0].startswith("-") and args[0] != "--help"):
-            args = ["ls", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group("trash", cls=_TrashGroup)
+@click.group("trash", cls=Subverbs, default="ls")
 def trash_verb() -> None:
     """List or empty the trash. Entries expire by themselves (trash_keep in cluster.ini)."""
 

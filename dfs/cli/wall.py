@@ -48,7 +48,7 @@ EXIT_CODES: Final = (
     (EXIT_OK, "done; for `test`: true; for `status` and `fsck`: healthy; for `doctor`: nothing failed"),
     (EXIT_FAILED, "an operation failed; for `test`: false; for `status`: degraded; for `fsck`: NOT healthy"),
     (EXIT_USAGE, "an unknown verb, a bad option or a bad argument"),
-    (EXIT_NOT_FOUND, "a file or directory does not exist (remote or local)"),
+    (EXIT_NOT_FOUND, "a file, directory, snapshot or server does not exist (remote or local)"),
     (EXIT_UNREACHABLE, "the cluster did not answer in time: no quorum, connection failed, deadline passed"),
     (EXIT_REFUSED, "the cluster refused this client: wrong secret or incompatible version"),
     (EXIT_CONFIG, "cluster.ini or metadata.json is missing or wrong"),

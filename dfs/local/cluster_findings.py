@@ -120,7 +120,7 @@ def judge_masters(
             "masters",
             f"{shown}; none leads",
             "no name can be read or changed",
-            "start masters, and look at the network between their raft_addresses",
+            "ask again in 5 seconds: it may be an election; then start masters, and look at the network between them",
         )
     elif len(members) < count:
         spare = len(members) - needed

@@ -141,7 +141,8 @@ def _check_chunk(parts: StateParts, chunk: NewChunk) -> None:
     text = id_text(chunk.handle[: ID_SIZE + 1])
     if len(chunk.handle) != ID_SIZE:
         raise InvalidArgument(f"chunk handle {text} has {len(chunk.handle)} bytes, not {ID_SIZE}")
-    if chunk.handle in parts.chunks or parts.chunks.is_garbage(chunk.handle):
+    is_tail = parts.tails.of_handle(chunk.handle) is not None  # its seal comes for sure, and makes it a chunk
+    if is_tail or chunk.handle in parts.chunks or parts.chunks.is_garbage(chunk.handle):
         raise ChunkExists(f"chunk {text} is known already; handles are never reused: allocate a new one", handle=text)
     if allocated_ms(chunk.handle) < parts.horizon_ms:
         raise Conflict(

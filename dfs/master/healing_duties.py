@@ -21,7 +21,6 @@ from dfs.master.commands import (
     BALANCE_ASKED,
     BALANCE_AUTOMATIC,
     BALANCE_STOPPED,
-    ChangeReplicas,
     ReplicaChange,
     SetBalance,
     TrimReplicas,
@@ -245,7 +244,7 @@ class SurplusDuty:
                 batch = changes[start : start + TRIMS_PER_TURN]
                 for change in batch:
                     trims.drop(server_id, change.handle)  # first: an order to delete it must not go out meanwhile
-                await self._leadership.decree(ChangeReplicas(server_id, tuple(batch)))
+                await self._reports.correct(server_id, batch)
             log.info("surplus_listed_again", server_id=server_id, count=len(changes))
 
 

@@ -30,8 +30,7 @@ def commit_many(parts: StateParts, command: CommitMany) -> CommitManyReply:
     replication = command.replication or parts.replication
     check_replication(replication)
     found = check_content(parts, command.chunks, [extent for file in command.files for extent in file.extents])
-    if parts.snapshots.count or len(parts.released):  # only then can a directory be shared
-        _own_directories(parts, command)
+    _own_directories(parts, command)
     # The chunks are in use until the end of the call: a later file may replace an earlier one of the same call.
     for chunk in command.chunks:
         parts.chunks.add(chunk.handle, chunk.length, chunk.crc, chunk.servers)
@@ -53,13 +52,18 @@ def commit_many(parts: StateParts, command: CommitMany) -> CommitManyReply:
 
 def _own_directories(parts: StateParts, command: CommitMany) -> None:
     """Raise `Overloaded` now, before the first file, while a large directory is being copied: all come again then."""
+    found: set[str] = set()
     for file in command.files:
+        directory = file.path.rpartition("/")[0]
+        if directory in found:
+            continue
         try:
             parts.namespace.locate(file.path, parents=command.parents)
         except Overloaded:
             raise
         except DfsError:
             continue  # told when it is the file's turn
+        found.add(directory)
 
 
 def _packed(found: Sequence[Extent], lengths: dict[ChunkHandle, int]) -> bytes:

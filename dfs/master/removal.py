@@ -31,6 +31,7 @@ class Removal:
 
     def __init__(self, state: MasterState, leadership: Leadership) -> None:
         self._state, self._leadership = state, leadership
+        self._turn = asyncio.Lock()  # two at once would each take the other's replicas for what is left
 
     def only_there(self, server_id: ServerId) -> int:
         """Count the chunks that have their only registered replica on this server."""
@@ -41,6 +42,10 @@ class Removal:
 
         Raise `Conflict` when chunks have their only replica there, unless `is_forced`, or when it comes back meanwhile.
         """
+        async with self._turn:
+            return await self._forget(server_id, is_forced=is_forced)
+
+    async def _forget(self, server_id: ServerId, *, is_forced: bool) -> tuple[int, int]:
         lost = self.only_there(server_id)
         if lost and not is_forced:
             raise Conflict(
@@ -49,7 +54,7 @@ class Removal:
             )
         count = 0
         for _ in range(ROUNDS_MAX):
-            dropped = await self._drop_replicas(server_id)
+            dropped = await self._drop_replicas(server_id, is_forced=is_forced)
             count += dropped
             if not dropped + await self._drop_garbage(server_id):
                 break
@@ -57,7 +62,7 @@ class Removal:
         log.warning("server_forgotten", server_id=id_text(server_id), replicas=count, lost=lost)
         return count, lost
 
-    async def _drop_replicas(self, server_id: ServerId) -> int:
+    async def _drop_replicas(self, server_id: ServerId, *, is_forced: bool) -> int:
         if not self._state.tallies_on(server_id):
             return 0
         found: list[ChunkHandle] = []
@@ -65,9 +70,14 @@ class Removal:
             found += handles
             await asyncio.sleep(0)
         for batch in _slices(found, CHANGES_PER_COMMAND):
-            changes = tuple(ReplicaChange(handle, False) for handle in batch)
+            changes = tuple(ReplicaChange(handle, False) for handle in batch if is_forced or not self._is_last(handle))
             await self._leadership.decree(ChangeReplicas(server_id, changes))
         return len(found)
+
+    def _is_last(self, handle: ChunkHandle) -> bool:
+        """Whether only one replica is left by now; then the server cannot be forgotten, which is said at the end."""
+        chunk = self._state.chunk(handle)
+        return chunk is not None and len(chunk.servers) == 1
 
     async def _drop_garbage(self, server_id: ServerId) -> int:
         if not self._state.garbage_count_of(server_id):

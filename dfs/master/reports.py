@@ -184,7 +184,7 @@ class Reports:
         ]
         missing = desk.missing
         try:
-            await self._correct(message.server_id, changes)
+            await self.correct(message.server_id, changes)
         except BaseException:
             missing.extendleft(reversed(gone))  # the next heartbeat settles them
             raise
@@ -209,6 +209,8 @@ class Reports:
             foreign += verdict is Verdict.FOREIGN
             if verdict is Verdict.LIST and self._healing.trims.holds(server_id, replica.handle):
                 continue  # it was unlisted as surplus, and is listed again when it is needed
+            if verdict in (Verdict.KEEP, Verdict.LIST):
+                desk.book.confirm((replica.handle,))  # an order that stands was for a bad one, which has gone
             if verdict is Verdict.LIST and not desk.recent.was_removed(replica.handle):
                 changes.append(ReplicaChange(replica.handle, True, replica.length, replica.crc))
             elif verdict.is_delete:
@@ -244,8 +246,22 @@ class Reports:
         for batch in _batches(garbage):
             await self._leadership.decree(ForgetGarbage(server_id, tuple(batch)))
 
-    async def _correct(self, server_id: ServerId, changes: list[ReplicaChange]) -> None:
-        for batch in _batches(changes):
+    async def correct(self, server_id: ServerId, changes: list[ReplicaChange]) -> None:
+        """Carry corrections into the map.
+
+        A replica may go while its listing is on the way: the heartbeat that tells so finds nothing to unlist yet.
+        """
+        desk = self._desks.get(server_id)
+        try:
+            for batch in _batches(changes):
+                await self._leadership.decree(ChangeReplicas(server_id, tuple(batch)))
+        except BaseException:
+            if desk is not None and any(change.is_added for change in changes):
+                desk.needs_report = True  # some may be listed late, when nobody looks
+            raise
+        listed = (change.handle for change in changes if change.is_added)
+        gone = [] if desk is None else [handle for handle in listed if desk.recent.was_removed(handle)]
+        for batch in _batches(self._removals(server_id, gone)):
             await self._leadership.decree(ChangeReplicas(server_id, tuple(batch)))
 
     # --- judging and ordering ----------------------------------------------------------------------------
@@ -310,7 +326,7 @@ class Reports:
         for start in range(0, len(message.replicas), JUDGED_PER_SLICE):
             changes += self._additions(message.server_id, desk, message.replicas[start : start + JUDGED_PER_SLICE])
             await asyncio.sleep(0)
-        await self._correct(message.server_id, changes)
+        await self.correct(message.server_id, changes)
         if message.is_last:
             desk.needs_report, desk.reported_s = False, now_s
         return ChunkReportReply(self._orders(message.server_id, desk))

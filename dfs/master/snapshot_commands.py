@@ -45,7 +45,9 @@ def restore_snapshot(parts: StateParts, command: RestoreSnapshot) -> StatReply:
     assert isinstance(directory, Directory), "looked at just now"
     root = parts.snapshots.get(command.path, command.name)
     path = join(command.path, command.inner) if command.inner else command.path
-    source = descend(root, split(path)[len(split(command.path)) :], f"{path} in snapshot {command.name}")
+    source = descend(
+        root, split(path)[len(split(command.path)) :], join(command.path, f"{SNAPSHOTS}/{command.name}/{command.inner}")
+    )
     if command.safety_name:
         _check_new(parts, command.path, command.safety_name, directory)
         _check_small(directory, split(path)[len(split(command.path)) : -1] if command.inner else None, path)

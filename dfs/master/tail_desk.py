@@ -141,15 +141,17 @@ class TailDesk:
             self._seen[tail.handle] = (tail.length, now_s)
 
     def due(self) -> list[tuple[TailRecord, str]]:
-        """Return the tails to seal now, with the reason: dead, restarted or idle."""
+        """Return the tails to seal now, with the reason: dead, restarted, drained or idle."""
         now_s = self._clock.monotonic()
         found = []
         for tail in self._state.tails.all():
             length, changed_s = self._seen.get(tail.handle, (0, now_s))
             if not self._is_served(tail):
-                found.append((tail, "a server of its chain is dead"))
+                found.append((tail, "a server of its chain is dead, or leaves"))
             elif length < 0:
                 found.append((tail, "a server of its chain restarted"))
+            elif self._is_leaving(tail):  # else a file that grows slowly would keep it from leaving for months
+                found.append((tail, "a server of its chain is being drained"))
             elif now_s - changed_s >= IDLE_S:
                 found.append((tail, "nothing was appended for a while"))
         self._seen = {handle: seen for handle, seen in self._seen.items() if self._state.tails.of_handle(handle)}
@@ -263,9 +265,19 @@ class TailDesk:
         return {server.server_id for server in self._state.servers() if server.address in wanted}
 
     def _is_served(self, tail: TailRecord) -> bool:
-        """Whether no server of the chain is known to be dead."""
-        now_s = self._clock.monotonic()
-        return all(self._view.liveness(server_id, now_s) is not Liveness.DEAD for server_id in tail.servers)
+        """Whether every server of the chain is, as far as is known, alive and to stay."""
+        now_s, now_ms = self._clock.monotonic(), max(self._clock.wall_ms(), self._state.clock_ms)
+        for server_id in tail.servers:
+            server = self._state.server(server_id)
+            if server is None or server.is_leaving or now_ms < server.maintenance_until_ms:
+                return False
+            if self._view.liveness(server_id, now_s) is Liveness.DEAD:
+                return False
+        return True
+
+    def _is_leaving(self, tail: TailRecord) -> bool:
+        known = (self._state.server(server_id) for server_id in tail.servers)
+        return any(server is not None and server.is_leaving for server in known)
 
     # --- sealing -------------------------------------------------------------------------------------------------
 

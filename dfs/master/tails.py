@@ -33,6 +33,7 @@ from dfs.net.parts import AppenderState
 OPEN_TAILS_MAX = 10_000  # files that are appended to at the same time
 VERSIONS_MAX = 64  # of one file whose readers may go on while records are appended
 REMEMBERED_MAX = 200_000  # appenders of all files together
+IDLE_HISTORIES_MAX = 10_000  # of files without appenders: their versions are kept for readers that began before
 
 # These neither read nor move nor replace the content of a file that is there.
 _HARMLESS = (
@@ -83,7 +84,8 @@ class TailTable:
         self._open: dict[str, TailRecord] = {}
         self._handles: dict[ChunkHandle, str] = {}
         self._above: Counter[str] = Counter()  # each path with an open tail, and every directory above one
-        self._histories: dict[int, History] = {}
+        self._histories: dict[int, History] = {}  # in the order of their last seals
+        self._idle: OrderedDict[int, None] = OrderedDict()  # those without appenders, in the same order
         self._remembered = 0
 
     # --- open tails
@@ -113,7 +115,7 @@ class TailTable:
         if not self._open or isinstance(command, _HARMLESS):
             return
         for path in named_paths(command):
-            if self._above.get(path.rstrip("/") or "/"):
+            if self._above.get(path):  # as `below` finds them; a path in another form is refused by its handler
                 raise TailOpen(f"records are being appended at or below {shown(path)}; its tail must be sealed before")
 
     def open(self, tail: TailRecord) -> None:
@@ -142,9 +144,8 @@ class TailTable:
 
     def remember(self, inode: int, changed: Iterable[AppenderState], closed: Iterable[bytes], now_ms: int) -> None:
         """Take in what a sealed tail said of its appenders."""
-        history = self._histories.get(inode)
-        if history is None:
-            history = self._histories[inode] = History()
+        history = self._histories.pop(inode, None) or History()
+        self._histories[inode] = history
         before = len(history.appenders)
         for state in changed:
             history.appenders.pop(state.appender, None)
@@ -152,6 +153,14 @@ class TailTable:
         for appender in closed:
             history.appenders.pop(appender, None)
         self._remembered += len(history.appenders) - before
+        self._note_idle(inode, history)
+        while len(self._idle) > IDLE_HISTORIES_MAX:
+            del self._histories[self._idle.popitem(last=False)[0]]
+
+    def _note_idle(self, inode: int, history: History) -> None:
+        self._idle.pop(inode, None)
+        if not history.appenders:
+            self._idle[inode] = None
 
     def require_memory(self) -> None:
         """Raise `LimitExceeded` when no more appenders can be remembered."""
@@ -185,6 +194,10 @@ class TailTable:
     def forget(self, idle_ms: int, limit: int, now_ms: int) -> None:
         """Drop at most `limit` appenders of which no seal told for `idle_ms`; an open tail remembers its own."""
         for inode, history in list(self._histories.items()):
+            if limit <= 0:
+                break
+            if inode in self._idle:
+                continue
             while limit > 0 and self._is_silent(history, idle_ms, now_ms):
                 history.appenders.popitem(last=False)
                 self._remembered -= 1
@@ -204,6 +217,7 @@ class TailTable:
         for appender, item in appenders:
             history.appenders[appender] = item
             self._remembered += 1
+        self._note_idle(inode, history)
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless the table agrees with itself."""
@@ -217,6 +231,9 @@ class TailTable:
         assert len(self._handles) == len(self._open), "handles of closed tails are kept"
         count = sum(len(history.appenders) for history in self._histories.values())
         assert count == self._remembered, f"{count} appenders are remembered, {self._remembered} were counted"
+        idle = [inode for inode, history in self._histories.items() if not history.appenders]
+        assert list(self._idle) == idle, "histories without appenders are not those that are known to be so"
+        assert len(idle) <= IDLE_HISTORIES_MAX, f"{len(idle)} histories without appenders are kept"
 
 
 def named_paths(command: Mutation) -> Iterator[str]:

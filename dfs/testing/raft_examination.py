@@ -15,12 +15,14 @@ from dfs.testing.raft_referee import RuleBroken
 from dfs.testing.raft_world import Life, RaftWorld
 
 CALM_DELAY_S = 0.0002  # of the network, on average: no election may be due to it
+CALM_AFTER_S = 1.0  # virtual; what was sent before holds up what follows it on the same connection
 PATIENCE_S = 10.0  # virtual
 
 
 async def examine(world: RaftWorld, timeout_s: tuple[float, float], lives: Callable[[], list[Life]]) -> None:
     """Put both questions; raise `RuleBroken` at a wrong answer. No client may be at work."""
     usual_s, world.net.delay_s = world.net.delay_s, CALM_DELAY_S
+    await asyncio.sleep(CALM_AFTER_S)
     longest_s = timeout_s[1]
     await _ask_for_steadiness(world, longest_s, lives)
     await _ask_for_modesty(world, longest_s, lives)

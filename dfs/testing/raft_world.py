@@ -276,7 +276,7 @@ class RaftWorld:
 
     def _echo(self, peer: str, host: MasterHost, message: RaftMessage) -> None:
         life = host.life
-        if life is not None and life.is_started and self.net.is_open(peer, host.name):
+        if self.echo_rate and life is not None and life.is_started and self.net.is_open(peer, host.name):
             self.loop.call_soon(life.hear_echo, peer, message, context=life.machine.context.copy())
 
     def _make_checkpoint_writer(self, folder: raft_checkpoint.CheckpointFolder) -> CheckpointWriter:

@@ -47,6 +47,7 @@ def cluster(tmp_path: Path) -> Iterator[ClusterUnderTest]:
 
 def run_json(cluster: ClusterUnderTest, *arguments: str) -> tuple[int, Any]:
     done = cluster.run_cli(*arguments, "--json")
+    assert done.stdout, f"{arguments} said nothing but {done.stderr!r}"
     return done.returncode, json.loads(done.stdout)
 
 

@@ -20,8 +20,9 @@ from dfs.client import DfsClient
 from dfs.errors import AppenderUnknown, Conflict, ConnectionFailed, InvalidArgument, LimitExceeded
 from dfs.ids import ChunkHandle
 from dfs.master.chunk_report import Verdict
-from dfs.master.commands import PutServer
+from dfs.master.commands import PutServer, SetServerMode
 from dfs.master.tail_desk import TailDesk
+from dfs.master.tail_duty import TailDuty
 from dfs.master.tails import TailRecord
 from dfs.net.messages import Message, OpenTail, OpenTailReply
 from dfs.net.parts import ReplicaReport
@@ -305,6 +306,19 @@ def test_tails_are_dropped_once_their_chunk_is_known_and_not_before(cluster: Mem
     assert content(client, "/sealed") == b"one"
 
 
+def test_a_tail_leaves_a_server_that_is_being_drained(cluster: MemoryCluster, client: DfsClient) -> None:
+    client.append_record("/log", b"one")
+    before, service, state = tail_of(cluster), cluster.masters[0].service, cluster.masters[0].state
+    assert service.tails.due() == []
+    cluster.run(service.leadership.decree(SetServerMode(before.servers[2], True, 0)))
+    assert [tail for tail, _ in service.tails.due()] == [before]
+    cluster.run(TailDuty(service.tails, state, service.leadership).run_once())
+    assert state.tails.at("/log") is None
+    client.append_record("/log", b"two")
+    assert before.servers[2] not in tail_of(cluster).servers
+    assert content(client) == b"onetwo"
+
+
 def test_a_replica_made_of_a_tail_is_no_orphan_before_its_commit(cluster: MemoryCluster, client: DfsClient) -> None:
     client.append_record("/log", b"one")
     state, reports = cluster.masters[0].state, cluster.masters[0].service.reports
@@ -323,8 +337,23 @@ async def _applied(cluster: MemoryCluster, now_ms: int) -> None:
 
 def test_everything_is_killed_again_and_again_and_each_record_is_there_once(tmp_path: Path) -> None:
     with ClusterUnderTest(tmp_path, chunk_servers=5, chunk_size=1 << 20) as cluster:
-        plan = ChaosPlan(appenders=4, records=3000, seed=5, kill_every_s=0.5, size_max=20_000)
+        plan = ChaosPlan(appenders=4, records=2500, seed=5, kill_every_s=0.5, size_max=20_000)
         chaos = AppendChaos(cluster, plan, tmp_path)
         assert chaos.run(150) == []
         assert chaos.judge() == plan.appenders * plan.records
         assert chaos.kills, "something was killed meanwhile"
+        check_everything_killed_at_once(cluster)
+
+
+def check_everything_killed_at_once(cluster: ClusterUnderTest) -> None:
+    """With an open tail, all nodes die in the same moment: what was acknowledged is there, and appending goes on."""
+    records = [make_record(1, number, 3000) for number in range(1, 21)]
+    with cluster.client() as client, client.appender("/all") as appender:
+        outcomes = [appender.append(record) for record in records]
+        told = [Acknowledged(1, number, outcome.result(60)) for number, outcome in enumerate(outcomes, 1)]
+        for name in cluster.names():
+            cluster.kill(name)
+        cluster.up()
+        check_exactly_once(b"".join(client.read("/all")), told)
+        last = appender.append(make_record(1, 21, 3000)).result(60)
+        check_exactly_once(b"".join(client.read("/all")), [*told, Acknowledged(1, 21, last)])

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ import pytest
 
 from dfs.checksum import block_checksums, crc32c
 from dfs.chunk.disk import Disk
-from dfs.chunk.group_commit import GroupCommit
 from dfs.chunk.identity import DataDirectory
 from dfs.chunk.layout import encode_tail, file_size
 from dfs.chunk.replicas import Replica, Space
@@ -232,6 +232,32 @@ def test_stored_bytes_never_pass_for_a_record(tmp_path: Path) -> None:
         assert store.handles() == []
 
 
+def test_everything_of_volumes_is_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with opened(tmp_path / "a") as store:
+            handles = [put(store, bytes(1000)).handle for _ in range(20)]
+            flip(volumes_of(tmp_path / "a")[0], HEADER_SIZE + 5)
+            assert not store.verify(handles[0])
+    finally:
+        os.umask(before)
+    paths = [*(tmp_path / "a" / "volumes").iterdir(), *(tmp_path / "a" / "quarantine").iterdir()]
+    assert {path.suffix for path in paths} == {".vol", ".idx", ".0"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths} == {0o600}
+
+
+def test_writer_that_outlives_its_store_is_refused(tmp_path: Path) -> None:
+    with opened(tmp_path / "a") as store:
+        put(store, b"first")
+        writer = store.create(new_chunk_handle())
+        writer.write(memoryview(b"late"), block_checksums(b"late"))
+        writer.check(4, crc32c(b"late"))
+    size = volumes_of(tmp_path / "a")[0].stat().st_size
+    with pytest.raises(DiskFailed):
+        writer.publish()
+    assert [path.stat().st_size for path in volumes_of(tmp_path / "a")] == [size]
+
+
 # --- power cuts -------------------------------------------------------------------------------------------
 
 
@@ -399,40 +425,6 @@ def test_writers_that_come_during_a_sync_share_the_next_one(tmp_path: Path, monk
             thread.join(WAIT_S)
         assert len(store.handles()) == 9
     assert len(syncs) == 2
-
-
-def test_failure_of_a_commit_reaches_everybody_in_it_and_nobody_else() -> None:
-    batches: list[list[int]] = []
-    has_begun, may_go_on = threading.Event(), threading.Event()
-
-    def commit(batch: list[int]) -> None:
-        batches.append(batch)
-        has_begun.set()
-        assert may_go_on.wait(WAIT_S)
-        if 3 in batch:
-            raise DiskFull("no space", failed="here")
-
-    group = GroupCommit(commit, batch_size_max=20)
-    outcomes: dict[int, str] = {}
-
-    def submit(item: int) -> None:
-        try:
-            group.submit(item, 10)
-            outcomes[item] = "done"
-        except DiskFull as error:
-            outcomes[item] = error.details["failed"]
-
-    threads = [threading.Thread(target=submit, args=(item,)) for item in range(6)]
-    pause = threading.Event()
-    for count, thread in enumerate(threads):
-        thread.start()
-        while len(group._queue) + len(batches) < max(1, count + 1) or not has_begun.is_set():
-            pause.wait(0.001)
-    may_go_on.set()
-    for thread in threads:
-        thread.join(WAIT_S)
-    assert batches == [[0], [1, 2], [3, 4], [5]]
-    assert outcomes == {0: "done", 1: "done", 2: "done", 3: "here", 4: "here", 5: "done"}
 
 
 # --- compaction ---------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def test_lines_tell_what_waits_how_fast_and_until_when() -> None:
     repair, safe, blocked, deferred, balance = healing_lines(healing)
     assert "33 chunks to copy (1 without a live replica, 2 with one, 30 with more), 66.0 MiB" in repair
     assert "6 under way, 2.0 MiB/s" in repair
-    assert safe.endswith("unknown")
+    assert safe == "repair: chunks with one live replica: end not known yet"
     assert blocked.endswith("c2 is away")
     assert "4 chunks wait for a silent server" in deferred
     assert "7.0 MiB to move (waits for repair)" in balance

@@ -317,3 +317,68 @@ def test_what_the_library_logs_is_not_printed_by_programs_that_log_nothing() -> 
 
 def environ(home: Path) -> dict[str, str]:
     return {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.parametrize("group", ["admin", "snapshot", "quota", "trash"])
+def test_a_wrong_inner_verb_is_told_with_the_way_to_the_right_one(run: Run, group: str) -> None:
+    result = run(group, "xyzzy")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"dfs: {group}: there is no verb 'xyzzy'; see `dfs {group} --help`\n",
+    )
+    assert run(group, "--frob", "xyzzy").exit_code == 2
+
+
+def test_an_inner_verb_that_comes_close_is_proposed(run: Run) -> None:
+    assert run("admin", "decomission", "c1").stderr == (
+        "dfs: admin: there is no verb 'decomission'; did you mean decommission?\n"
+    )
+
+
+def test_admin_alone_shows_its_verbs_and_help_explains_each(run: Run) -> None:
+    alone = run("admin")
+    assert alone.exit_code == 0
+    assert "\n  decommission " in alone.output
+    assert not alone.stderr
+    for words in (("admin", "repack"), ("snapshot", "create"), ("quota", "set"), ("trash", "empty")):
+        shown = run("help", *words)
+        assert shown.exit_code == 0
+        assert shown.output.startswith(f"Usage: dfs {' '.join(words)} [OPTIONS]")
+    wrong = run("help", "ls", "x")
+    assert (wrong.exit_code, wrong.stderr) == (2, "dfs: help: 'ls' has no verbs of its own; see `dfs ls --help`\n")
+    assert run("help", "trash", "x").exit_code == 2
+
+
+def test_global_options_stand_between_outer_and_inner_verb_too(client: MemoryClient, run: Run) -> None:
+    client.put(io.BytesIO(b"x"), "/d/f", parents=True)
+    assert run("rm", "-q", "/d/f").exit_code == 0
+    for line in (
+        ["trash"],
+        ["trash", "ls"],
+        ["trash", "--timeout", "5"],
+        ["trash", "--timeout=5", "ls"],
+        ["trash", "-h"],
+    ):
+        assert run(*line).output.endswith("/d/f\n"), line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("dfs trash ", {"empty", "ls"}),
+        ("dfs admin de", {"decommission"}),
+        ("dfs snapshot ", {"create", "diff", "ls", "restore", "rm"}),
+        ("dfs admin maintenance o", {"on", "off"}),
+        ("dfs help sn", {"snapshot"}),
+        ("dfs help quota s", {"set"}),
+        ("dfs help ls x", set()),
+    ],
+)
+def test_inner_verbs_are_completed(words: str, expected: set[str]) -> None:
+    from click.shell_completion import ShellComplete
+
+    from dfs.cli.group import cli
+
+    *args, incomplete = words.split(" ")[1:]
+    found = ShellComplete(cli, {}, "dfs", "_DFS_COMPLETE").get_completions(args, incomplete)
+    assert {item.value for item in found} == expected

@@ -104,10 +104,11 @@ def test_several_data_directories_are_read_from_one_line_or_several() -> None:
         ("orphan_grace = 24 h", "orphan_grace = 5 m", ("[cluster]", "orphan_grace", "token_lifetime")),
         ("heartbeat_interval = 1 s", "heartbeat_interval = 0 s", ("[cluster]", "heartbeat_interval", "longer")),
         ("trash_keep = 3 d", "trash_keep = 9999 d", ("[cluster]", "trash_keep", "3650 d")),
-        ("scrub_rate = 10 MiB", "scrub_rate = 0 B", ("[cluster]", "scrub_rate", "64 KiB", "scrub_period")),
-        ("scrub_rate = 10 MiB", "scrub_rate = 10", ("[cluster]", "scrub_rate", "no unit")),
+        ("scrub_rate = 10 MiB/s", "scrub_rate = 0 B", ("[cluster]", "scrub_rate", "64 KiB", "scrub_period")),
+        ("scrub_rate = 10 MiB/s", "scrub_rate = 10/s", ("[cluster]", "scrub_rate", "no unit")),
+        ("scrub_rate = 10 MiB/s", "scrub_rate = 10", ("[cluster]", "scrub_rate", "no unit")),
         ("scrub_period = 14 d", "scrub_period = 14", ("[cluster]", "scrub_period", "no unit")),
-        ("[cluster]", "name = x\n[cluster]", ("line 7", "before any [section]")),
+        ("[cluster]", "name = x\n[cluster]", ("line 8", "before any [section]")),
         ("name = dfs", "name = dfs\nname = dfs", ("[cluster]", "name", "twice")),
         ("name = dfs", "name = dfs\nwhat is this", ("what is this", "key = value")),
     ],
@@ -202,3 +203,9 @@ def test_ipv6_addresses_stand_in_brackets() -> None:
 def test_limits_agree_with_those_of_the_wire() -> None:
     assert config.REPLICATION_MAX == messages.REPLICATION_MAX
     assert config.CHUNK_SIZE_MAX == frames.PAYLOAD_SIZE_MAX
+
+
+@pytest.mark.parametrize("text", ["10 MiB", "10 MiB/s", "10 MiB / s"])
+def test_a_scrub_rate_is_written_as_the_other_rates_or_as_it_was_before(text: str) -> None:
+    changed = EMBEDDED_DEFAULT.replace("scrub_rate = 10 MiB/s ", f"scrub_rate = {text} ")
+    assert parse_config(changed, SOURCE).scrub_rate == 10 * 1024 * 1024

@@ -13,6 +13,7 @@ import pytest
 
 from dfs.errors import Conflict, InvalidArgument, NotEnoughServers, NotFound
 from dfs.ids import ChunkHandle, ServerId
+from dfs.master.commands import ChangeReplicas
 from dfs.master.duties import LivenessDuty, ReportsDuty
 from dfs.net.messages import (
     Allocate,
@@ -26,6 +27,7 @@ from dfs.net.messages import (
     GetClusterStatusReply,
     Locate,
     LocateReply,
+    Message,
     RemoveServer,
     RemoveServerReply,
     SetMaintenance,
@@ -165,20 +167,46 @@ def test_a_returning_server_ends_the_waiting_and_its_surplus_is_trimmed_after_th
     run(test())
 
 
+async def unlisted(scene: Scene) -> tuple[ChunkHandle, PretendServer]:
+    """Store a chunk with a replica too many; return it, and the server whose replica was unlisted."""
+    (handle,) = await scene.store("/f")
+    spare = next(server for name, server in scene.servers.items() if name not in scene.holders(handle))
+    await spare.beat(added=[spare.put(handle, MIB, 7)])
+    await scene.pass_time(3)
+    assert len(scene.holders(handle)) == 3
+    (name,) = {name for name, server in scene.servers.items() if handle in server.replicas} - scene.holders(handle)
+    return handle, scene.servers[name]
+
+
 def test_an_unlisted_replica_is_listed_again_when_its_chunk_needs_it() -> None:
     async def test() -> None:
         scene = await Scene.begin(4, garbage_grace_s=1000.0)
-        (handle,) = await scene.store("/f")
-        spare = next(server for name, server in scene.servers.items() if name not in scene.holders(handle))
-        await spare.beat(added=[spare.put(handle, MIB, 7)])
-        await scene.pass_time(3)
-        before = scene.holders(handle)
-        assert len(before) == 3
-        (unlisted,) = {name for name, server in scene.servers.items() if handle in server.replicas} - before
-        scene.away = {min(before)}
+        handle, server = await unlisted(scene)
+        scene.away = {min(scene.holders(handle))}
         await scene.pass_time(14)
-        assert unlisted in scene.holders(handle)
+        assert server.name in scene.holders(handle)
         assert scene.fetched() == 0, "no byte had to move"
+
+    run(test())
+
+
+def test_an_unlisted_replica_that_goes_while_it_is_listed_again_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        scene = await Scene.begin(4, garbage_grace_s=1000.0)
+        handle, server = await unlisted(scene)
+        decree = scene.trio.leader.leadership.decree
+
+        async def decree_late(command: Message) -> Message:
+            if isinstance(command, ChangeReplicas) and not scene.fetched() and handle in server.replicas:
+                del server.replicas[handle]
+                await server.beat(removed=[handle])
+            return await decree(command)
+
+        monkeypatch.setattr(scene.trio.leader.leadership, "decree", decree_late)
+        scene.away = {min(scene.holders(handle))}
+        await scene.pass_time(20)
+        assert scene.fetched() == 1, "a copy was made instead"
+        assert all(handle in scene.servers[name].replicas for name in scene.holders(handle))
 
     run(test())
 

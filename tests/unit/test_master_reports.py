@@ -209,6 +209,21 @@ def test_a_replica_with_other_bytes_is_unlisted_and_ordered_away() -> None:
     run(test())
 
 
+def test_a_good_replica_does_not_go_by_an_old_order_for_a_bad_one() -> None:
+    async def test() -> None:
+        trio, servers = await started(3)
+        (handle,) = await stored(trio, servers, "/f")
+        assert (await servers[0].beat(added=[servers[0].put(handle, 999, 7)])).orders == (DeleteReplica(handle),)
+        trio.clock.advance(
+            RESEND_AFTER_S + 1
+        )  # it deleted that one and fetched a good one: only the last state is told
+        reply = await servers[0].beat(added=[servers[0].put(handle, 1000, 7)])
+        assert reply.orders == ()
+        assert holders(trio, handle) == {"c1", "c2", "c3"}
+
+    run(test())
+
+
 def test_a_heartbeat_that_fails_half_way_can_be_sent_again() -> None:
     async def test() -> None:
         trio, servers = await started(3)
@@ -428,6 +443,23 @@ def test_a_replica_that_went_during_a_report_is_not_listed_again_by_it() -> None
         for page in pages:
             await trio.ask(page)
         assert holders(trio, handle) == {"c2", "c3"}
+
+    run(test())
+
+
+def test_a_replica_that_goes_while_its_listing_is_on_its_way_is_not_listed() -> None:
+    async def test() -> None:
+        trio, servers = await started(4)
+        (handle,) = await stored(trio, servers, "/f")
+        (fourth,) = (server for server in servers if server.name not in holders(trio, handle))
+        before = holders(trio, handle)
+        trio.logs["m1"].hold()
+        listing = asyncio.create_task(fourth.beat(added=[fourth.put(handle, 1000, 7)]))
+        await asyncio.sleep(0)
+        await asyncio.wait_for(fourth.beat(removed=[handle]), 5)  # an old leader's order, carried out late
+        trio.logs["m1"].release()
+        await listing
+        assert holders(trio, handle) == before
 
     run(test())
 

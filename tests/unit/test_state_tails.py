@@ -263,3 +263,26 @@ def test_dumps_and_exports_keep_tails_and_appenders(master: Master) -> None:
         assert list(other.dump()) == list(master.state.dump())
         assert other.tails.all() == master.state.tails.all()
         assert other.tails.seeds(other.stat("/a").inode) == master.state.tails.seeds(master.state.stat("/a").inode)
+
+
+def test_what_is_kept_of_files_without_appenders_is_bounded(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "IDLE_HISTORIES_MAX", 3)
+    before = {}
+    for path in ("/a", "/b", "/c", "/d", "/e"):
+        master.begin(path)
+        master.commit(5, path=path)
+        before[path] = master.state.stat(path).version
+        if path == "/d":
+            loaded = MasterState()
+            loaded.load(master.state.dump())
+            master.state = loaded
+        if path == "/c":  # longer unused than the others, but for this
+            master.begin("/a")
+            master.commit(5, AppenderState(A, 1, (5,)), path="/a")
+            master.begin("/a")
+            master.commit(5, path="/a", closed=(A,))
+    assert [inode for inode, _ in master.state.tails.histories()] == [
+        master.state.stat(path).inode for path in ("/a", "/d", "/e")
+    ]
+    assert master.state.extents("/a", 0, 10, before["/a"]).extents, "a reader that began before goes on"
+    assert master.state.fault is None
