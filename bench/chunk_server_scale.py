@@ -2,7 +2,8 @@
 
 Owns: a data directory full of small sealed replicas, and a real master and chunk server process over it. Refuses to
 know: anything but files, processes and logs.
-Usage: python bench/chunk_server_scale.py [replicas] [bytes of each]
+Usage: python bench/chunk_server_scale.py [replicas] [bytes of each] [volumes | files]
+Replicas lie in volumes, as small ones do, or in a file each, as large ones do.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dfs.chunk.store import FileStore
 from dfs.ids import id_text, new_chunk_handle
 from dfs.net.messages import REPORT_PAGE_MAX
 from dfs.testing.cluster import ClusterUnderTest, wait_until
+from dfs.testing.replicas import put
 
 IDLE_S = 20.0  # of the measurement of the idle load
 WAIT_S = 120.0
@@ -30,17 +32,33 @@ TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def fill(disk: Path, count: int, size: int) -> None:
+def fill(disk: Path, count: int, size: int, kind: str) -> None:
     """Write `count` sealed replicas into a data directory that no server uses now."""
     data = os.urandom(size)
+    if kind == "volumes":
+        fill_volumes(disk, count, data)
+    else:
+        fill_files(disk, count, data)
+
+
+def fill_volumes(disk: Path, count: int, data: bytes) -> None:
+    """Store them as a chunk server does, but for the syncs."""
+    store = FileStore([disk], "test", disk_reserve=0, fsync=False, volume_chunk_max=len(data))
+    for _ in range(count):
+        put(store, data)
+    store.close()
+    os.sync()
+
+
+def fill_files(disk: Path, count: int, data: bytes) -> None:
     checksums = block_checksums(data)
-    crc = combine_blocks(checksums, size)
+    crc = combine_blocks(checksums, len(data))
     for number in range(FOLDER_COUNT):
         (disk / "chunks" / f"{number:02x}").mkdir(parents=True, exist_ok=True)
     for _ in range(count):
         handle = new_chunk_handle()
         name = id_text(handle)
-        (disk / "chunks" / name[:2] / name).write_bytes(data + encode_tail(handle, size, crc, checksums))
+        (disk / "chunks" / name[:2] / name).write_bytes(data + encode_tail(handle, len(data), crc, checksums))
 
 
 def resident(pid: int) -> int:
@@ -68,15 +86,15 @@ def measure_store(disk: Path, count: int) -> None:
     print(f"store: {grown / count:.0f} resident bytes per replica")
 
 
-def measure_server(cluster: ClusterUnderTest, disk: Path, count: int, size: int) -> None:
+def measure_server(cluster: ClusterUnderTest, disk: Path, count: int, size: int, kind: str) -> None:
     """Measure the whole process: its start, its full report, its idle load."""
     with cluster:
         pids = cluster.local.pids()
         empty_size = resident(pids["c1"])
         cluster.stop("c1")
         began_s = time.perf_counter()
-        fill(disk, count, size)
-        print(f"{count:,} replicas of {size:,} bytes written in {time.perf_counter() - began_s:.1f} s")
+        fill(disk, count, size, kind)
+        print(f"{count:,} replicas of {size:,} bytes written into {kind} in {time.perf_counter() - began_s:.1f} s")
         measure_store(disk, count)
         began_s = time.perf_counter()
         cluster.start("c1")
@@ -102,11 +120,14 @@ def _life(cluster: ClusterUnderTest) -> str:
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
     size = int(sys.argv[2]) if len(sys.argv) > 2 else 4096
+    kind = sys.argv[3] if len(sys.argv) > 3 else "volumes"
+    if kind not in ("volumes", "files"):
+        raise SystemExit(f"{kind}: replicas lie in volumes or in files")
     with tempfile.TemporaryDirectory(prefix="dfs-bench-") as folder:
         settings = {"heartbeat_interval": "1 s", "dead_after": "10 s", "repair_after": "60 s", "scrub_period": "0 s"}
         cluster = ClusterUnderTest(Path(folder), masters=1, chunk_servers=1, settings=settings)
         (disk,) = cluster.config.chunk_server("c1").data_dirs
-        measure_server(cluster, disk, count, size)
+        measure_server(cluster, disk, count, size, kind)
 
 
 if __name__ == "__main__":

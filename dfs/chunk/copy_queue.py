@@ -16,8 +16,11 @@ from dfs.log import get_logger
 from dfs.net.messages import COPIES_WAITING_MAX
 from dfs.net.parts import CopyFailure, CopyReplica
 
-COPIERS = 4  # copies under way at the same time; more make disks seek and take little time off
-ORDINARY_MAX = COPIERS - 1  # of them not urgent: slowed down by the rate limit, they must not make an urgent one wait
+COPIERS = 12  # copies under way at the same time: small ones wait for a sync most of the time, and share it
+ORDINARY_MAX = COPIERS - 4  # of them not urgent: slowed down by the rate limit, they must not make an urgent one wait
+LARGE_SIZE = 1024 * 1024  # bytes of a chunk above which moving them takes longer than the sync
+LARGE_MAX = 4  # copies of large chunks; more make disks seek and take little time off
+ORDINARY_LARGE_MAX = LARGE_MAX - 1  # an ordinary large copy begins only while fewer large ones are under way
 FAILURE_TEXT_MAX = 500  # characters of a failure's reason
 
 log = get_logger(__name__)
@@ -30,6 +33,10 @@ class CopyJob:
     order: CopyReplica
     is_urgent: bool
     is_cancelled: bool = False
+
+    @property
+    def is_large(self) -> bool:
+        return self.order.length > LARGE_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +125,18 @@ class CopyQueue:
             return job
 
     def _next(self) -> CopyJob | None:
-        may_be_ordinary = sum(not job.is_urgent for job in self._running.values()) < ORDINARY_MAX
+        running = self._running.values()
+        large_count = sum(job.is_large for job in running)
+        may_be_ordinary = sum(not job.is_urgent for job in running) < ORDINARY_MAX
         found: CopyJob | None = None
         for handle, job in self._waiting.items():
             if handle in self._running:
                 continue  # a cancelled copy of the same chunk has not ended yet
-            if job.is_urgent:
+            if job.is_urgent and not (job.is_large and large_count >= LARGE_MAX):
                 return job
-            if found is None and may_be_ordinary:
+            if found is not None or job.is_urgent or not may_be_ordinary:
+                continue
+            if not (job.is_large and large_count >= ORDINARY_LARGE_MAX):
                 found = job
         return found
 

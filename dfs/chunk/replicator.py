@@ -43,7 +43,8 @@ IN_FLIGHT_MAX = 4  # pieces that a source was asked for and has not sent: it nev
 STALL_S = 15.0  # for one piece; a source that is slower is as good as none
 VERIFY_TIMEOUT_S = 30.0  # for a source to look at its replica again
 SOURCES_MAX = 16  # of one order; the rest of a longer list is not asked
-WAIT_S = 0.2  # how late a stop, or a change of the rate limit, may be noticed
+WAIT_S = 0.2  # how late a change of the rate limit may be noticed
+IDLE_WAIT_S = 1.0  # between two looks of a copier without work at `stop`; `close` wakes it at once
 
 _WHOLE_ORDER = (TokenExpired, TokenInvalid)  # no other source will have it either: the leader has to sign anew
 
@@ -89,12 +90,13 @@ class Replicator:
     def run(self, stop: threading.Event) -> None:
         """Serve as the root of a thread until `stop`."""
         while not (stop.is_set() or self._closing.is_set()):
-            if (job := self.queue.take(WAIT_S)) is not None:
+            if (job := self.queue.take(IDLE_WAIT_S)) is not None:
                 self._perform(job)
 
     def close(self) -> None:
         """Break off what is under way (nothing of it stays) and close the connections."""
         self._closing.set()
+        self.queue.add(())  # wakes copiers without work
         with self._lock:
             for channel in self._channels:
                 channel.interrupt()

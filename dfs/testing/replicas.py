@@ -14,7 +14,7 @@ from typing import Final
 from dfs.checksum import block_checksums, crc32c
 from dfs.chunk.layout import data_length
 from dfs.chunk.replicas import ChunkStore, Replica
-from dfs.chunk.volume_records import RecordKind, VolumeName
+from dfs.chunk.volume_records import RecordHeader, RecordKind, VolumeName
 from dfs.chunk.volume_scan import read_volume
 from dfs.ids import ChunkHandle, id_text, new_chunk_handle
 
@@ -74,17 +74,21 @@ def stored_in(disk: Path) -> list[StoredReplica]:
             status = path.stat()
             handle = ChunkHandle(bytes.fromhex(path.name))
             found.append(StoredReplica(handle, path, 0, data_length(status.st_size), status.st_mtime_ns // 1_000_000))
+    records: list[tuple[Path, int, RecordHeader]] = []
     for path in (disk / "volumes").glob("*.vol"):
         name = VolumeName.parse(path.stem)
         assert name is not None, path
         with contextlib.suppress(FileNotFoundError):
             scanned = read_volume(path, path.with_suffix(".idx"), name)
-            gone = {header.handle for header in scanned.headers if header.kind is RecordKind.TOMBSTONE}
-            found += [
-                StoredReplica(header.handle, path, header.start, header.length, header.moment_ms)
-                for header in scanned.headers
-                if header.kind is RecordKind.REPLICA and header.handle not in gone
-            ]
+            records += [(path, name.number, header) for header in scanned.headers]
+    gone = {
+        (header.target_volume, header.target_offset) for _, _, header in records if header.kind is RecordKind.TOMBSTONE
+    }
+    found += [
+        StoredReplica(header.handle, path, header.start, header.length, header.moment_ms)
+        for path, number, header in records
+        if header.kind is RecordKind.REPLICA and (number, header.offset) not in gone
+    ]
     return sorted(found, key=lambda replica: replica.published_ms)
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dfs.chunk.copy_queue import COPIERS, FAILURE_TEXT_MAX, ORDINARY_MAX, CopyJob, CopyQueue
+from dfs.chunk.copy_queue import (
+    COPIERS,
+    FAILURE_TEXT_MAX,
+    LARGE_MAX,
+    LARGE_SIZE,
+    ORDINARY_LARGE_MAX,
+    ORDINARY_MAX,
+    CopyJob,
+    CopyQueue,
+)
 from dfs.ids import ChunkHandle
 from dfs.net.messages import COPIES_WAITING_MAX
 from dfs.net.parts import CopyReplica
 
 
-def order(number: int, *, urgent: bool = False, token: bytes = b"t") -> CopyReplica:
-    return CopyReplica(ChunkHandle(number.to_bytes(16, "big")), 1, 0, ("127.0.0.1:1",), token, urgent)
+def order(number: int, *, urgent: bool = False, token: bytes = b"t", length: int = 1) -> CopyReplica:
+    return CopyReplica(ChunkHandle(number.to_bytes(16, "big")), length, 0, ("127.0.0.1:1",), token, urgent)
 
 
 def take(queue: CopyQueue) -> CopyJob:
@@ -52,8 +61,8 @@ def test_repeated_order_is_no_second_but_brings_what_is_new() -> None:
     assert numbers(queue.status().copying) == [2, 1]
 
 
-def test_one_copier_is_kept_for_urgent_orders() -> None:
-    assert ORDINARY_MAX == COPIERS - 1
+def test_some_copiers_are_kept_for_urgent_orders() -> None:
+    assert ORDINARY_MAX < COPIERS
     queue = CopyQueue()
     queue.add(map(order, range(COPIERS)))
     for _ in range(ORDINARY_MAX):
@@ -61,6 +70,22 @@ def test_one_copier_is_kept_for_urgent_orders() -> None:
     assert queue.take() is None
     queue.add([order(99, urgent=True)])
     assert numbers((take(queue).order.handle,)) == [99]
+
+
+def test_few_large_copies_run_at_a_time_and_small_ones_pass_them() -> None:
+    assert LARGE_MAX < COPIERS
+    large = [order(number, length=LARGE_SIZE + 1) for number in range(COPIERS)]
+    queue = CopyQueue()
+    queue.add(large)
+    running = [take(queue) for _ in range(ORDINARY_LARGE_MAX)]
+    assert queue.take() is None
+    queue.add([order(50, urgent=True, length=LARGE_SIZE + 1), order(51, urgent=True, length=LARGE_SIZE + 1)])
+    assert numbers((take(queue).order.handle,)) == [50], "a place is kept for an urgent one"
+    assert queue.take() is None, "no more than LARGE_MAX, however urgent"
+    queue.add([order(60), order(61, urgent=True, length=LARGE_SIZE)])
+    assert numbers((take(queue).order.handle, take(queue).order.handle)) == [61, 60]
+    queue.done(running[0])
+    assert numbers((take(queue).order.handle,)) == [51]
 
 
 def test_full_queue_takes_only_urgent_orders_and_says_what_gave_way() -> None:

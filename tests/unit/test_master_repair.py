@@ -120,7 +120,7 @@ def test_a_copy_goes_to_another_rack_and_comes_from_the_least_busy_server() -> N
 
 def test_limits_of_destination_source_and_gentleness_hold() -> None:
     pair = Roster([member(1), member(2)])
-    many = [candidate(number, view(1, goal=2)) for number in range(200)]
+    many = [candidate(number, view(1, goal=2)) for number in range(3 * COPIES_WAITING_MAX)]
     assert len(plan(many, pair)) == COPIES_WAITING_MAX
     large = [candidate(number, view(1, 3, goal=3, length=TARGET_SIZE_MAX // 4 + 1)) for number in range(200)]
     trio = Roster([member(1), member(2, room=100 * GIB), member(3)])
@@ -131,7 +131,10 @@ def test_limits_of_destination_source_and_gentleness_hold() -> None:
     rack = Roster([member(1, rack="a"), member(2, rack="a"), member(3, rack="b")])
     assert len(plan(gentle, rack)) == GENTLE_COPIES_MAX
     wide = Roster([member(number) for number in range(1, 8)])
-    assert len(plan([candidate(number, view(1, goal=2)) for number in range(1000)], wide)) == SOURCE_COPIES_MAX
+    assert (
+        len(plan([candidate(number, view(1, goal=2)) for number in range(2 * SOURCE_COPIES_MAX)], wide))
+        == SOURCE_COPIES_MAX
+    )
 
 
 def test_a_server_without_room_for_the_chunk_is_never_chosen() -> None:

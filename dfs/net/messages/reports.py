@@ -13,7 +13,7 @@ from dfs.net.parts import CopyFailure, CopyReplica, DeleteReplica, DiskReport, R
 
 REPORT_PAGE_MAX = 5000  # replicas in one ChunkReport
 HEARTBEAT_CHANGES_MAX = 5000  # added and removed replicas in one Heartbeat
-COPIES_WAITING_MAX = 64  # orders to copy that one chunk server holds at a time
+COPIES_WAITING_MAX = 512  # orders to copy that one chunk server holds at a time: small ones for more than one heartbeat
 ORDERS_MAX = 1000  # orders in one reply
 
 
