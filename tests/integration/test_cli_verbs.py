@@ -338,3 +338,5 @@ def test_exit_codes_tell_a_silent_cluster_from_one_that_refuses(shell: Shell, tm
         encoding="utf-8",
     )
     assert "dfs up" in shell.fails(UNREACHABLE, "--timeout", "1", "--config", dead, "ls", "/")
+    assert "nobody listens" in shell.fails(UNREACHABLE, "--timeout", "1", "--config", dead, "admin", "masters")
+    assert "No such file" in shell.fails(NOT_FOUND, "--config", dead, "admin", "import", tmp_path / "nothing.jsonl")
