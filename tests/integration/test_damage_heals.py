@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dfs.chunk.tail_reports import TAIL_FOLDER
+from dfs.chunk.tail_folders import TAIL_FOLDER
 from dfs.chunk.volumes import VOLUME_CHUNK_MAX
 from dfs.client import DfsClient
 from dfs.testing.cluster import ClusterUnderTest, wait_until
