@@ -171,7 +171,10 @@ def test_paused_process_is_ended_as_well(config: ClusterConfig, tmp_path: Path) 
 
 
 def test_spawned_process_has_a_session_of_its_own_and_no_input(tmp_path: Path) -> None:
-    program = "import os, sys; print('awake', os.getsid(0) == os.getpid(), repr(sys.stdin.read()), flush=True)"
+    program = (
+        "import os, sys, time; print('awake', os.getsid(0) == os.getpid(), repr(sys.stdin.read()), flush=True)"
+        "; time.sleep(2)"  # a process that ends before its mark is taken is another case
+    )
     mark = spawn([sys.executable, "-c", program], os.environ, tmp_path / "out")
     assert mark.wait_ended(30)
     assert (tmp_path / "out").read_text() == "awake True ''\n"
