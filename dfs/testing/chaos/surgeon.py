@@ -116,7 +116,8 @@ class Surgeon:
         name = self._follower(fault)
         undo = self._kill([name])
         (folder,) = (master.data_dir for master in self._cluster.config.masters if master.name == name)
-        shutil.rmtree(folder)
+        for path in folder.iterdir():  # the folder itself stays: a disk may be mounted there
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
         def undo_and_wait() -> None:
             undo()
