@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from dfs.chunk.disk import measure_space
@@ -58,6 +59,13 @@ class LoopbackChunkServer:
 
     def temporaries(self) -> list[str]:
         return [path.name for path in (self.path / "tmp").iterdir()]
+
+
+def wait_until(condition: Callable[[], bool], deadline: Deadline) -> None:
+    """Return as soon as `condition()` holds; raise `DeadlineExceeded` when it does not in time."""
+    while not condition():
+        deadline.check("waiting for a condition of a test")
+        time.sleep(0.005)
 
 
 def soon(seconds: float = 20.0) -> Deadline:

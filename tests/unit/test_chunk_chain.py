@@ -6,8 +6,7 @@ The servers are real ones in this process, over loopback.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -52,16 +51,10 @@ from dfs.net.messages import (
     WriteChunkReply,
     WriteData,
 )
-from dfs.testing.chunk_server import KEY, LoopbackChunkServer, read, refusal, soon, token
+from dfs.testing.chunk_server import KEY, LoopbackChunkServer, read, refusal, soon, token, wait_until
 
 PIECE = 1024 * 1024
 SIZES = [1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 5 * PIECE + 12_345]
-
-
-def wait_until(condition: Callable[[], bool], deadline: Deadline) -> None:
-    while not condition():
-        deadline.check("waiting for a condition of a test")
-        time.sleep(0.005)
 
 
 @pytest.fixture

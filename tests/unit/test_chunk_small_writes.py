@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,19 +11,12 @@ import pytest
 
 from dfs.checksum import BLOCK_SIZE, block_checksums, crc32c
 from dfs.chunk import streams as streams_module
-from dfs.clock import Deadline
 from dfs.errors import ChainBroken, ChunkCorrupt, ChunkExists, InvalidArgument, Overloaded, ProtocolError, TokenInvalid
 from dfs.ids import ChunkHandle, new_chunk_handle
 from dfs.net.auth import Rights
 from dfs.net.blocking import Channel, expect
 from dfs.net.messages import STORE_SIZE_MAX, StoreChunk, WriteChunkReply
-from dfs.testing.chunk_server import KEY, LoopbackChunkServer, read, refusal, soon, token
-
-
-def wait_until(condition: Callable[[], bool], deadline: Deadline) -> None:
-    while not condition():
-        deadline.check("waiting for a condition of a test")
-        time.sleep(0.005)
+from dfs.testing.chunk_server import KEY, LoopbackChunkServer, read, refusal, soon, token, wait_until
 
 
 @pytest.fixture
