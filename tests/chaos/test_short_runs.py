@@ -9,7 +9,7 @@ import pytest
 from dfs.testing.chaos import small_disks
 from dfs.testing.chaos.namespaces import Namespaces, is_permitted
 from dfs.testing.chaos.run import run_chaos
-from dfs.testing.chaos.schedule import DEPOSES_THE_LEADER, FaultKind, Plan, one_after_another
+from dfs.testing.chaos.schedule import DEPOSES_THE_LEADER, FaultKind, Means, Plan, one_after_another
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -40,7 +40,7 @@ def test_masters_killed_paused_wiped_and_all_at_once_break_no_promise(tmp_path: 
 def test_a_leader_cut_off_from_its_followers_serves_no_stale_read_and_loses_no_write(tmp_path: Path) -> None:
     masters = one_after_another(FaultKind.ISOLATE_LEADER, FaultKind.DEAFEN_LEADER, FaultKind.ISOLATE_LEADER, lasts_s=3)
     servers = one_after_another(FaultKind.CUT_CHUNK_SERVER)
-    verdict = run_chaos(2, 14, folder=tmp_path, plan=Plan(masters, servers), network=True)
+    verdict = run_chaos(2, 14, folder=tmp_path, plan=Plan(masters, servers), means=Means(network=True))
     assert verdict.is_clean, verdict.text()
     assert sum(count for kind, count in verdict.faults.items() if FaultKind(kind) in DEPOSES_THE_LEADER) >= 2
 
@@ -49,7 +49,7 @@ def test_a_leader_cut_off_from_its_followers_serves_no_stale_read_and_loses_no_w
 def test_full_disks_break_no_promise(tmp_path: Path) -> None:
     masters = one_after_another(FaultKind.FILL_LEADERS_DISK, FaultKind.KILL_LEADER, FaultKind.FILL_LEADERS_DISK)
     servers = one_after_another(FaultKind.FILL_CHUNK_SERVERS_DISK, FaultKind.FILL_CHUNK_SERVERS_DISK, lasts_s=3)
-    verdict = run_chaos(3, 10, folder=tmp_path, plan=Plan(masters, servers), disks=True)
+    verdict = run_chaos(3, 10, folder=tmp_path, plan=Plan(masters, servers), means=Means(disks=True))
     assert verdict.is_clean, verdict.text()
     assert verdict.faults.get("fill_chunk_servers_disk", 0) >= 1, verdict.text()
 
