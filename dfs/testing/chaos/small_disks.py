@@ -107,7 +107,7 @@ class SmallDisks:
         _run("mount", "--make-shared", str(parent))
 
     def _mount(self, folder: Path) -> None:
-        _run("mount", "-t", "ext4", "-o", "loop", str(self._images[folder]), str(folder))
+        _run("mount", "-t", "ext4", "-o", "loop,discard", str(self._images[folder]), str(folder))
         self._mounted.add(folder)
         folder.chmod(0o700)
 
