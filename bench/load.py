@@ -253,7 +253,7 @@ def measure(clients: int, minutes: float) -> Report:
         died = cluster.local.died()
     records = [record for record, _ in answers]
     calls, memory = summary(samples, records)
-    errors: Counter[str] = sum((record.errors for record in records), Counter())
+    errors = sum((record.errors for record in records), Counter[str]())
     words = {name: text for record in records for name, text in record.words.items()}
     crashes = [words for _, crashed in answers for words in crashed] + [f"{name} died" for name in died]
     return Report(clients, minutes, calls, dict(errors), words, crashes, memory)

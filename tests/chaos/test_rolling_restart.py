@@ -73,7 +73,7 @@ class Load:
         assert b"".join(client.read("/still")) == CONTENT
 
     def _appends(self, client: DfsClient, number: int) -> None:
-        with client.appender("/log", identity=number.to_bytes(16, "big")) as appender:
+        with client.appender("/log") as appender:
             for sequence in (1, 2, 3):
                 offset = appender.append(make_record(number, sequence, 300)).result()
                 self.told.append(Acknowledged(number, sequence, offset))

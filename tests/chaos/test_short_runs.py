@@ -33,7 +33,9 @@ def test_masters_killed_paused_wiped_and_all_at_once_break_no_promise(tmp_path: 
     assert verdict.is_clean, verdict.text()
     assert sum(verdict.faults.values()) >= 5, verdict.text()  # on a busy machine recovery may take the time of some
     assert len(verdict.write_gaps_s) >= 1, verdict.text()
-    assert all(verdict.calls.get(f"{name} done", 0) > 20 for name in ("touch", "move", "put", "read", "append")), verdict.text()
+    assert all(verdict.calls.get(f"{name} done", 0) > 20 for name in ("touch", "move", "put", "read", "append")), (
+        verdict.text()
+    )
 
 
 @needs_network

@@ -63,7 +63,8 @@ class History:
             elif error.may_have_happened:
                 outcome = "unknown"
             else:
-                return self._failed(name, error, begun_s, is_read=is_read)
+                self._failed(name, error, begun_s, is_read=is_read)
+                return None
             with self._lock:
                 self.counts[f"{name} {outcome}"] += 1
             return None

@@ -148,6 +148,7 @@ class LogWorker:
         self._rng = random.Random(f"log {seed} {number}")  # noqa: S311 - a seed must replay
         self._history, self._logs, self._count = history, logs, count
         self._appenders: dict[str, Appender | None] = {}
+        self._identities: dict[str, bytes] = {}
 
     def step(self, client: DfsClient) -> None:
         current = {self._logs.path(log) for log in range(self._count)}
@@ -194,7 +195,9 @@ class LogWorker:
 
     def _open(self, client: DfsClient, path: str) -> Appender:
         """Begin, or go on with what is in the file: the outcome of every record sent is known then."""
-        return client.appender(path, identity=bytes([self._number]) * 16)
+        appender = client.appender(path, identity=self._identities.get(path))
+        self._identities[path] = appender.identity
+        return appender
 
     def _copy(self, client: DfsClient, path: str) -> None:
         """Copy the log, which seals its tail under the hands of those who append, and read the copy."""
