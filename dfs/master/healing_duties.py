@@ -40,6 +40,7 @@ from dfs.net.parts import ReplicaReport
 
 PLANNED_PER_SLICE = 100  # chunks planned between two breaths: about 3 ms
 PLANNED_MAX = 2_000  # chunks looked at in one turn of a duty
+REFILLED_MAX = 300  # chunks looked at for a heartbeat of a server that has little left to copy
 SWEPT_PER_SLICE = 200  # orders and unlisted replicas judged between two breaths: about 3 ms
 TRIMS_PER_TURN = 500  # surplus replicas unlisted in one turn
 IDLE_TURNS_MAX = 5  # turns of balance without a move that could be made, before it is as even as it gets
@@ -58,14 +59,28 @@ class Ordering:
     ) -> None:
         self._lookout, self._healing, self._state = lookout, healing, state
         self._rng, self._clock = rng, clock
+        self._lock = asyncio.Lock()  # two plans at once would not see each other's load
 
-    async def order(self, *works: Work, budget: MoveBudget | None = None) -> int:
-        """Plan copies for chunks that wait for these works, the most important first; return how many were ordered."""
+    async def refill(self) -> int:
+        """Order some of the copies that wait for repair; return how many. Nothing, while others are being planned."""
+        if self._lock.locked():
+            return 0
+        return await self.order(Work.COPY, seen_max=REFILLED_MAX)
+
+    async def order(self, *works: Work, budget: MoveBudget | None = None, seen_max: int = PLANNED_MAX) -> int:
+        """Plan copies for chunks that wait for these works, the most important first; return how many were ordered.
+
+        At most `seen_max` chunks are looked at.
+        """
+        async with self._lock:
+            return await self._order(works, budget, seen_max)
+
+    async def _order(self, works: Iterable[Work], budget: MoveBudget | None, seen_max: int) -> int:
         roster, load = self._lookout.roster(), self._healing.copies.load()
         seen = count = 0
         for bucket in self._lookout.waiting(*works):
             postponed: list[ChunkHandle] = []
-            while seen < PLANNED_MAX and (handles := self._lookout.take(bucket, PLANNED_PER_SLICE)):
+            while seen < seen_max and (handles := self._lookout.take(bucket, PLANNED_PER_SLICE)):
                 seen += len(handles)
                 candidates = self._candidates(handles, bucket, budget, postponed)
                 plans, waiting = plan_repairs(candidates, roster, load, self._rng.random)
@@ -123,8 +138,23 @@ class RepairDuty:
         self._state, self._clock = state, clock
         self._lookout, self._healing, self._ordering = lookout, healing, ordering
         self._was_waiting = False
+        self._turn = asyncio.Lock()
+        healing.plan_more = self.refill
+
+    async def refill(self) -> None:
+        """Order more for servers that have little left; look again at once when nobody has anything left."""
+        if self._turn.locked():
+            return
+        if self._lookout.waiting(Work.COPY):
+            await self._ordering.refill()
+        elif self._was_waiting and not len(self._healing.copies):
+            await self.run_once()
 
     async def run_once(self) -> None:
+        async with self._turn:
+            await self._run_once()
+
+    async def _run_once(self) -> None:
         copies = self._healing.copies
         await self._sweep()
         survey = await self._lookout.look([order.plan.handle for order in copies])
@@ -237,6 +267,8 @@ class SurplusDuty:
             elif self._healing.is_spare(server_id, handle, confirmed):
                 if due_s <= now_s and server_id in books:
                     books[server_id].add(ReplicaReport(handle, chunk.length, chunk.crc), now_s)
+            elif server_id in books and books[server_id].was_sent(handle):
+                trims.drop(server_id, handle)  # it may be gone by now: an order to copy it there keeps or fetches it
             elif server_id in confirmed:
                 needed[server_id].append(ReplicaChange(handle, True, chunk.length, chunk.crc))
         for server_id, changes in needed.items():

@@ -98,7 +98,11 @@ def test_everything_killed_at_once_again_and_again_loses_nothing_acknowledged(tm
         writers = Writers(cluster)
         for turn in range(ROUNDS):
             before = writers.acknowledged
-            wait_until(lambda before=before: writers.acknowledged > before + 20 or writers.crash, 120, "clients work")  # type: ignore[misc]
+            wait_until(
+                lambda before=before: writers.acknowledged > before + 20 or writers.crash is not None,
+                120,
+                "clients work",
+            )  # type: ignore[misc]
             pids = cluster.local.pids()
             for pid in pids.values():  # at one moment, before any of them can notice
                 os.kill(pid, signal.SIGKILL)

@@ -13,6 +13,7 @@ import pytest
 
 from dfs.errors import Conflict, InvalidArgument, NotEnoughServers, NotFound
 from dfs.ids import ChunkHandle, ServerId
+from dfs.master import repair as repair_module
 from dfs.master.commands import ChangeReplicas
 from dfs.master.duties import LivenessDuty, ReportsDuty
 from dfs.net.messages import (
@@ -186,6 +187,34 @@ def test_an_unlisted_replica_is_listed_again_when_its_chunk_needs_it() -> None:
         await scene.pass_time(14)
         assert server.name in scene.holders(handle)
         assert scene.fetched() == 0, "no byte had to move"
+
+    run(test())
+
+
+def test_a_replica_whose_order_to_go_is_on_its_way_is_not_listed_again_but_copied() -> None:
+    async def test() -> None:
+        scene = await Scene.begin(4)
+        handle, server = await unlisted(scene)
+        scene.away = {server.name}
+        for _ in range(12):  # its heartbeats come, but it has not carried the order out yet
+            reply = await server.beat()
+            if handle in [order.handle for order in reply.orders]:
+                break
+            await scene.pass_time(1)
+        else:
+            raise AssertionError("the surplus replica was to be deleted")
+        lost = next(scene.servers[name] for name in sorted(scene.holders(handle)))
+        scene.away |= {lost.name}
+        for _ in range(16):
+            await scene.pass_time(1)
+            reply = await server.beat()
+            assert server.name not in scene.holders(handle), "what is about to go must not count"
+            if handle in [order.handle for order in reply.copies]:
+                break
+        else:
+            raise AssertionError("a copy was to be ordered to the only server without a listed one")
+        await server.beat(added=[server.replicas[handle]])  # the order to copy it keeps it
+        assert server.name in scene.holders(handle)
 
     run(test())
 
@@ -587,5 +616,32 @@ def test_ids_of_servers_can_be_named_where_names_are_not_unique() -> None:
         assert "name one by its id" in error.message
         reply = await scene.trio.expect(SetMaintenanceReply, SetMaintenance(ServerId(bytes([7]) * 16).hex(), 5.0))
         assert reply.name == "c1"
+
+    run(test())
+
+
+def test_a_server_that_has_done_its_copies_gets_more_with_the_answer_and_the_end_is_noticed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repair_module, "COPIES_WAITING_MAX", 4)  # of one server at a time
+
+    async def test() -> None:
+        scene = await Scene.begin(4)
+        await scene.store("/f", 60)
+        await scene.pass_time(2)
+        scene.away = {"c1"}
+        for _ in range(30):
+            await scene.pass_time(1)
+            if scene.fetched():
+                break
+        lookout = scene.trio.leader.lookout
+        survey = lookout.survey
+        assert survey is not None
+        assert sum(survey.waiting) > 3 * 4, "there is more to do than the orders of one turn"
+        for _ in range(40):  # no duty has a turn from here on
+            for name in ("c2", "c3", "c4"):
+                await scene.servers[name].work()
+        assert lookout.survey is not None
+        assert (sum(lookout.survey.waiting), len(scene.trio.leader.healing.copies)) == (0, 0)
 
     run(test())
