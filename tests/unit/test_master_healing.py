@@ -364,6 +364,26 @@ def test_a_deleted_chunk_is_no_longer_repaired() -> None:
 # --- draining, maintenance, removal -----------------------------------------------------------------
 
 
+def test_a_drained_server_is_not_safe_to_power_off_while_others_that_have_its_chunks_are_dead() -> None:
+    async def test() -> None:
+        scene = await Scene.begin(4)
+        handles = await scene.store("/f", 20)
+        held = sum("c1" in scene.holders(handle) for handle in handles)
+        await scene.trio.expect(DecommissionServerReply, DecommissionServer("c1"))
+        await scene.pass_time(20)
+        assert (await scene.status())[1]["c1"].mode == "drained"
+        for away in ({"c2"}, {"c2", "c3"}, {"c2", "c3", "c4"}):
+            scene.away = away
+            await scene.pass_time(20)
+            _, servers = await scene.status()
+            assert (servers["c1"].mode, servers["c1"].left_count) == ("draining", held), f"without {away}"
+        scene.away = set()
+        await scene.pass_time(20)
+        assert (await scene.status())[1]["c1"].mode == "drained"
+
+    run(test())
+
+
 def test_a_drained_server_can_be_taken_away_and_forgotten() -> None:
     async def test() -> None:
         scene = await Scene.begin(4)
