@@ -24,6 +24,7 @@ from dfs.net.auth import ClusterKey, Rights, sign_token
 from dfs.net.blocking import Channel, expect
 from dfs.net.messages import ErrorReply, ReadChunk, ReadChunkReply
 from dfs.net.parts import CopyReplica
+from dfs.testing.chunk_server import soon, wait_until
 from dfs.testing.memory_cluster import MemoryChunkServer
 from dfs.testing.replicas import content, put
 
@@ -32,13 +33,6 @@ SIZES = [1, BLOCK_SIZE, BLOCK_SIZE + 1, PIECE_SIZE, (IN_FLIGHT_MAX + 2) * PIECE_
 CAPACITY = 10**9
 DATA = os.urandom(3 * BLOCK_SIZE + 5)
 OWN = "127.0.0.1:9"
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = Deadline.after(30)
-    while not condition():
-        deadline.check(f"waiting until {what}")
-        time.sleep(0.005)
 
 
 def order(
@@ -327,12 +321,12 @@ def test_rate_limit_holds_ordinary_copies_and_lets_urgent_ones_pass(
     assert replicator.run_once() == 1  # there was no debt yet
     replicator.queue.add([order(handles[1], sources[0])])
     thread = in_thread(replicator, stop)
-    wait_until(lambda: replicator._channels != set(), "the second copy is under way")
+    wait_until(lambda: replicator._channels != set(), soon())
     replicator.queue.add([order(handles[2], sources[0], urgent=True)])
     assert replicator.run_once() == 1, "the urgent one passes by"
     assert store.replica(handles[1]) is None
     replicator.queue.add([order(handles[1], sources[0], urgent=True)])  # it has become urgent itself
-    wait_until(lambda: store.replica(handles[1]) is not None, "the second copy has arrived")
+    wait_until(lambda: store.replica(handles[1]) is not None, soon())
     stop.set()
     thread.join(30)
     assert not thread.is_alive()
@@ -347,9 +341,9 @@ def test_lifted_rate_limit_frees_a_copy_that_waits(
     replicator.limit_rate(1)
     replicator.queue.add([order(handle, sources[0], data=data)])
     thread = in_thread(replicator, stop)
-    wait_until(lambda: replicator._channels != set(), "the copy is under way")
+    wait_until(lambda: replicator._channels != set(), soon())
     replicator.limit_rate(0)
-    wait_until(lambda: store.replica(handle) is not None, "the copy has arrived")
+    wait_until(lambda: store.replica(handle) is not None, soon())
     stop.set()
     thread.join(30)
     assert content(store, handle) == data
