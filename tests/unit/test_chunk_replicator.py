@@ -378,4 +378,4 @@ def test_reads_for_copies_are_told_from_those_of_clients_and_give_way_to_them(
         channel.send(ReadChunk(handle, token, 0, BLOCK_SIZE), Deadline.after(30))
         expect(channel.receive(Deadline.after(30)).message, ReadChunkReply)
         channel.skip_payload(BLOCK_SIZE, Deadline.after(30))
-        wait_until(sources[0].service.is_serving_clients, "the client was noticed")
+        wait_until(sources[0].service.is_serving_clients, soon())

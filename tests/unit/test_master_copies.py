@@ -171,8 +171,8 @@ def test_those_that_are_due_are_the_oldest_and_a_second_look_does_not_make_one_o
     assert sorted(book.due(3.0)) == sorted(
         [(TARGET, handle(1), 1.0), (TARGET, handle(3), 3.0), (OTHER, handle(7), 3.0)]
     )
-    for server_id, number, _ in book.due(100.0):
-        book.drop(server_id, number)  # a look is at a snapshot
+    for server_id, due, _ in book.due(100.0):
+        book.drop(server_id, due)  # a look is at a snapshot
     assert len(book) == 0
 
 
