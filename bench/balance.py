@@ -1,11 +1,12 @@
-"""Measure how a new chunk server beside a full cluster of three is filled: how even, how fast, and never above the cap.
+"""Measure how a new chunk server beside a full cluster of three is filled and, afterwards, drained again.
 
 Owns: what is measured and how it is printed. Refuses to know: how balance decides.
 Usage: python -m bench.balance [--disk 512] [--fill 80] [--small 3000] [--rate 20]
 
 Every chunk server has a file system of its own in memory (that needs root), so that its fill means something. Three of
 them are filled to the given share; then the fourth is started, and balance acts by itself. What the fourth receives is
-read off its file system four times a second.
+read off its file system four times a second: how even it gets, how fast, and how that compares with the cap. Then it is
+decommissioned, until it is safe to power off, and is killed.
 """
 
 from __future__ import annotations
@@ -140,6 +141,27 @@ def tell(samples: list[tuple[float, int]], course: list[tuple[float, dict[str, f
         print(f"highest rate over {window_s:g} s: {highest / MIB:.1f} MiB/s = {highest / rate:.0%} of the cap")
 
 
+def drain(cluster: ClusterUnderTest, client: DfsClient) -> None:
+    """Decommission the new server, wait until it may be powered off, do so, and look whether anything is missed."""
+    (held,) = [server.stored_size for server in client.cluster_status().servers if server.info.name == NEW]
+    began_s = time.perf_counter()
+    done = cluster.run_cli("admin", "decommission", NEW, "--wait", timeout_s=WAIT_S)
+    took_s = time.perf_counter() - began_s
+    cluster.kill(NEW)
+    said = (done.stdout + done.stderr).decode().strip().splitlines() or ["-"]
+    print(f"decommission: {held / MIB:,.0f} MiB elsewhere after {took_s:.1f} s = {held / took_s / MIB:.1f} MiB/s;")
+    print(f"  {said[-1]}")
+
+    def is_dead() -> bool:
+        return any(server.info.name == NEW and server.state == "dead" for server in client.cluster_status().servers)
+
+    wait_until(is_dead, WAIT_S, f"{NEW} is dead", interval_s=0.5)
+    done = cluster.run_cli("fsck", "/")
+    print(f"{NEW} killed; fsck: " + (done.stdout.decode().strip().splitlines() or ["-"])[-1])
+    removed = cluster.run_cli("admin", "remove", NEW)
+    print(f"dfs admin remove {NEW}: exit code {removed.returncode}")
+
+
 def measure(options: argparse.Namespace, folder: Path) -> None:
     settings = {**SETTINGS, "chunk_size": f"{CHUNK_SIZE} B", "balance_rate": f"{options.rate} MiB/s"}
     cluster = ClusterUnderTest(folder, chunk_servers=4, settings=settings)
@@ -163,8 +185,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         cluster.start(NEW)
         samples, course = watch(client, disks[NEW])
         tell(samples, course, options.rate * MIB)
-        done = cluster.run_cli("fsck", "/")
-        print("fsck: " + (done.stdout.decode().strip().splitlines() or ["-"])[-1])
+        drain(cluster, client)
 
 
 def main() -> int:

@@ -114,6 +114,10 @@ def measure(cluster: ClusterUnderTest, count: int, size: int, kind: str) -> None
             f"known as kept: {sum(server.chunk_count for server in status.servers):,} replicas; missing: "
             f"{status.space.missing}"
         )
+        compared = re.compile(rf"report_compared .*replicas={count}\b")
+        wait_until(
+            lambda: len(compared.findall(cluster.log_of(leader))) >= len(NAMES), WAIT_S, "the leader has compared all"
+        )
         pids = cluster.local.pids()
         watched = [leader, *NAMES]
         began_s, begun = time.perf_counter(), {name: cpu_s(pids[name]) for name in watched}

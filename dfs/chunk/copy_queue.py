@@ -21,6 +21,8 @@ COPIERS = 12  # copies under way at the same time: small ones wait for a sync mo
 ORDINARY_MAX = COPIERS - 4  # of them not urgent: slowed down by the rate limit, they must not make an urgent one wait
 LARGE_SIZE = 1024 * 1024  # bytes of a chunk above which moving them takes longer than the sync
 LARGE_MAX = 4  # large chunks being fetched; more make disks seek and take little time off
+GENTLE_MAX = 2  # ordinary copies under way while clients read or write here
+GENTLE_LARGE_MAX = 1  # likewise of large chunks being fetched
 ORDINARY_LARGE_MAX = LARGE_MAX - 1  # an ordinary large copy begins only while fewer large ones are being fetched
 LOW_WATER = 64  # waiting orders below which the leader should hear that there is room for more
 FAILURE_TEXT_MAX = 500  # characters of a failure's reason
@@ -56,7 +58,9 @@ class CopyStatus:
 class CopyQueue:
     """At most `COPIES_WAITING_MAX` orders, each chunk once. Safe in any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_serving_clients: Callable[[], bool] = lambda: False) -> None:
+        """`is_serving_clients`: whether ordinary copies should give way now."""
+        self._is_serving_clients = is_serving_clients
         self._on_low: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
         self._waiting: dict[ChunkHandle, CopyJob] = {}
@@ -137,8 +141,10 @@ class CopyQueue:
 
     def _next(self) -> CopyJob | None:
         running = self._running.values()
+        is_gentle = self._is_serving_clients()
         large_count = sum(job.is_large and not job.is_fetched for job in running)
-        may_be_ordinary = sum(not job.is_urgent for job in running) < ORDINARY_MAX
+        large_max = GENTLE_LARGE_MAX if is_gentle else ORDINARY_LARGE_MAX
+        may_be_ordinary = sum(not job.is_urgent for job in running) < (GENTLE_MAX if is_gentle else ORDINARY_MAX)
         found: CopyJob | None = None
         for handle, job in self._waiting.items():
             if handle in self._running:
@@ -147,7 +153,7 @@ class CopyQueue:
                 return job
             if found is not None or job.is_urgent or not may_be_ordinary:
                 continue
-            if not (job.is_large and large_count >= ORDINARY_LARGE_MAX):
+            if not (job.is_large and large_count >= large_max):
                 found = job
         return found
 

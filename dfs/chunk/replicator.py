@@ -64,7 +64,7 @@ class Replicator:
         is_serving_clients: Callable[[], bool] = lambda: False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.queue = CopyQueue()
+        self.queue = CopyQueue(is_serving_clients)
         self._is_serving_clients = is_serving_clients
         self._store = store
         self._peers = PeerConnections(key)

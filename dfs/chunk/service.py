@@ -104,6 +104,7 @@ class ChunkService:
                 elif isinstance(received.message, StoreChunk):
                     self._store_small(channel, received, received.message)
                 elif isinstance(received.message, TAIL_MESSAGES):
+                    self._client_seen_s = time.monotonic()
                     self.tails.answer(channel, received)
                 else:
                     self._answer(channel, received)

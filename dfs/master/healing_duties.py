@@ -26,7 +26,7 @@ from dfs.master.commands import (
     TrimReplicas,
 )
 from dfs.master.copies import CopyOrder, Setback
-from dfs.master.healing import Healing
+from dfs.master.healing import RELIEFS_MAX, Healing
 from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView, Liveness
 from dfs.master.lookout import Lookout
@@ -230,10 +230,11 @@ class SurplusDuty:
                 chunk = self._state.chunk(handle)
                 if chunk is None or handle in self._healing.copies:
                     continue
-                relieved = self._healing.reliefs.pop(handle, None)
+                relieved = self._healing.reliefs.get(handle)
                 victim = victim_of(judge(chunk.servers, chunk.goal, roster), fills, relieved)
                 if victim is not None and len(chosen[victim.server_id]) < self._healing.trims.room(victim.server_id):
                     chosen[victim.server_id].append(handle)
+                    self._healing.reliefs.pop(handle, None)
         for server_id, handles in chosen.items():
             if not handles:
                 continue
@@ -256,11 +257,10 @@ class SurplusDuty:
         needed: dict[ServerId, list[ReplicaChange]] = defaultdict(list)
         survey = self._lookout.survey
         is_short = survey is not None and sum(survey.waiting) + survey.deferred_count > 0
-        for number, (server_id, handle, due_s) in enumerate(trims, 1):
+        looked_at = trims if is_short else trims.due(now_s)
+        for number, (server_id, handle, due_s) in enumerate(looked_at, 1):
             if number % SWEPT_PER_SLICE == 0:
                 await asyncio.sleep(0)
-            if due_s > now_s and not is_short:
-                continue
             chunk = self._state.chunk(handle)
             if chunk is None or server_id in chunk.servers:
                 trims.drop(server_id, handle)
@@ -313,7 +313,7 @@ class BalanceDuty:
         for flow in flows:
             flows_by_source[flow.source].append(flow.target)
         self._lookout.flows = flows_by_source
-        if not is_repairing(survey):
+        if not is_repairing(survey) and len(self._healing.reliefs) < RELIEFS_MAX // 2:
             works = (Work.SPREAD, Work.MOVE) if flows else (Work.SPREAD,)
             count = await self._ordering.order(*works, budget=MoveBudget(fills, flows))
             self._idle_turns = 0 if count or not flows or self._is_moving() else self._idle_turns + 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dfs.chunk.copy_queue import (
     COPIERS,
     FAILURE_TEXT_MAX,
+    GENTLE_LARGE_MAX,
+    GENTLE_MAX,
     LARGE_MAX,
     LARGE_SIZE,
     LOW_WATER,
@@ -166,3 +168,22 @@ def test_the_end_of_a_copy_is_told_when_few_orders_wait_and_not_before() -> None
     queue.done(take(queue))
     queue.done(take(queue), "connection_failed", "no")
     assert told == ["low", "low"]
+
+
+def test_while_clients_are_served_few_ordinary_copies_run_and_urgent_ones_as_ever() -> None:
+    serving = [True]
+    queue = CopyQueue(lambda: serving[0])
+    queue.add(order(number, length=LARGE_SIZE + 1) for number in range(COPIERS))
+    for _ in range(GENTLE_LARGE_MAX):
+        take(queue)
+    assert queue.take() is None
+    queue.add(order(50 + number) for number in range(COPIERS))
+    for _ in range(GENTLE_MAX - GENTLE_LARGE_MAX):
+        take(queue)
+    assert queue.take() is None
+    queue.add(order(90 + number, urgent=True) for number in range(ORDINARY_MAX))
+    for _ in range(ORDINARY_MAX):
+        assert take(queue).is_urgent
+    assert queue.take() is None
+    serving[0] = False
+    assert not take(queue).is_urgent

@@ -355,18 +355,20 @@ def test_reads_for_copies_are_told_from_those_of_clients_and_give_way_to_them(
     handle = new_chunk_handle()
     data = os.urandom(3 * PIECE_SIZE)
     put(sources[0].store, data, handle)
-    asked: list[bool] = []
+    rests: list[float] = []
 
-    def is_serving() -> bool:
-        asked.append(True)
-        return True
+    class Closing(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            rests.append(timeout or 0.0)
+            return self.is_set()
 
-    replicator = Replicator(store, KEY, OWN, is_serving_clients=is_serving)
+    replicator = Replicator(store, KEY, OWN, is_serving_clients=lambda: True)
+    replicator._closing = Closing()
     try:
-        for urgent, count in ((True, 0), (False, 2)):  # an urgent copy does not even ask; the last piece needs no rest
+        for urgent, count in ((True, 0), (False, 2)):  # an urgent copy does not rest, nor any after its last piece
             replicator.queue.add([order(handle, sources[0], data=data, urgent=urgent)])
             assert replicator.run_once() == 1
-            assert len(asked) == count
+            assert len(rests) == count
             assert not sources[0].service.is_serving_clients(), "a copy is no client"
             store.delete(handle)
     finally:
