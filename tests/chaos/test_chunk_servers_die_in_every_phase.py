@@ -38,7 +38,7 @@ class Stage:
     def is_held_thrice(self, handle: bytes) -> bool:
         """Return whether three servers hold a sealed replica of a chunk."""
         names = [server.name for server in self.cluster.config.chunk_servers]
-        return 3 == sum(any(replica.handle == handle for replica in self.cluster.replicas(name)) for name in names)
+        return sum(any(replica.handle == handle for replica in self.cluster.replicas(name)) for name in names) == 3
 
 
 @pytest.fixture(scope="module")
