@@ -3,12 +3,14 @@
 Owns: which masters are known, who is thought to lead, which were silent lately, and the loop of attempts of one call.
 Refuses to know: what a call means, and exactly-once (dfs.client.calls resends by the same id through this loop).
 
-Each attempt has a short time of its own, so that a paused or cut-off master does not eat the time of the call. What
-follows a failure is decided by dfs.client.plan from the error's `retry` alone.
+Each attempt has a short time of its own, so that a paused or cut-off master does not eat the time of the call. While
+one says nothing the others are asked who leads: the call goes to a new leader at once, and a slow one is not troubled
+twice. What follows a failure is decided by dfs.client.plan from the error's `retry` alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -20,10 +22,13 @@ from dfs.client.pool import ChannelPool, exchange
 from dfs.clock import Deadline, boot_s
 from dfs.errors import ConnectionFailed, DeadlineExceeded, DfsError, NoQuorum, NotLeader, Retry
 from dfs.log import get_logger
-from dfs.net.blocking import expect
-from dfs.net.messages import ErrorReply, Message, Mutation
+from dfs.net.blocking import Channel, expect
+from dfs.net.messages import ErrorReply, GetMasterStatus, GetMasterStatusReply, Message, Mutation
 
 ATTEMPT_TIMEOUT_S = 2.0  # of the first attempt at a master; it doubles for one that was silent
+OPINION_SHARE = 4  # after this part of an attempt's time without a word the other masters are asked, and then again
+OPINION_TIMEOUT_S = 0.25  # for one of them to say whether it leads
+CONNECT_TIMEOUT_S = 1.0  # of the first attempt, for a greeting; it doubles likewise
 RESEND_WITHIN_S = 600.0  # an unanswered change is not sent again after that: far below any session_expiry
 SILENT_S = 2.0  # a master that was silent is left out for so long, unless all are
 UNREACHABLE_GRACE_S = 5.0  # masters that all refuse connections may be restarting: ask again for so long
@@ -88,6 +93,7 @@ class Masters:
         self._leader: str | None = None
         self._turn = 0  # whom `call_any` asks first
         self._silent_until_s: dict[str, float] = {}
+        self._asking = threading.Lock()  # held by the one thread that asks who leads
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -163,6 +169,8 @@ class Masters:
                 if answer is not None:
                     self._note_leader(address)
                     return answer
+                if (leader := self._leader) is not None:  # it was found while this one said nothing
+                    order.hint(leader)
                 continue
             error = answer.error()
             story.answered.add(address)
@@ -187,18 +195,18 @@ class Masters:
 
     def _attempt(self, address: str, message: Message, deadline: Deadline, story: _Story) -> Message | None:
         """Return the answer of one master, `None` when it gave none; the story tells why."""
-        timeout_s = attempt_timeout_s(self._attempt_timeout_s, story.silences.get(address, 0))
-        attempt = deadline.no_later_than(timeout_s)
-        timeout_s = min(timeout_s, deadline.remaining_s())
+        silences, started_s = story.silences.get(address, 0), time.monotonic()
+        attempt = deadline.no_later_than(attempt_timeout_s(self._attempt_timeout_s, silences))
+        greeting = attempt.no_later_than(attempt_timeout_s(CONNECT_TIMEOUT_S, silences))
         story.pressing = None
         is_sent = False
         try:
-            with self._pool.channel(address, attempt) as channel:
+            with self._pool.channel(address, greeting) as channel:
                 is_sent = True
-                return exchange(channel, message, attempt)
+                return exchange(channel, message, attempt, lambda channel: self._wait(address, channel, attempt))
         except DeadlineExceeded as error:
             reason = error.message
-            story.last_words[address] = f"no answer within {timeout_s:.2g} s"
+            story.last_words[address] = f"no answer within {time.monotonic() - started_s:.2g} s"
             self._note_silence(address, story)
         except DfsError as error:
             reason = error.message
@@ -209,6 +217,30 @@ class Masters:
         story.is_uncertain |= is_sent
         log.debug("master_attempt_failed", address=address, reason=reason)
         return None
+
+    # --- while nothing is said ---------------------------------------------------------------------------
+
+    def _wait(self, address: str, channel: Channel, attempt: Deadline) -> None:
+        """Return when something came; raise `DeadlineExceeded` when it is too late, or another master leads."""
+        while not channel.wait_readable(attempt.no_later_than(self._attempt_timeout_s / OPINION_SHARE)):
+            attempt.check(f"waiting for master {address}")
+            if self._leads_another(address, attempt):
+                raise DeadlineExceeded(f"master {address} said nothing, and another one leads")
+
+    def _leads_another(self, silent: str, attempt: Deadline) -> bool:
+        """Ask the other masters whether they lead, unless another thread does; note the one that does."""
+        if self._asking.acquire(blocking=False):
+            try:
+                for address in self.addresses:
+                    if address == silent or attempt.has_passed or self._leader not in (None, silent):
+                        continue
+                    asking = attempt.no_later_than(OPINION_TIMEOUT_S)
+                    with contextlib.suppress(DfsError):
+                        if self.ask(address, GetMasterStatus(), GetMasterStatusReply, asking).master.role == "leader":
+                            self._note_leader(address)
+            finally:
+                self._asking.release()
+        return self._leader not in (None, silent)
 
     # --- what was learnt ---------------------------------------------------------------------------------
 

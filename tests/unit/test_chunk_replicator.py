@@ -21,8 +21,8 @@ from dfs.clock import Deadline
 from dfs.errors import DiskFailed, DiskFull
 from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
 from dfs.net.auth import ClusterKey, Rights, sign_token
-from dfs.net.blocking import Channel
-from dfs.net.messages import ErrorReply
+from dfs.net.blocking import Channel, expect
+from dfs.net.messages import ErrorReply, ReadChunk, ReadChunkReply
 from dfs.net.parts import CopyReplica
 from dfs.testing.chunk_server import soon, wait_until
 from dfs.testing.memory_cluster import MemoryChunkServer
@@ -347,3 +347,35 @@ def test_lifted_rate_limit_frees_a_copy_that_waits(
     stop.set()
     thread.join(30)
     assert content(store, handle) == data
+
+
+def test_reads_for_copies_are_told_from_those_of_clients_and_give_way_to_them(
+    store: MemoryStore, sources: list[MemoryChunkServer]
+) -> None:
+    handle = new_chunk_handle()
+    data = os.urandom(3 * PIECE_SIZE)
+    put(sources[0].store, data, handle)
+    rests: list[float] = []
+
+    class Closing(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            rests.append(timeout or 0.0)
+            return self.is_set()
+
+    replicator = Replicator(store, KEY, OWN, is_serving_clients=lambda: True)
+    replicator._closing = Closing()
+    try:
+        for urgent, count in ((True, 0), (False, 2)):  # an urgent copy does not rest, nor any after its last piece
+            replicator.queue.add([order(handle, sources[0], data=data, urgent=urgent)])
+            assert replicator.run_once() == 1
+            assert len(rests) == count
+            assert not sources[0].service.is_serving_clients(), "a copy is no client"
+            store.delete(handle)
+    finally:
+        replicator.close()
+    with Channel.connect(sources[0].address, KEY, Deadline.after(30)) as channel:
+        token = order(handle, sources[0], data=data).token
+        channel.send(ReadChunk(handle, token, 0, BLOCK_SIZE), Deadline.after(30))
+        expect(channel.receive(Deadline.after(30)).message, ReadChunkReply)
+        channel.skip_payload(BLOCK_SIZE, Deadline.after(30))
+        wait_until(sources[0].service.is_serving_clients, soon())

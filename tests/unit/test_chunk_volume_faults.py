@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dfs.checksum import block_checksums, crc32c
+from dfs.chunk.ballast import BALLAST_NAME, BALLAST_SIZE, STEP_SIZE
 from dfs.chunk.store import FileStore
 from dfs.chunk.volume_records import HEADER_SIZE
 from dfs.errors import ChunkNotFound, DfsError, DiskFull
@@ -221,3 +222,78 @@ def test_writer_that_outlives_its_store_writes_nothing_more(tmp_path: Path) -> N
     with pytest.raises(DfsError):
         writer.publish()
     assert volumes_of(tmp_path / "a") == []
+
+
+# --- full disks ----------------------------------------------------------------------------------------------
+
+
+class FullDisk:
+    """Refuses to store more than is given back by files that shrink; counts from the moment it is made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room = 0
+        self._pwritev, self._truncate = os.pwritev, os.truncate
+        monkeypatch.setattr(os, "pwritev", self.pwritev)
+        monkeypatch.setattr(os, "truncate", self.truncate)
+
+    def pwritev(self, fd: int, buffers: list[bytes], offset: int) -> int:
+        size = sum(map(len, buffers))
+        if size > self.room:
+            raise OSError(errno.ENOSPC, "no space")
+        self.room -= size
+        return self._pwritev(fd, buffers, offset)
+
+    def truncate(self, path: Path, size: int) -> None:
+        self.room += path.stat().st_size - size
+        self._truncate(path, size)
+
+
+def test_small_replicas_can_be_deleted_from_a_full_disk_and_nothing_is_stored_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    with opened(path) as store:
+        handles = [put(store, bytes(100)).handle for _ in range(20)]
+        store.compactor.run_once()
+        assert (path / BALLAST_NAME).stat().st_blocks * 512 >= BALLAST_SIZE
+        with monkeypatch.context() as full:
+            FullDisk(full)
+            assert all(store.delete(handle) for handle in handles)
+            assert (path / BALLAST_NAME).stat().st_size == BALLAST_SIZE - STEP_SIZE
+            with pytest.raises(DiskFull):
+                put(store, bytes(100))
+            assert (path / BALLAST_NAME).stat().st_size == BALLAST_SIZE - STEP_SIZE, "it is for deletions only"
+        assert store.changes.batch(100).removed == tuple(handles)
+    with opened(path) as store:
+        assert store.handles() == []
+        store.compactor.run_once()
+        assert (path / BALLAST_NAME).stat().st_size == BALLAST_SIZE, "it is taken again when there is room"
+
+
+def test_without_room_and_ballast_a_deletion_fails_and_the_replica_is_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path / "a") as store:
+        handle = put(store, b"x" * 100).handle
+        FullDisk(monkeypatch)
+        with pytest.raises(DiskFull):
+            store.delete(handle)
+        assert content(store, handle) == b"x" * 100
+
+
+def test_on_a_full_disk_a_volume_without_live_replicas_goes_though_others_hold_more_garbage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    with opened(path) as store:
+        half = [put(store, bytes(4000)).handle for _ in range(2)]  # fills a volume
+        whole = [put(store, bytes(2100)).handle for _ in range(4)]  # likewise
+        put(store, bytes(4000))
+        store.compactor.run_once()
+        for handle in (half[0], *whole):
+            store.delete(handle)
+        before = volumes_of(path)
+        FullDisk(monkeypatch)
+        store.compactor.run_once()
+        assert set(before) - set(volumes_of(path)) == {before[1]}
+        assert len(content(store, half[1])) == 4000
