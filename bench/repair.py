@@ -270,7 +270,8 @@ def tell_order(copies: dict[str, list[tuple[str, str]]]) -> None:
         runs = [(kind, sum(1 for _ in run)) for kind, run in itertools.groupby(kind.lower() for _, kind in found)]
         told = [f"{count} {'urgent' if kind == 'true' else 'ordinary'}" for kind, count in runs]
         print(f"  {name} copied: " + ", ".join(told[:ORDER_SHOWN]) + (", …" if len(told) > ORDER_SHOWN else ""))
-    merged = [kind.lower() == "true" for _, kind in sorted(itertools.chain.from_iterable(copies.values()))]
+    ended = sorted(itertools.chain.from_iterable(copies.values()))
+    merged = [kind.lower() == "true" for _, kind in ended]
     if True not in merged:
         print("  no chunk was ever down to one replica: what a late server held was copied before it counted as dead")
         return
@@ -278,6 +279,11 @@ def tell_order(copies: dict[str, list[tuple[str, str]]]) -> None:
     print(
         f"  of all copies {first:,} ended before the first urgent one, {merged[first:last].count(False):,} ordinary"
         f" ones between it and the last of {merged.count(True):,} urgent ones, {len(merged) - last:,} afterwards"
+    )
+    moments_s = [dt.datetime.fromisoformat(stamp).timestamp() for stamp, _ in ended]
+    print(
+        f"  the last urgent one ended {moments_s[last - 1] - moments_s[first]:.1f} s after the first one, the last of all"
+        f" {moments_s[-1] - moments_s[first]:.1f} s after it"
     )
 
 
