@@ -280,11 +280,11 @@ def tell_order(copies: dict[str, list[tuple[str, str]]]) -> None:
         f"  of all copies {first:,} ended before the first urgent one, {merged[first:last].count(False):,} ordinary"
         f" ones between it and the last of {merged.count(True):,} urgent ones, {len(merged) - last:,} afterwards"
     )
-    moments_s = [dt.datetime.fromisoformat(stamp).timestamp() for stamp, _ in ended]
-    print(
-        f"  the last urgent one ended {moments_s[last - 1] - moments_s[first]:.1f} s after the first one, the last of all"
-        f" {moments_s[-1] - moments_s[first]:.1f} s after it"
+    begun_s, urgent_s, ended_s = (
+        dt.datetime.fromisoformat(ended[index][0]).timestamp() for index in (first, last - 1, -1)
     )
+    print(f"  after the first urgent one the last one ended {urgent_s - begun_s:.1f} s later, the last of all ", end="")
+    print(f"{ended_s - begun_s:.1f} s later")
 
 
 def store(cluster: ClusterUnderTest, client: DfsClient, source: Path) -> None:
