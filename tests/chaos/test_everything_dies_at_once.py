@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -39,6 +40,10 @@ class Writers:
         self._threads = [threading.Thread(target=self._run, args=item, daemon=True) for item in enumerate(works)]
         for thread in self._threads:
             thread.start()
+
+    def is_past(self, count: int) -> bool:
+        """Return whether more calls than `count` were acknowledged, or none will come any more."""
+        return self.acknowledged > count or self.crash is not None
 
     def end(self) -> None:
         self._stop.set()
@@ -93,17 +98,21 @@ def check_nothing_lost(client: DfsClient, writers: Writers) -> None:
     check_exactly_once(b"".join(client.read("/log")), writers.told)
 
 
+def has_ended(cluster: ClusterUnderTest, name: str) -> bool:
+    return name not in cluster.local.pids()
+
+
 def test_everything_killed_at_once_again_and_again_loses_nothing_acknowledged(tmp_path: Path) -> None:
     with ClusterUnderTest(tmp_path) as cluster:
         writers = Writers(cluster)
         for turn in range(ROUNDS):
-            before = writers.acknowledged
-            wait_until(lambda before=before: writers.acknowledged > before + 20 or writers.crash, 120, "clients work")  # type: ignore[misc]
+            enough = writers.acknowledged + 20
+            wait_until(functools.partial(writers.is_past, enough), 120, "clients work")
             pids = cluster.local.pids()
             for pid in pids.values():  # at one moment, before any of them can notice
                 os.kill(pid, signal.SIGKILL)
             for name in pids:
-                wait_until(lambda name=name: name not in cluster.local.pids(), 60, f"{name} has ended")  # type: ignore[misc]
+                wait_until(functools.partial(has_ended, cluster, name), 60, f"{name} has ended")
                 cluster.start(name)
             cluster.wait_healthy()
             assert writers.crash is None, f"round {turn + 1}: {writers.crash!r}"
