@@ -70,7 +70,8 @@ def main() -> None:
         client.exists("/")
         idle = peak_size()
         measure(client, given.work, given.path, given.local, given.mib * MIB)
-    json.dump({"idle": idle, "peak": peak_size()}, sys.stdout)
+        counts = client.read_counts
+    json.dump({"idle": idle, "peak": peak_size(), "local": counts.local, "remote": counts.remote}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dfs.client import ReadRules
 from dfs.config import MIB
 from dfs.testing.cluster import ClusterUnderTest
 from dfs.testing.memory_use import peak_size
@@ -29,16 +32,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTe
         yield running
 
 
-def transfer(cluster: ClusterUnderTest, work: str, mib: int, local: Path, *options: str) -> int:
-    """Do one transfer in a process of its own; return the bytes it needed over an idle client."""
+def transfer(cluster: ClusterUnderTest, work: str, mib: int, local: Path, *options: str) -> dict[str, int]:
+    """Do one transfer in a process of its own; return what it tells of itself."""
     done = subprocess.run(
         [*PROGRAM, str(cluster.config_path), work, f"/file-{mib}", str(local), str(mib), *options],
         capture_output=True,
         check=True,
         timeout=120,
     )
-    sizes = json.loads(done.stdout)
-    return int(sizes["peak"] - sizes["idle"])
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
 
 
 def test_neither_client_nor_chunk_server_needs_more_memory_for_a_larger_file(
@@ -49,14 +52,30 @@ def test_neither_client_nor_chunk_server_needs_more_memory_for_a_larger_file(
     needed: dict[tuple[str, int], int] = {}
     served: dict[int, int] = {}
     for mib in (SMALL, LARGE):
-        works = {"put stream": (), "get": ("--network",), "read": ("--network",)}
-        for work, options in works.items():
-            needed[work, mib] = transfer(cluster, work, mib, local, *options)
-        needed["read locally", mib] = transfer(cluster, "read", mib, local)
+        for work, options in (("put stream", ()), ("get", ("--network",)), ("read", ("--network",)), ("read", ())):
+            told = transfer(cluster, work, mib, local, *options)
+            needed[f"{work} {options}", mib] = told["peak"] - told["idle"]
+            if options:
+                assert (told["local"], bool(told["remote"])) == (0, True)
         assert local.stat().st_size == mib * MIB
         local.unlink()
         served[mib] = peak_size(pid)
-    for work in ("put stream", "get", "read", "read locally"):
+    for work in {work for work, _ in needed}:
         assert needed[work, LARGE] <= CLIENT_MAX, (work, needed)
         assert needed[work, LARGE] - needed[work, SMALL] <= GROWTH_MAX, (work, needed)
     assert served[LARGE] - served[SMALL] <= GROWTH_MAX, served
+
+
+def test_readers_of_a_real_chunk_server_are_handed_its_open_files_unless_they_do_not_want_them(
+    cluster: ClusterUnderTest,
+) -> None:
+    data = os.urandom(8 * MIB)
+    with cluster.client() as client:
+        client.put(io.BytesIO(data), "/handed-over")
+        assert b"".join(client.read("/handed-over")) == data
+        with client.open("/handed-over") as file:
+            assert file.read_at(5 * MIB, 1000) == data[5 * MIB : 5 * MIB + 1000]
+        assert client.read_counts.local, "what was written a moment ago is in memory"
+    with cluster.client(reads=ReadRules(local=False)) as client:
+        assert b"".join(client.read("/handed-over")) == data
+        assert client.read_counts.local == 0
