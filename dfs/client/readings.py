@@ -41,6 +41,7 @@ from dfs.net.messages import (
 from dfs.net.parts import LocatedExtent, ServerInfo
 
 PIECE_SIZE = 1024 * 1024  # bytes received and verified at a time: the measured optimum, and it bounds memory
+LOCAL_PIECE_SIZE = 256 * 1024  # the same of an open file: verified while the processor's cache still has it
 
 
 class Destination(Protocol):
@@ -147,7 +148,7 @@ class BlockReading(Reading):
         end = self.plan.block_end
         while self._position < end:
             cancellation.check()
-            view = self._destination.window(self._position, min(PIECE_SIZE, end - self._position))
+            view = self._destination.window(self._position, min(LOCAL_PIECE_SIZE, end - self._position))
             if not replica.read(self._position, view):
                 return
             self._destination.accept(self._position, view)
