@@ -34,10 +34,16 @@ class Stage:
             self.cluster.start(name)
         self.cluster.wait_healthy()
 
-    def held(self, handle: bytes) -> int:
-        """Return how many servers hold a sealed replica of a chunk."""
+    def wait_held(self, handle: bytes, count: int) -> None:
+        """Return when so many servers hold a sealed replica of a chunk."""
         names = [server.name for server in self.cluster.config.chunk_servers]
-        return sum(any(replica.handle == handle for replica in self.cluster.replicas(name)) for name in names)
+
+        def is_held() -> bool:
+            return count == sum(
+                any(replica.handle == handle for replica in self.cluster.replicas(name)) for name in names
+            )
+
+        wait_until(is_held, 60, f"chunk {handle.hex()} has {count} replicas")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +73,7 @@ def test_a_server_killed_in_any_phase_of_a_chain_write_costs_no_put_and_no_byte(
 
 
 def test_a_server_killed_in_any_phase_of_append_and_seal_neither_loses_nor_doubles_a_record(stage: Stage) -> None:
-    told = []
+    told: list[Acknowledged] = []
     with stage.cluster.client(timeout_s=60) as client, client.appender("/log") as appender:
 
         def append() -> None:

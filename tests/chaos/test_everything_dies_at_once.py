@@ -40,6 +40,11 @@ class Writers:
         for thread in self._threads:
             thread.start()
 
+    def wait_acknowledged(self, count: int) -> None:
+        """Return when so many calls more were acknowledged, or a client met a failure."""
+        wanted = self.acknowledged + count
+        wait_until(lambda: self.acknowledged >= wanted or self.crash is not None, 120, "clients work")
+
     def end(self) -> None:
         self._stop.set()
         for thread in self._threads:
@@ -97,13 +102,12 @@ def test_everything_killed_at_once_again_and_again_loses_nothing_acknowledged(tm
     with ClusterUnderTest(tmp_path) as cluster:
         writers = Writers(cluster)
         for turn in range(ROUNDS):
-            before = writers.acknowledged
-            wait_until(lambda before=before: writers.acknowledged > before + 20 or writers.crash, 120, "clients work")  # type: ignore[misc]
+            writers.wait_acknowledged(20)
             pids = cluster.local.pids()
             for pid in pids.values():  # at one moment, before any of them can notice
                 os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not cluster.local.pids(), 60, "all have ended")
             for name in pids:
-                wait_until(lambda name=name: name not in cluster.local.pids(), 60, f"{name} has ended")  # type: ignore[misc]
                 cluster.start(name)
             cluster.wait_healthy()
             assert writers.crash is None, f"round {turn + 1}: {writers.crash!r}"

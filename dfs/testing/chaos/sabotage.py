@@ -24,6 +24,7 @@ from dfs.client import transfer
 from dfs.master import access, raft_journal
 from dfs.master.service import MasterService
 from dfs.master.state import MasterState
+from dfs.master.views import ExtentsView
 
 SMALL_PAGES = "small_pages"
 LATE_S = 1.0  # how long a lying disk holds back what it called durable
@@ -109,7 +110,11 @@ class Saboteur:
     def _version_pin() -> contextlib.AbstractContextManager[Any]:
         """Locate the next page of a file whatever version of it the reader began with."""
         extents = MasterState.extents
-        return mock.patch.object(MasterState, "extents", lambda self, *where: extents(self, *where[:3], 0))
+
+        def latest(state: MasterState, path: str, first_extent: int, count: int, _version: int) -> ExtentsView:
+            return extents(state, path, first_extent, count, 0)
+
+        return mock.patch.object(MasterState, "extents", latest)
 
     @staticmethod
     def _small_pages() -> contextlib.AbstractContextManager[Any]:
