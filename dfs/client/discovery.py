@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from dfs.client.plan import MASTERS_MAX, MasterRound, Step, attempt_timeout_s, backoff_s, step_after
 from dfs.client.pool import ChannelPool, exchange
-from dfs.clock import Deadline
+from dfs.clock import Deadline, boot_s
 from dfs.errors import ConnectionFailed, DeadlineExceeded, DfsError, NoQuorum, NotLeader, Retry
 from dfs.log import get_logger
 from dfs.net.blocking import Channel, expect
@@ -55,6 +55,11 @@ class _Story:
     repetitions: int = 0
 
     @property
+    def words(self) -> str:
+        """The last word of each master, for an error."""
+        return "; ".join(f"{address}: {text}" for address, text in self.last_words.items())
+
+    @property
     def leaderless(self) -> bool:
         """Whether a master answered, and the last word of each that did was that nobody leads."""
         words = [self.last_words.get(address) for address in self.answered]
@@ -63,7 +68,7 @@ class _Story:
     @property
     def may_be_forgotten(self) -> bool:
         """Whether the masters may have dropped the session of an unanswered call: sent again, it would happen twice."""
-        return self.is_uncertain and _boot_s() - self.started_boot_s > RESEND_WITHIN_S
+        return self.is_uncertain and boot_s() - self.started_boot_s > RESEND_WITHIN_S
 
 
 class Masters:
@@ -139,7 +144,7 @@ class Masters:
         self, message: Message, deadline: Deadline, *, is_patient: bool = True
     ) -> tuple[Message, bool]:
         """Return (the final reply, maybe an `ErrorReply`; whether an earlier attempt may have had an effect too)."""
-        story = _Story(time.monotonic(), _boot_s())
+        story = _Story(time.monotonic(), boot_s())
         while True:
             final = self._ask_round(message, deadline, story, is_patient=is_patient)
             if final is not None:
@@ -158,7 +163,7 @@ class Masters:
             order = MasterRound(self._known, self._leader, silent)
         while (address := order.next()) is not None and not deadline.has_passed:
             if isinstance(message, Mutation) and story.may_be_forgotten:
-                self._check_worth_repeating(message, Deadline(0.0), story)
+                raise _unknown_outcome(message, story, self._needed)
             answer = self._attempt(address, message, deadline, story)
             if not isinstance(answer, ErrorReply):
                 if answer is not None:
@@ -280,39 +285,43 @@ class Masters:
                 return  # somebody is there: it may come to itself, or a leader may be elected
             if not story.refusals and waited_s < self._unreachable_grace_s:
                 return
-        words = "; ".join(f"{address}: {text}" for address, text in story.last_words.items())
-        name, count = type(message).__name__, len(self._configured)
-        needed = f"start masters until {count // 2 + 1} of {count} run and reach each other"
         if story.is_uncertain and isinstance(message, Mutation):
-            if story.leaderless and not story.pressing:
-                raise NoQuorum(
-                    f"no quorum for {waited_s:.1f} s ({words}); {name} may have happened or not: {needed}, and look "
-                    "before you repeat it",
-                    may_have_happened="yes",
-                )
-            raise DeadlineExceeded(
-                f"{name} has no known outcome after {waited_s:.1f} s: it may have happened or not; look before you "
-                f"repeat it ({words})",
-                may_have_happened="yes",
-            )
+            raise _unknown_outcome(message, story, self._needed)
         if story.pressing is not None:
             raise story.pressing
         if not story.answered:
             if story.refusals:
                 raise next(iter(story.refusals.values()))
             raise ConnectionFailed(
-                f"cannot reach any master of cluster {self._cluster!r} ({words}); do they run (`dfs up`), and are "
-                "the addresses right?",
+                f"cannot reach any master of cluster {self._cluster!r} ({story.words}); do they run (`dfs up`), and "
+                "are the addresses right?",
                 address=self._configured[0],
             )
         raise NoQuorum(
-            f"no quorum: no master of cluster {self._cluster!r} led for {waited_s:.1f} s ({words}); {needed}"
+            f"no quorum: no master of cluster {self._cluster!r} led for {waited_s:.1f} s ({story.words}); "
+            f"{self._needed}"
         )
 
+    @property
+    def _needed(self) -> str:
+        count = len(self._configured)
+        return f"start masters until {count // 2 + 1} of {count} run and reach each other"
 
-def _boot_s() -> float:
-    """Return the seconds since this computer was started, those that it slept included where the system counts them."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+def _unknown_outcome(message: Mutation, story: _Story, needed: str) -> DfsError:
+    """Return the error of a change that was sent and that nobody gave the outcome of."""
+    name, waited_s = type(message).__name__, time.monotonic() - story.started_s
+    if story.leaderless and not story.pressing:
+        return NoQuorum(
+            f"no quorum for {waited_s:.1f} s ({story.words}); {name} may have happened or not: {needed}, and look "
+            "before you repeat it",
+            may_have_happened="yes",
+        )
+    return DeadlineExceeded(
+        f"{name} has no known outcome after {waited_s:.1f} s: it may have happened or not; look before you repeat it "
+        f"({story.words})",
+        may_have_happened="yes",
+    )
 
 
 def _brief(error: DfsError) -> str:

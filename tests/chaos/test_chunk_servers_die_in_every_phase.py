@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import os
@@ -34,16 +35,10 @@ class Stage:
             self.cluster.start(name)
         self.cluster.wait_healthy()
 
-    def wait_held(self, handle: bytes, count: int) -> None:
-        """Return when so many servers hold a sealed replica of a chunk."""
+    def is_held_thrice(self, handle: bytes) -> bool:
+        """Return whether three servers hold a sealed replica of a chunk."""
         names = [server.name for server in self.cluster.config.chunk_servers]
-
-        def is_held() -> bool:
-            return count == sum(
-                any(replica.handle == handle for replica in self.cluster.replicas(name)) for name in names
-            )
-
-        wait_until(is_held, 60, f"chunk {handle.hex()} has {count} replicas")
+        return sum(any(replica.handle == handle for replica in self.cluster.replicas(name)) for name in names) == 3
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +100,6 @@ def test_a_server_killed_in_any_phase_of_repair_leaves_every_chunk_whole_and_the
             stage.traps.set(moment, step)
             client.set_replication(path, 3)
             stage.revive(moment, step)
-            wait_until(
-                lambda handle=extent.handle: stage.held(handle) == 3, 60, f"the chunk is repaired: {moment} {step}"
-            )
+            is_repaired = functools.partial(stage.is_held_thrice, extent.handle)
+            wait_until(is_repaired, 60, f"the chunk is repaired: {moment} {step}")
             assert b"".join(client.read(path)) == content

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -40,10 +41,9 @@ class Writers:
         for thread in self._threads:
             thread.start()
 
-    def wait_acknowledged(self, count: int) -> None:
-        """Return when so many calls more were acknowledged, or a client met a failure."""
-        wanted = self.acknowledged + count
-        wait_until(lambda: self.acknowledged >= wanted or self.crash is not None, 120, "clients work")
+    def is_past(self, count: int) -> bool:
+        """Return whether more calls than `count` were acknowledged, or none will come any more."""
+        return self.acknowledged > count or self.crash is not None
 
     def end(self) -> None:
         self._stop.set()
@@ -98,16 +98,21 @@ def check_nothing_lost(client: DfsClient, writers: Writers) -> None:
     check_exactly_once(b"".join(client.read("/log")), writers.told)
 
 
+def has_ended(cluster: ClusterUnderTest, name: str) -> bool:
+    return name not in cluster.local.pids()
+
+
 def test_everything_killed_at_once_again_and_again_loses_nothing_acknowledged(tmp_path: Path) -> None:
     with ClusterUnderTest(tmp_path) as cluster:
         writers = Writers(cluster)
         for turn in range(ROUNDS):
-            writers.wait_acknowledged(20)
+            enough = writers.acknowledged + 20
+            wait_until(functools.partial(writers.is_past, enough), 120, "clients work")
             pids = cluster.local.pids()
             for pid in pids.values():  # at one moment, before any of them can notice
                 os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: not cluster.local.pids(), 60, "all have ended")
             for name in pids:
+                wait_until(functools.partial(has_ended, cluster, name), 60, f"{name} has ended")
                 cluster.start(name)
             cluster.wait_healthy()
             assert writers.crash is None, f"round {turn + 1}: {writers.crash!r}"

@@ -368,7 +368,7 @@ def test_an_unanswered_change_is_not_sent_again_when_its_session_may_be_forgotte
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [0.0]
-    monkeypatch.setattr("dfs.client.discovery._boot_s", lambda: now_s[0])
+    monkeypatch.setattr("dfs.client.discovery.boot_s", lambda: now_s[0])
 
     def sleeps(_: Message) -> Message:
         now_s[0] += 2 * 3600.0  # the client's computer sleeps before the reply arrives

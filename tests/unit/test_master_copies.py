@@ -42,6 +42,21 @@ def test_urgent_orders_are_sent_first_and_each_once() -> None:
     book.check_invariants()
 
 
+def test_a_server_that_has_an_order_hears_that_it_became_urgent_though_it_mentions_it() -> None:
+    book = CopyBook()
+    for number in (1, 2):
+        book.add(plan(number), 0.0)
+    book.take_due(TARGET)
+    book.mention(TARGET, [handle(1), handle(2)], 1.0)
+    book.hasten(next(order for order in book if order.plan.handle == handle(2)))
+    for beat in range(3):  # an answer may be lost: it is told until the copy has ended
+        book.mention(TARGET, [handle(1), handle(2)], 2.0 + beat)
+        (order,) = book.take_due(TARGET)
+        assert (order.plan.handle, order.plan.is_urgent) == (handle(2), True)
+    book.finish(TARGET, [handle(2)])
+    assert book.take_due(TARGET) == []
+
+
 def test_an_order_that_is_not_mentioned_is_sent_again_and_lost_in_the_end() -> None:
     book = CopyBook()
     book.add(plan(), 0.0)
@@ -162,6 +177,20 @@ def test_an_unlisted_replica_is_due_at_its_time_only() -> None:
     assert not book.is_due(TARGET, handle(2), 9.0)
 
 
+def test_those_that_are_due_are_the_oldest_and_a_second_look_does_not_make_one_older() -> None:
+    book = TrimBook()
+    for number in range(1, 6):
+        book.add(TARGET, handle(number), float(number))
+    book.add(TARGET, handle(2), 9.0)
+    book.add(OTHER, handle(7), 3.0)
+    assert sorted(book.due(3.0)) == sorted(
+        [(TARGET, handle(1), 1.0), (TARGET, handle(3), 3.0), (OTHER, handle(7), 3.0)]
+    )
+    for server_id, due, _ in book.due(100.0):
+        book.drop(server_id, due)  # a look is at a snapshot
+    assert len(book) == 0
+
+
 # --- paces ----------------------------------------------------------------------------------------
 
 
@@ -199,3 +228,13 @@ def test_late_heartbeats_are_slowness_but_an_absence_is_none() -> None:
     absent = paces(1, 1, 1, 1)
     absent[OTHER].note(1, 1000.0, 1.0)
     assert slow_ones(absent, ()) == frozenset()
+
+
+def test_many_early_heartbeats_of_a_busy_server_weigh_no_more_than_one_in_time() -> None:
+    calm, busy = Pace(), Pace()
+    for pace in (calm, busy):
+        pace.note(0, 0.0, 1.0)
+    for beat in range(1, 101):
+        busy.note(1000, beat / 100, 1.0)
+    calm.note(1000, 1.0, 1.0)
+    assert calm.wait_ms * 0.8 < busy.wait_ms <= calm.wait_ms
