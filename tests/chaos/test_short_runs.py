@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dfs.testing.chaos import small_disks
+from dfs.chaos import small_disks
 from dfs.testing.chaos.namespaces import Namespaces, is_permitted
 from dfs.testing.chaos.run import run_chaos
 from dfs.testing.chaos.schedule import DEPOSES_THE_LEADER, FaultKind, Plan, one_after_another

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from dfs.errors import DfsError, NoQuorum, NotLeader, OutcomeUnknown, StorageCorrupt
+from dfs.local.ports import free_ports
 from dfs.master import raft_engine
 from dfs.master.raft_node import HardenedRaftLog
 from dfs.net.auth import ClusterKey
-from dfs.testing.ports import free_ports
 
 KEY = ClusterKey.from_secret(b"a secret of thirty-two bytes, ok", "test")
 WAIT_S = 30.0

@@ -14,16 +14,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dfs.chaos import small_disks
+from dfs.chaos.history import History
+from dfs.chaos.small_disks import SmallDisks
+from dfs.chaos.workloads import BookWorker, YardWorker, last_look, prepare
 from dfs.client import DfsClient
-from dfs.testing.chaos import namespaces, small_disks
-from dfs.testing.chaos.history import History
+from dfs.testing.chaos import namespaces
 from dfs.testing.chaos.namespaces import Namespaces
 from dfs.testing.chaos.sabotage import SABOTEUR, launcher
 from dfs.testing.chaos.schedule import TOUCHES_CHUNK_SERVERS, Fault, Plan, plan_faults
-from dfs.testing.chaos.small_disks import SmallDisks
 from dfs.testing.chaos.surgeon import Surgeon
 from dfs.testing.chaos.verdict import Verdict, judge
-from dfs.testing.chaos.workloads import BookWorker, YardWorker, last_look, prepare
 from dfs.testing.cluster import ClusterUnderTest
 
 YARD_CLIENTS, YARD_READERS, BOOK_CLIENTS = 4, 2, 3

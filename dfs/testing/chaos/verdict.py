@@ -11,10 +11,10 @@ from itertools import pairwise
 
 import msgspec
 
-from dfs.testing.chaos.history import History
+from dfs.chaos.history import History
+from dfs.chaos.linearizability import check, split
+from dfs.chaos.workloads import BOOK, YARD
 from dfs.testing.chaos.schedule import DEPOSES_THE_LEADER, TAKES_THE_QUORUM, Fault, FaultKind
-from dfs.testing.chaos.workloads import BOOK, YARD
-from dfs.testing.linearizability import check, split
 
 Moment = tuple[Fault, float, float]  # a fault, when it struck and when the cluster was whole again (monotonic clock)
 

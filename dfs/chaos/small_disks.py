@@ -37,8 +37,7 @@ class SmallDisks:
     def __enter__(self) -> SmallDisks:
         try:
             for folder in self._folders:
-                folder.mkdir(parents=True, exist_ok=True)
-                _run("mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m,mode=700", "dfs-test", str(folder))
+                mount(folder)
                 self._mounted.append(folder)
         except BaseException:
             self.close()
@@ -52,6 +51,12 @@ class SmallDisks:
         """Unmount all, whoever still uses them."""
         while self._mounted:
             _run("umount", "--lazy", str(self._mounted.pop()))
+
+
+def mount(folder: Path) -> None:
+    """Mount a disk over one folder, which is made; whoever calls this unmounts it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _run("mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m,mode=700", "dfs-test", str(folder))
 
 
 def _run(*words: str) -> None:
