@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from types import TracebackType
-from typing import Any
 
 from dfs.chaos.history import History
 from dfs.chaos.records import Acknowledged, make_record
@@ -140,7 +139,7 @@ class Clients:
             sequence += 1
             record = make_record(identity, sequence, RECORD_SIZE)
             offset = self._append_one(appender, record, f"{identity}:{sequence}")
-            if isinstance(offset, int):
+            if offset is not None:
                 self.acknowledged.append(Acknowledged(identity, sequence, offset))
             else:
                 appender.abandon()
@@ -148,7 +147,7 @@ class Clients:
         if appender is not None:
             appender.abandon()  # nothing waits: every record was awaited
 
-    def _append_one(self, appender: Appender, record: bytes, argument: str) -> Any:
+    def _append_one(self, appender: Appender, record: bytes, argument: str) -> int | None:
         def ask() -> int:
             outcome: Future[int] = appender.append(record)
             try:
@@ -156,4 +155,4 @@ class Clients:
             except FutureTimeout:
                 raise DeadlineExceeded("an append did not end by its deadline", may_have_happened="yes") from None
 
-        return self.history.run(self.log_path, "append", argument, ask, is_ordered=False)
+        return self.history.count("append", ask, key=self.log_path, argument=argument)

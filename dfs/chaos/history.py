@@ -10,11 +10,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dfs.chaos.linearizability import UNKNOWN, Call
 from dfs.errors import DfsError
 
+T = TypeVar("T")
 DEFINITE: dict[str, str] = {"already_exists": "exists", "not_found": "missing"}  # error codes that are results
 
 
@@ -51,13 +52,11 @@ class History:
         ask: Callable[[], Any],
         *,
         is_read: bool = False,
-        is_ordered: bool = True,
     ) -> Any:
         """Do one call and write it down; return its result, `UNKNOWN`, or None where it surely did nothing.
 
         An error that does not say "it may have happened" promises that nothing did, so such a call is left out of the
-        history: if it did happen after all, the reads after it find no explanation. Likewise a call that is not
-        `is_ordered`: it is judged in another way than by an order of all calls on its object.
+        history: if it did happen after all, the reads after it find no explanation.
         """
         begun, begun_s = self._next_event(), time.monotonic()
         try:
@@ -72,11 +71,39 @@ class History:
             outcome = "unknown" if result is UNKNOWN else "done"
             self.counts[f"{name} {outcome}"] += 1
             self.timed.append(TimedCall(key, name, argument, result, outcome, begun_s, ended_s, is_read))
-            if is_ordered:
-                self.calls.append(Call(key, name, argument, result, begun, None if result is UNKNOWN else self._events))
+            self.calls.append(Call(key, name, argument, result, begun, None if result is UNKNOWN else self._events))
             if not is_read and result is not UNKNOWN:
                 self.changed_s.append((begun_s, ended_s))
         return result
+
+    def count(
+        self, name: str, ask: Callable[[], T], *, is_read: bool = False, key: Hashable = "", argument: Any = None
+    ) -> T | None:
+        """Do one call that is judged elsewhere; return its result, None where it failed or found no file."""
+        begun_s = time.monotonic()
+        try:
+            result = ask()
+        except DfsError as error:
+            if error.code in DEFINITE:
+                outcome = DEFINITE[error.code]
+            elif error.may_have_happened:
+                outcome = "unknown"
+            else:
+                self._failed(TimedCall(key, name, argument, None, error.code, begun_s, 0.0, is_read), error)
+                return None
+            with self._lock:
+                self.counts[f"{name} {outcome}"] += 1
+                self.timed.append(TimedCall(key, name, argument, None, outcome, begun_s, time.monotonic(), is_read))
+            return None
+        with self._lock:
+            self.counts[f"{name} done"] += 1
+            told = result if isinstance(result, int) else None  # not whole contents
+            self.timed.append(TimedCall(key, name, argument, told, "done", begun_s, time.monotonic(), is_read))
+        return result
+
+    def moment(self) -> int:
+        """Return a moment between two events: later than all before it, earlier than all after it."""
+        return self._next_event()
 
     def _failed(self, call: TimedCall, error: DfsError) -> None:
         with self._lock:

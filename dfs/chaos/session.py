@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from dfs import __version__
-from dfs.chaos import small_disks, throw_away
+from dfs.chaos import memory_disks, throw_away
 from dfs.chaos.clients import Clients
 from dfs.chaos.guard import ClusterView, Weakest, refusals
 from dfs.chaos.journal import Head, Journal, RemoveTree, state_folder, unfinished
@@ -139,7 +139,7 @@ def plan(wishes: Wishes) -> Planned:
 
 def _plan_throw_away(wishes: Wishes, seed: int) -> Planned:
     """Its daemons do not exist yet, so the steps name roles."""
-    possible = [kind for kind in (*GENTLE, *HARSH) if kind.action is not Action.FILL or small_disks.is_permitted()]
+    possible = [kind for kind in (*GENTLE, *HARSH) if kind.action is not Action.FILL or memory_disks.is_permitted()]
     kinds = [kind for kind in possible if not wishes.kinds or kind in wishes.kinds]
     faults = plan_faults(seed, wishes.duration_s, kinds, wishes.outage_s, wishes.servers_max)
     found = [] if faults else ["no fault fits: give more time with --for, or other kinds"]

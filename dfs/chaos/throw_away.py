@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfs.chaos import small_disks
+from dfs.chaos import memory_disks
 from dfs.chaos.journal import Journal, RemoveCluster
 from dfs.config import ClusterConfig, load_config
 from dfs.local.cluster import LocalCluster
@@ -46,9 +46,9 @@ def start(config: ClusterConfig, journal: Journal, *, with_disks: bool) -> Throw
     """Start it. What removes it again is in the journal before anything of it runs."""
     folder = config.source.parent
     local = LocalCluster(config)
-    disks = {name: folder / name for name in local.names} if with_disks and small_disks.is_permitted() else {}
+    disks = {name: folder / name for name in local.names} if with_disks and memory_disks.is_permitted() else {}
     journal.add(RemoveCluster(str(folder), str(config.source), tuple(map(str, disks.values()))))
     for disk in disks.values():
-        small_disks.mount(disk)
+        memory_disks.mount(disk)
     local.up(UP_WAIT_S)
     return ThrowAway(config, disks)

@@ -60,7 +60,7 @@ class MemoryChunkServer:
         """Listen again, at the address of the first start."""
         listener = Listener.bind(self.address or "127.0.0.1:0")
         self.address = listener.address
-        self._service = ChunkService(
+        self.service = ChunkService(
             store=self.store,
             key=self._key,
             name=self.name,
@@ -78,13 +78,13 @@ class MemoryChunkServer:
 
     def _handle(self, channel: Channel) -> None:
         if self.intercept is None or self.intercept(channel):
-            self._service.handle(channel)
+            self.service.handle(channel)
 
     def stop(self) -> None:
         """Close the port and all connections."""
         self._stop.set()
         self._thread.join()
-        self._service.close()
+        self.service.close()
 
     def damage(self, handle: ChunkHandle, offset: int = 0) -> None:
         """Flip one byte of a stored replica."""

@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from dfs.chaos.journal import Head, Journal, RemoveCluster, RemoveFile, ResumeProcess, RunCommand, StartNode, unfinished
+from dfs.chaos.journal import (
+    Head,
+    Journal,
+    RemoveCluster,
+    RemoveFile,
+    ResumeProcess,
+    RunCommand,
+    StartNode,
+    Step,
+    unfinished,
+)
 from dfs.chaos.undoing import describe, undo, undo_all
 from dfs.errors import ConfigError, Conflict
 
@@ -18,7 +28,11 @@ HEAD = Head("run-1", "test", ("127.0.0.1:1",), "/etc/cluster.ini", 5)
 
 def test_what_was_not_undone_is_found_again(tmp_path: Path) -> None:
     journal = Journal.begin(tmp_path, HEAD)
-    steps = [StartNode("m1", "/etc/cluster.ini"), ResumeProcess("c1", 1, 2, "boot"), RunCommand("c2", ("true", "a b"))]
+    steps: list[Step] = [
+        StartNode("m1", "/etc/cluster.ini"),
+        ResumeProcess("c1", 1, 2, "boot"),
+        RunCommand("c2", ("true", "a b")),
+    ]
     numbers = [journal.add(step) for step in steps]
     journal.done(numbers[1])
     (found,) = unfinished(tmp_path)
