@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from dfs.chaos.history import History, TimedCall
-from dfs.chaos.linearizability import UNKNOWN, check, split
+from dfs.chaos.history import History
+from dfs.chaos.linearizability import check, split
 from dfs.chaos.records import Acknowledged, check_exactly_once
 from dfs.chaos.story import Moment, Story
 from dfs.chaos.workloads import BOOK, STILL_BOOK, YARD
@@ -187,8 +187,3 @@ def _by_fault(pauses: Sequence[tuple[float, float]], moments: Sequence[Moment]) 
 def at_share(ordered: Sequence[float], share: float) -> float:
     """Return the value below which this share of the ascending values lies; 0.0 of none."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
-
-
-def is_unknown(call: TimedCall) -> bool:
-    """Whether nobody knows if this call took effect."""
-    return call.result is UNKNOWN
