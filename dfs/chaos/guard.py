@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from dfs.chaos.scenario import Fault, FaultKind
 
 SILENT_S_MAX = 10.0  # a master that nobody broke may be slow to answer for so long
+SINGLE_S_MAX = 15.0  # a last replica is copied at once; a write that met the fault may leave one for a moment
 BLIND_S_MAX = 30.0  # no leader has told anything for so long: far beyond any election
 
 
@@ -49,6 +50,7 @@ class ClusterView:
     under_replicated: int = 0  # chunks with fewer live replicas than their goal
     missing: int = 0  # chunks without any
     single: int = 0  # chunks that wait for repair and have one
+    single_s: float = 0.0  # for how long there has been such a chunk
     blind_s: float = 0.0
 
     @property
@@ -147,8 +149,8 @@ def alarm(view: ClusterView, away: Collection[str], servers_max: int) -> str:
     if moved:
         return f"chunk server {moved[0].name} is in mode {moved[0].mode} now: somebody works on the cluster"
     left = view.replication - len(set(away) - masters)
-    if view.single and left > 1:
-        return f"{view.single} chunks have one live replica left, though {left} should be"
+    if view.single_s > SINGLE_S_MAX and left > 1:
+        return f"{view.single} chunks have had one live replica for {view.single_s:.0f} s, though {left} should be"
     if len(set(away) - masters) > servers_max:
         return f"more than {servers_max} chunk servers are away"
     return ""

@@ -21,7 +21,7 @@ from typing import Any
 from dfs import __version__
 from dfs.chaos import memory_disks, throw_away
 from dfs.chaos.clients import Clients
-from dfs.chaos.guard import ClusterView, Weakest, refusals
+from dfs.chaos.guard import ClusterView, Weakest, refusals, troubles
 from dfs.chaos.journal import Head, Journal, RemoveTree, state_folder, unfinished
 from dfs.chaos.nodes import Commands, Node, command_nodes, local_nodes, names_of, process_node, systemd_nodes
 from dfs.chaos.report import About, Report, assemble, write
@@ -31,12 +31,13 @@ from dfs.chaos.undoing import describe, undo_all
 from dfs.chaos.verdict import judge
 from dfs.chaos.watch import Watch, find_weakest
 from dfs.client import ClusterAccess, DfsClient
-from dfs.clock import SYSTEM_CLOCK
+from dfs.clock import SYSTEM_CLOCK, Deadline
 from dfs.config import ClusterConfig
 from dfs.errors import Conflict, DfsError, InvalidArgument
 
 REPORT_PREFIX = "dfs-chaos-"
 ROOT_PREFIX = "/.chaos-"
+LOOK_S = 3.0  # patience with a cluster that is not whole before a run is refused
 SEED_MAX = 1_000_000
 SignalHandler = Callable[[int, FrameType | None], Any]
 
@@ -180,7 +181,10 @@ def _look(config: ClusterConfig, kinds: Sequence[FaultKind]) -> tuple[ClusterVie
     """Ask the cluster, and walk over its files where chunk servers are to be broken."""
     watch = Watch(config)
     try:
-        view = watch.view
+        view, deadline = watch.view, Deadline.after(LOOK_S)
+        while troubles(view) and not deadline.has_passed:  # a heartbeat that is late is none yet
+            time.sleep(LOOK_S / 10)
+            view = watch.look()
     finally:
         watch.close()
     if not view.leader or not any(not kind.victim.is_master for kind in kinds):

@@ -37,7 +37,13 @@ def folder_for(parent: Path | None = None) -> Path:
 def write_config(folder: Path) -> ClusterConfig:
     """Write the cluster.ini on free ports and load it."""
     path = folder / "cluster.ini"
-    settings = {"name": "throw-away", "chunk_size": f"{CHUNK_SIZE} B", "replication": str(REPLICATION)}
+    settings = {
+        "name": "throw-away",
+        "chunk_size": f"{CHUNK_SIZE} B",
+        "replication": str(REPLICATION),
+        "dead_after": "5 s",  # the machine may be busy, and a server that is called dead ends a run
+        "repair_after": "10 s",
+    }
     path.write_text(cluster_ini(MASTERS, CHUNK_SERVERS, 1, settings), encoding="utf-8")
     return load_config(path)
 

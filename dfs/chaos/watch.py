@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 
 from dfs.chaos.guard import ClusterView, MasterView, ServerView, Weakest
@@ -32,6 +33,7 @@ class Watch:
         self._heard_s: dict[str, float] = {}
         self._told: GetClusterStatusReply | None = None
         self._told_s = time.monotonic()
+        self._single_since_s: float | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.view = self.look()
@@ -69,7 +71,9 @@ class Watch:
             self._told, self._told_s = self._client.cluster_status(), begun_s
         except DfsError:
             blind_s = max(begun_s - self._told_s, CALL_TIMEOUT_S / 1000)
-        return _view(begun_s, masters, self._told, blind_s)
+        view = _view(begun_s, masters, self._told, blind_s)
+        self._single_since_s = (self._single_since_s or begun_s) if view.single else None
+        return replace(view, single_s=begun_s - self._single_since_s if self._single_since_s else 0.0)
 
     def _masters(self, now_s: float) -> tuple[MasterView, ...]:
         found = []
@@ -101,7 +105,7 @@ def _view(
         told.space.under_replicated_live,
         told.space.missing,
         told.healing.waiting[1] if told.healing.is_surveyed else 0,
-        blind_s,
+        blind_s=blind_s,
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from dfs.chaos.guard import (
     BLIND_S_MAX,
     SILENT_S_MAX,
+    SINGLE_S_MAX,
     ClusterView,
     MasterView,
     ServerView,
@@ -108,7 +109,7 @@ def test_no_server_is_touched_while_a_chunk_waits_for_repair() -> None:
         (replace(WHOLE, missing=1), ("c1",)),
         (replace(WHOLE, servers=server("c2", "dead")), ("c1",)),
         (replace(WHOLE, servers=server("c2", "alive", "draining")), ()),
-        (replace(WHOLE, single=3), ("c1",)),
+        (replace(WHOLE, single=3, single_s=SINGLE_S_MAX + 1), ("c1",)),
         (WHOLE, ("c1", "c2")),
     ],
 )
@@ -124,6 +125,7 @@ def test_what_the_run_did_not_do_stops_it(view: ClusterView, away: tuple[str, ..
         (replace(WHOLE, masters=master("m1", "", 3.0), blind_s=3.0), ("m1",)),
         (replace(WHOLE, servers=server("c1", "dead"), under_replicated=9), ("c1",)),
         (replace(WHOLE, servers=server("c2", "late")), ()),
+        (replace(WHOLE, single=3, single_s=SINGLE_S_MAX - 1), ("c1",)),
     ],
 )
 def test_what_the_run_did_and_passing_slowness_do_not_stop_it(view: ClusterView, away: tuple[str, ...]) -> None:
@@ -131,7 +133,7 @@ def test_what_the_run_did_and_passing_slowness_do_not_stop_it(view: ClusterView,
 
 
 def test_with_two_replicas_one_left_is_expected_while_a_server_is_away() -> None:
-    view = replace(WHOLE, replication=2, servers=server("c1", "dead"), single=7)
+    view = replace(WHOLE, replication=2, servers=server("c1", "dead"), single=7, single_s=SINGLE_S_MAX + 1)
     assert alarm(view, {"c1"}, 1) == ""
     assert alarm(view, (), 1) != ""
 
