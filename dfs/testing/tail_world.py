@@ -1,7 +1,7 @@
 """Record append without sockets: real tails, seals and state, and every message may be lost, late or cut by a crash.
 
 Owns: servers, masters and appenders that are stepped by a seed, and the faults between them. Refuses to know: any
-promise (dfs.testing.records judges). A failing seed replays exactly: `python -m dfs.testing.tail_world 17 18`.
+promise (dfs.chaos.records judges). A failing seed replays exactly: `python -m dfs.testing.tail_world 17 18`.
 
 Everything runs in one thread. A call either is lost before it arrives, or its reply is lost after it took effect, or
 its receiver crashes in the middle of writing.
@@ -22,6 +22,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar, cast
 
+from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
 from dfs.checksum import Buffer, crc32c
 from dfs.chunk import tail_log
 from dfs.chunk.memstore import MemoryStore
@@ -49,7 +50,6 @@ from dfs.net.messages import (
     ReadTailReply,
 )
 from dfs.net.parts import AllocatedChunk, LocatedTail, RecordGroup, ServerInfo
-from dfs.testing.records import Acknowledged, check_exactly_once, make_record
 
 PATH = "/log"
 SERVERS = 5

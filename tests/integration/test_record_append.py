@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
 from dfs.checksum import crc32c
 from dfs.chunk.tail_reports import TailReports
 from dfs.client import DfsClient
@@ -29,7 +30,6 @@ from dfs.net.parts import ReplicaReport
 from dfs.testing.append_chaos import AppendChaos, ChaosPlan
 from dfs.testing.cluster import ClusterUnderTest, wait_until
 from dfs.testing.memory_cluster import MemoryChunkServer, MemoryCluster
-from dfs.testing.records import Acknowledged, check_exactly_once, make_record
 
 pytestmark = pytest.mark.timeout(240)
 CHUNK_SIZE = 128 * 1024

@@ -12,12 +12,12 @@ from typing import TypeAlias
 
 import pytest
 
+from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
 from dfs.chunk.tail_log import Round, TailFile
 from dfs.chunk.tails import OpenTail
 from dfs.errors import DfsError
 from dfs.master import tails as memory
 from dfs.net.messages import ReplicateRecords
-from dfs.testing.records import Acknowledged, check_exactly_once, make_record
 from dfs.testing.tail_world import run_seed as run
 
 Mutation: TypeAlias = Callable[[pytest.MonkeyPatch], None]
