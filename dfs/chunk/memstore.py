@@ -25,6 +25,7 @@ class MemoryReader:
     def __init__(self, fd: int, tail: Tail) -> None:
         self.fd = fd
         self.start = 0
+        self.is_alone = True
         self.tail = tail
 
     def __enter__(self) -> MemoryReader:

@@ -286,7 +286,7 @@ class Appender:
         attempt = 0
         broken, failed = ChunkHandle(b""), ""
         while True:
-            target = self._target or self._open(broken, failed, deadline)
+            target = self._target or self._open(broken, failed, deadline, may_create=not is_closing)
             if max(group.lengths, default=0) > self._record_size_max:
                 raise _too_large(max(group.lengths), self._record_size_max)
             try:
@@ -314,8 +314,10 @@ class Appender:
             channel.send(AppendRecords(target.handle, target.token, group), sending, payload=payload)
             return expect(channel.receive(sending).message, AppendRecordsReply)
 
-    def _open(self, broken: ChunkHandle, failed: str, deadline: Deadline) -> _Target:
-        request = OpenTail(self.path, self._create, broken, tuple(filter(None, failed.split(","))))
+    def _open(self, broken: ChunkHandle, failed: str, deadline: Deadline, *, may_create: bool = True) -> _Target:
+        """Ask for a tail. Whoever only says goodbye must not bring back a file that was renamed or deleted."""
+        servers = tuple(filter(None, failed.split(",")))
+        request = OpenTail(self.path, self._create and may_create, broken, servers)
         try:
             reply = self._masters.call(request, OpenTailReply, deadline)
         except (ConnectionFailed, DeadlineExceeded, NoQuorum, NotEnoughServers) as error:

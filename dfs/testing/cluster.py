@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final
 
-from dfs.client import ClusterAccess, DfsClient
+from dfs.client import ClusterAccess, DfsClient, ReadRules
 from dfs.clock import Deadline
 from dfs.config import MIB, load_config
 from dfs.errors import DeadlineExceeded, DfsError
@@ -94,11 +94,23 @@ class ClusterUnderTest:
         self.local.up(wait_s)
 
     def client(
-        self, *, timeout_s: float | None = None, replication: int = 0, parallel: int = 4, stale_s: float = 0.0
+        self,
+        *,
+        timeout_s: float | None = None,
+        replication: int = 0,
+        parallel: int = 4,
+        stale_s: float = 0.0,
+        reads: ReadRules | None = None,
     ) -> DfsClient:
         """Return a new client; the caller closes it."""
-        timeout_s = self.config.client_timeout_s if timeout_s is None else timeout_s
-        return DfsClient(self.access, timeout_s=timeout_s, replication=replication, parallel=parallel, stale_s=stale_s)
+        return DfsClient(
+            self.access,
+            timeout_s=self.config.client_timeout_s if timeout_s is None else timeout_s,
+            replication=replication,
+            parallel=parallel,
+            stale_s=stale_s,
+            reads=reads or ReadRules(),
+        )
 
     def run_cli(self, *arguments: str, stdin: bytes = b"", timeout_s: float = 60) -> subprocess.CompletedProcess[bytes]:
         """Run `dfs` with these arguments as a user of this cluster would; never raises for its exit code."""

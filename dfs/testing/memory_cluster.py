@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from dfs.chunk.memstore import MemoryStore
 from dfs.chunk.service import ChunkService
-from dfs.client import ClusterAccess, DfsClient
+from dfs.client import ClusterAccess, DfsClient, ReadRules
 from dfs.clock import Deadline
 from dfs.config import ClusterConfig, MasterConfig
 from dfs.ids import ChunkHandle, new_server_id
@@ -30,6 +30,7 @@ from dfs.net.aio import AioServer
 from dfs.net.auth import ClusterKey, make_secret
 from dfs.net.blocking import Channel
 from dfs.net.listener import Listener, ServeLimits, serve_forever
+from dfs.net.local import LocalListener
 from dfs.net.messages import ChunkReport, Heartbeat, Message, RegisterServer
 from dfs.net.parts import DiskReport, ReplicaReport
 
@@ -53,6 +54,7 @@ class MemoryChunkServer:
         self.store = MemoryStore(new_server_id(), CAPACITY)
         self.intercept: Callable[[Channel], bool] | None = None
         self._key = key
+        self._door: threading.Thread | None = None
         self.address = ""
         self.start()
 
@@ -76,6 +78,14 @@ class MemoryChunkServer:
         )
         self._thread.start()
 
+    def open_door(self) -> None:
+        """Hand open replicas over to readers in this process, as a daemon does to those of its machine."""
+        door = LocalListener.open(self.store.server_id)
+        self._door = threading.Thread(
+            target=serve_forever, args=(door, self._key, self.service.door.handle, LIMITS, self._stop), daemon=True
+        )
+        self._door.start()
+
     def _handle(self, channel: Channel) -> None:
         if self.intercept is None or self.intercept(channel):
             self.service.handle(channel)
@@ -84,6 +94,8 @@ class MemoryChunkServer:
         """Close the port and all connections."""
         self._stop.set()
         self._thread.join()
+        if self._door is not None:
+            self._door.join()
         self.service.close()
 
     def damage(self, handle: ChunkHandle, offset: int = 0) -> None:
@@ -176,8 +188,8 @@ class MemoryCluster:
     def access(self) -> ClusterAccess:
         return ClusterAccess.from_config(self.config)
 
-    def client(self, *, timeout_s: float = 10.0, parallel: int = 4) -> DfsClient:
-        return DfsClient(self.access(), timeout_s=timeout_s, parallel=parallel)
+    def client(self, *, timeout_s: float = 10.0, parallel: int = 4, reads: ReadRules | None = None) -> DfsClient:
+        return DfsClient(self.access(), timeout_s=timeout_s, parallel=parallel, reads=reads or ReadRules())
 
     def master(self, name: str) -> MemoryMaster:
         return next(master for master in self.masters if master.name == name)

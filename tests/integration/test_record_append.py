@@ -49,6 +49,19 @@ def client(cluster: MemoryCluster) -> Iterator[DfsClient]:
         yield made
 
 
+@pytest.mark.parametrize("what", ["renamed", "deleted"])
+def test_closing_an_appender_does_not_bring_its_file_back(client: DfsClient, what: str) -> None:
+    with client.appender("/log") as appender:
+        appender.append(b"record").result(30)
+        if what == "renamed":
+            client.rename("/log", "/kept")
+        else:
+            client.delete("/log")
+    assert not client.exists("/log")
+    if what == "renamed":
+        assert b"".join(client.read("/kept")) == b"record"
+
+
 def tail_of(cluster: MemoryCluster, path: str = "/log") -> TailRecord:
     tail = cluster.masters[0].state.tails.at(path)
     assert tail is not None, f"{path} has no open tail"

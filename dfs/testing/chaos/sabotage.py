@@ -20,7 +20,7 @@ from typing import Any
 from unittest import mock
 
 from dfs.chunk.tails import OpenTail
-from dfs.client import transfer
+from dfs.client import local_replicas, readings
 from dfs.master import access, raft_journal
 from dfs.master.service import MasterService
 from dfs.master.state import MasterState
@@ -99,7 +99,14 @@ class Saboteur:
     @staticmethod
     def _block_checksums() -> contextlib.AbstractContextManager[Any]:
         """Believe any bytes that a chunk server sends; for clients."""
-        return mock.patch.object(transfer, "first_bad_block", return_value=None)
+        stack = contextlib.ExitStack()
+        for module, name in (
+            (readings, "first_bad_block"),
+            (readings, "first_bad_cut"),
+            (local_replicas, "first_bad_block"),
+        ):
+            stack.enter_context(mock.patch.object(module, name, return_value=None))
+        return stack
 
     @staticmethod
     def _sealing_fence() -> contextlib.AbstractContextManager[Any]:
