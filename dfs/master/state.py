@@ -343,12 +343,13 @@ class MasterState:
         """Return all known handles; of a million, 30 ms: walks on the loop take `chunk_handle_pieces`."""
         return list(chain.from_iterable(self._parts.chunks.handles()))
 
-    def chunk_handle_pieces(self) -> Iterator[list[ChunkHandle]]:
+    def chunk_handle_pieces(self, first_piece: int = 0) -> Iterator[list[ChunkHandle]]:
         """Yield all known handles in pieces, each as of its moment; commands may be applied in between.
 
         A chunk that is known from the first piece to the last is in one of them. Of a million, 4,000 are in a piece.
+        The pieces begin with number `first_piece`, go round, and are always as many.
         """
-        return self._parts.chunks.handles()
+        return self._parts.chunks.handles(first_piece)
 
     def select_chunks(
         self, handles: Iterable[ChunkHandle], wanted: Mapping[tuple[tuple[ServerId, ...], int], KeyT]
