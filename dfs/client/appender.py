@@ -24,6 +24,7 @@ from dfs.client.plan import backoff_s
 from dfs.client.pool import ChannelPool
 from dfs.clock import Deadline
 from dfs.errors import (
+    MAY_HAVE_HAPPENED,
     AppenderUnknown,
     ConnectionFailed,
     DeadlineExceeded,
@@ -56,6 +57,8 @@ WAITING_SIZE_MAX = 64 * 1024 * 1024  # bytes that wait to be sent; `append` wait
 WAITING_COUNT_MAX = 16 * GROUP_RECORDS_MAX  # records, likewise
 CLOSE_TIMEOUT_S = 3.0  # to say goodbye; nothing depends on it but the memory of the masters
 
+_NO_TAIL = ChunkHandle(b"")
+
 log = get_logger(__name__)
 
 
@@ -66,6 +69,15 @@ class _Target:
     handle: ChunkHandle
     token: bytes
     head: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """The tail that was in use and is over; whom to leave out of the next one, and what that must be able to take."""
+
+    handle: ChunkHandle = _NO_TAIL
+    failed: tuple[str, ...] = ()
+    room: int = 0
 
 
 @dataclass(slots=True)
@@ -105,6 +117,7 @@ class Appender:
         self._create = create
         self._target: _Target | None = None
         self._record_size_max = 0
+        self._inode = 0  # of the file, once it is known: what is sent again must not reach another one
         self._acknowledged = 0  # sequence of the last record whose outcome is known
         self._changed = threading.Condition()
         self._waiting: deque[_Pending] = deque()
@@ -121,8 +134,8 @@ class Appender:
 
         The tail is sealed before: what the earlier appender may still have on its way names that tail, and is refused.
         """
-        before = self._open(ChunkHandle(b""), "", deadline)
-        self._open(before.handle, "", deadline)
+        before = self._open(_Broken(), deadline)
+        self._open(_Broken(before.handle), deadline)
         return self._send((), deadline).last_sequence
 
     @property
@@ -215,7 +228,7 @@ class Appender:
         """The root of the appender's thread."""
         batch: list[_Pending] = []
         try:
-            self._open(ChunkHandle(b""), "", Deadline.after(self._timeout_s))  # also tells how large a batch may be
+            self._open(_Broken(), Deadline.after(self._timeout_s))  # also tells how large a batch may be
             while batch := self._next_batch():
                 reply = self._send(tuple(item.data for item in batch), Deadline.after(self._timeout_s))
                 self._finish(batch, reply)
@@ -284,9 +297,9 @@ class Appender:
         )
         payload = records[0] if len(records) == 1 else b"".join(records)
         attempt = 0
-        broken, failed = ChunkHandle(b""), ""
+        broken = _Broken()
         while True:
-            target = self._target or self._open(broken, failed, deadline)
+            target = self._target or self._open(broken, deadline, is_again=attempt > 0)
             if max(group.lengths, default=0) > self._record_size_max:
                 raise _too_large(max(group.lengths), self._record_size_max)
             try:
@@ -296,11 +309,7 @@ class Appender:
             self._target = None
             if isinstance(reason, AppenderUnknown) or (reason.retry is Retry.NEVER and not _is_silence(reason)):
                 raise reason
-            is_broken = isinstance(reason, TailClosed | ConnectionFailed) or _is_silence(reason)
-            broken = target.handle if is_broken else ChunkHandle(b"")
-            failed = reason.details.get("failed", "") or (target.head if _is_silence(reason) else "")
-            if isinstance(reason, ConnectionFailed):
-                failed = target.head
+            broken = _broken_by(reason, target)
             log.info("append_tried_again", path=self.path, code=reason.code, reason=reason.message)
             if deadline.has_passed:
                 raise self._unknown(reason)
@@ -314,16 +323,22 @@ class Appender:
             channel.send(AppendRecords(target.handle, target.token, group), sending, payload=payload)
             return expect(channel.receive(sending).message, AppendRecordsReply)
 
-    def _open(self, broken: ChunkHandle, failed: str, deadline: Deadline) -> _Target:
-        request = OpenTail(self.path, self._create, broken, tuple(filter(None, failed.split(","))))
+    def _open(self, broken: _Broken, deadline: Deadline, *, is_again: bool = False) -> _Target:
+        """Ask for the tail to use; `is_again`: for records that were sent before, and may be in the file."""
+        request = OpenTail(self.path, self._create, broken.handle, broken.failed, self._inode, broken.room)
         try:
             reply = self._masters.call(request, OpenTailReply, deadline)
         except (ConnectionFailed, DeadlineExceeded, NoQuorum, NotEnoughServers) as error:
             raise self._unknown(error) from None
+        except DfsError as error:
+            if is_again:
+                error.details[MAY_HAVE_HAPPENED] = "yes"
+            raise
         tail = reply.tail
         if not tail.chain or not 0 <= tail.chain[0] < len(reply.servers):
             raise ProtocolError("a master opened a tail on no server; is it of another version?")
         self._record_size_max = reply.record_size_max
+        self._inode = reply.inode
         self._target = _Target(tail.handle, tail.token, reply.servers[tail.chain[0]].address)
         return self._target
 
@@ -331,8 +346,18 @@ class Appender:
         return DeadlineExceeded(
             f"appending to {self.path!r} did not succeed within {self._timeout_s:g} s; the records without an offset "
             f"may be in the file or not ({error.message})",
-            may_have_happened="yes",
+            **{MAY_HAVE_HAPPENED: "yes"},
         )
+
+
+def _broken_by(error: DfsError, target: _Target) -> _Broken:
+    """Return what to tell the masters about a tail at which an attempt failed."""
+    if not isinstance(error, TailClosed | ConnectionFailed) and not _is_silence(error):
+        return _Broken()
+    is_head_lost = isinstance(error, ConnectionFailed) or (_is_silence(error) and not error.details.get("failed"))
+    failed = target.head if is_head_lost else error.details.get("failed", "")
+    room = error.details.get("room", "")
+    return _Broken(target.handle, tuple(filter(None, failed.split(","))), int(room) if room.isdecimal() else 0)
 
 
 def _is_silence(error: DfsError) -> bool:

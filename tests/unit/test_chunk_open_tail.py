@@ -16,7 +16,7 @@ from dfs.chunk.memstore import MemoryStore
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import Space
 from dfs.chunk.tail_folders import TAIL_FOLDER, TailFolders
-from dfs.chunk.tail_log import TailFile, TailLog, TailStart
+from dfs.chunk.tail_log import TAIL_SUFFIX, TailFile, TailLog, TailStart
 from dfs.chunk.tail_service import TAIL_PAYLOAD_MAX, TailService
 from dfs.chunk.tails import Forward, OpenTail, Receipt
 from dfs.clock import SYSTEM_CLOCK, Deadline
@@ -29,6 +29,7 @@ from dfs.net.parts import RecordGroup
 HANDLE = ChunkHandle(bytes(range(16)))
 START = TailStart(0, 10_000, 2_500, ())
 A = b"a" * 16
+TAIL = HANDLE.hex() + TAIL_SUFFIX
 
 
 def group(sequence: int, data: bytes) -> RecordGroup:
@@ -43,8 +44,8 @@ def replicated(offset: int, sequence: int, data: bytes) -> ReplicateRecords:
     return ReplicateRecords(HANDLE, b"token", offset, (group(sequence, data),))
 
 
-def tail_in(folder: Path, forward: Forward | None = None) -> OpenTail:
-    return OpenTail(TailFile.create(folder / "tail", HANDLE, START), START.ledger(), forward)
+def tail_in(folder: Path, forward: Forward | None = None, *, is_head: bool = True) -> OpenTail:
+    return OpenTail(TailFile.create(folder / TAIL, HANDLE, START), START.ledger(), forward, is_head=is_head)
 
 
 # --- one order -------------------------------------------------------------------------------------------
@@ -53,20 +54,25 @@ def tail_in(folder: Path, forward: Forward | None = None) -> OpenTail:
 def test_head_takes_no_rounds_from_elsewhere(tmp_path: Path) -> None:
     """Whoever may append knows the token: a round of its own making must not come between those of the head."""
     tail = tail_in(tmp_path)
-    tail.append(appended(1, b"one"), b"one")
+    with pytest.raises(InvalidArgument):
+        tail.replicate(replicated(0, 1, b"forged"), b"forged")
+    assert tail.append(appended(1, b"one"), b"one").offsets == (0,)
     with pytest.raises(InvalidArgument):
         tail.replicate(replicated(3, 2, b"forged"), b"forged")
     assert tail.append(appended(2, b"two"), b"two").offsets == (3,)
-    assert TailLog(tmp_path / "tail", HANDLE).content(tail.fence()) == b"onetwo"
+    assert TailLog(tmp_path / TAIL, HANDLE).content(tail.fence()) == b"onetwo"
 
 
 def test_server_down_the_chain_orders_nothing_itself(tmp_path: Path) -> None:
-    tail = tail_in(tmp_path)
+    """Not even with the very first message: the master said who the head is."""
+    tail = tail_in(tmp_path, is_head=False)
+    with pytest.raises(InvalidArgument):
+        tail.append(appended(1, b"forged"), b"forged")
     tail.replicate(replicated(0, 1, b"one"), b"one")
     with pytest.raises(InvalidArgument):
         tail.append(appended(1, b"forged"), b"forged")
     assert tail.replicate(replicated(3, 2, b"two"), b"two") == 6
-    assert TailLog(tmp_path / "tail", HANDLE).content(tail.fence()) == b"onetwo"
+    assert TailLog(tmp_path / TAIL, HANDLE).content(tail.fence()) == b"onetwo"
 
 
 def test_round_that_ends_in_a_bug_ends_the_tail(tmp_path: Path) -> None:
@@ -100,7 +106,7 @@ def service_on(*disks: Disk) -> TailService:
 
 def create(service: TailService) -> ChunkHandle:
     handle = new_chunk_handle()
-    service.reply(CreateTail(handle, b"", (), 0, 10_000, 2_500, ()), b"")
+    service.reply(CreateTail(handle, b"", (), 0, 10_000, 2_500, (), is_head=True), b"")
     return handle
 
 
