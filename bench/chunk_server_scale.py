@@ -21,7 +21,7 @@ from dfs.checksum import block_checksums, combine_blocks
 from dfs.chunk.disk import FOLDER_COUNT
 from dfs.chunk.layout import encode_tail
 from dfs.chunk.store import FileStore
-from dfs.ids import id_text, new_chunk_handle
+from dfs.ids import ChunkHandle, id_text, new_chunk_handle
 from dfs.net.messages import REPORT_PAGE_MAX
 from dfs.testing.cluster import ClusterUnderTest, wait_until
 from dfs.testing.replicas import put
@@ -32,33 +32,34 @@ TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def fill(disk: Path, count: int, size: int, kind: str) -> None:
-    """Write `count` sealed replicas into a data directory that no server uses now."""
-    data = os.urandom(size)
-    if kind == "volumes":
-        fill_volumes(disk, count, data)
-    else:
-        fill_files(disk, count, data)
+def fill(disk: Path, count: int, data: bytes, kind: str) -> list[ChunkHandle]:
+    """Write `count` sealed replicas of `data` into a data directory that no server uses now; return their handles."""
+    return fill_volumes(disk, count, data) if kind == "volumes" else fill_files(disk, count, data)
 
 
-def fill_volumes(disk: Path, count: int, data: bytes) -> None:
+def fill_volumes(disk: Path, count: int, data: bytes) -> list[ChunkHandle]:
     """Store them as a chunk server does, but for the syncs."""
     store = FileStore([disk], "test", disk_reserve=0, fsync=False, volume_chunk_max=len(data))
-    for _ in range(count):
-        put(store, data)
+    handles = [put(store, data, new_chunk_handle(now_ms())).handle for _ in range(count)]
     store.close()
     os.sync()
+    return handles
 
 
-def fill_files(disk: Path, count: int, data: bytes) -> None:
+def fill_files(disk: Path, count: int, data: bytes) -> list[ChunkHandle]:
     checksums = block_checksums(data)
     crc = combine_blocks(checksums, len(data))
     for number in range(FOLDER_COUNT):
         (disk / "chunks" / f"{number:02x}").mkdir(parents=True, exist_ok=True)
-    for _ in range(count):
-        handle = new_chunk_handle()
+    handles = [new_chunk_handle(now_ms()) for _ in range(count)]
+    for handle in handles:
         name = id_text(handle)
         (disk / "chunks" / name[:2] / name).write_bytes(data + encode_tail(handle, len(data), crc, checksums))
+    return handles
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def resident(pid: int) -> int:
@@ -93,7 +94,7 @@ def measure_server(cluster: ClusterUnderTest, disk: Path, count: int, size: int,
         empty_size = resident(pids["c1"])
         cluster.stop("c1")
         began_s = time.perf_counter()
-        fill(disk, count, size, kind)
+        fill(disk, count, os.urandom(size), kind)
         print(f"{count:,} replicas of {size:,} bytes written into {kind} in {time.perf_counter() - began_s:.1f} s")
         measure_store(disk, count)
         began_s = time.perf_counter()

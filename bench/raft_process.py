@@ -15,7 +15,7 @@ from typing import Any
 
 from dfs.errors import DfsError
 from dfs.log import configure
-from dfs.master.raft_node import HardenedRaftLog
+from dfs.master.raft_state import RaftLog
 from dfs.net.auth import ClusterKey
 
 KEY = ClusterKey.from_secret(b"bench secret of thirty-two bytes!", "bench")
@@ -76,7 +76,7 @@ async def measure(call: Callable[[], Awaitable[Any]], outstanding: int, seconds:
     )
 
 
-async def obey(log: HardenedRaftLog, machine: Machine, line: str) -> None:
+async def obey(log: RaftLog, machine: Machine, line: str) -> None:
     word, *rest = line.split()
     if word == "load":
         command = b"x" * int(rest[2])
@@ -98,7 +98,7 @@ async def obey(log: HardenedRaftLog, machine: Machine, line: str) -> None:
 async def main(name: str, peers: str, folder: str, timeouts: str) -> None:
     machine = Machine()
     low, high = (float(part) for part in timeouts.split(","))
-    log = HardenedRaftLog(
+    log = RaftLog(
         name=name,
         peers=dict(pair.split("=", 1) for pair in peers.split(",")),
         data_dir=Path(folder),

@@ -5,8 +5,11 @@ Usage: python -m bench.repair [--chunks 50] [--chunk-size 20] [--files 2000] [--
 
 `cp`: as many cp processes as servers remain write what the dead server held (a file per chunk) and sync it once, in the
 same run, before and after. Round 1 kills a server and leaves the others alone. Then it returns, and what became surplus
-goes. Round 2 kills another one while a client reads without pause. With --second, a further server dies in the midst of
-round 2, and all is read back.
+goes. Round 2 kills another one while a client reads without pause. With --second there is a round 3, with five servers:
+one dies, a further one in the midst of its repair; the order of the copies is shown, and all is read back.
+
+10 GiB in 500 chunks and 5,000 files: --chunks 500 --files 5000 --second. That takes 50 GiB of disk for some minutes.
+A fast repair has the chunks that a late server holds copied before that server is dead; --rate 40 shows the order.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import itertools
 import os
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,19 +41,19 @@ from dfs.testing.cluster import ClusterUnderTest, wait_until
 
 WAIT_S = 600.0
 CALM_S = 10.0  # of reading before the kill
-SECOND_AFTER_S = 6.5  # after the first kill: its copies are under way
+SECOND_AFTER_S = 5.6  # after the first kill: its copies have begun
 ORDER_SHOWN = 12  # runs of copies of one kind
+SPACE_FACTOR = 5  # of the bytes stored: the source, three replicas, and one more of most while a server is away
 REST = 3  # chunk servers that remain of four
 SETTINGS = {
     "heartbeat_interval": "1 s",
     "dead_after": "4 s",
     "repair_after": "5 s",
     "garbage_grace": "1 s",
-    "repair_rate": "0",  # the knob is off
     "scrub_period": "0 s",
     "client_timeout": "60 s",
 }
-_COPIED = re.compile(r" chunk_copied .*\burgent=(\w+)", re.MULTILINE)
+_COPIED = re.compile(r"^(\S+) .* chunk_copied .*\burgent=(\w+)", re.MULTILINE)
 _MOMENT = re.compile(r"^(\S+) \S+ \S+ \S+ (repair_begins|repair_done)\b", re.MULTILINE)
 
 
@@ -192,6 +196,15 @@ def percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "-"
 
 
+def come_back(cluster: ClusterUnderTest, client: DfsClient, name: str) -> None:
+    """Start a server that was killed, and wait until nothing is surplus any more."""
+    cluster.start(name)
+    cluster.wait_healthy(WAIT_S)
+    began_s = time.perf_counter()
+    wait_until(lambda: is_calm(client), WAIT_S, f"what {name} brought back is trimmed", interval_s=0.5)
+    print(f"{name} returned; its surplus was gone after {time.perf_counter() - began_s:.1f} s", flush=True)
+
+
 def first_round(cluster: ClusterUnderTest, client: DfsClient, source: Path, total: int) -> None:
     size, count = held_by(cluster, client, "c1")
     settle()
@@ -199,6 +212,7 @@ def first_round(cluster: ClusterUnderTest, client: DfsClient, source: Path, tota
     settle()
     begun_s, ended_s = repair_moments(cluster, client, "c1")
     took_s = ended_s - begun_s
+    come_back(cluster, client, "c1")  # now, for the room that it takes
     settle()
     again_s = copy_seconds(source, cluster.folder / "copied", size / total)
     cp_rate = size / statistics.mean((cp_s, again_s)) / MIB
@@ -208,7 +222,7 @@ def first_round(cluster: ClusterUnderTest, client: DfsClient, source: Path, tota
     print(f"repair without load: {rate:.0f} MiB/s, {count / took_s:.0f} chunks/s = {percent(rate, cp_rate)} of cp")
 
 
-def second_round(cluster: ClusterUnderTest, client: DfsClient, reader: Reader, *, with_second: bool) -> None:
+def second_round(cluster: ClusterUnderTest, client: DfsClient, reader: Reader) -> None:
     stop = threading.Event()
     thread = threading.Thread(target=reader.read_until, args=(stop,))
     calm_from_s = time.time()
@@ -216,12 +230,7 @@ def second_round(cluster: ClusterUnderTest, client: DfsClient, reader: Reader, *
     try:
         time.sleep(CALM_S)
         calm_until_s = time.time()
-        if with_second:
-            cluster.start("c5")
-            cluster.wait_healthy(WAIT_S)
         size, _ = held_by(cluster, client, "c2")
-        if with_second:
-            threading.Timer(SECOND_AFTER_S, lambda: cluster.kill("c3")).start()
         begun_s, ended_s = repair_moments(cluster, client, "c2")
     finally:
         stop.set()
@@ -239,12 +248,37 @@ def second_round(cluster: ClusterUnderTest, client: DfsClient, reader: Reader, *
         print(f"  {failure}")
 
 
-def tell_order(cluster: ClusterUnderTest) -> None:
+def third_round(cluster: ClusterUnderTest, client: DfsClient, reader: Reader) -> None:
+    """Let a server die in the midst of the repair of another one; tell the order of the copies, and read all back."""
+    cluster.start("c5")
+    come_back(cluster, client, "c2")
+    settle()
+    names = ("c1", "c4", "c5")
+    known = {name: len(cluster.log_of(name)) for name in names}
+    second = threading.Timer(SECOND_AFTER_S, lambda: cluster.kill("c3"))
+    second.start()
+    repair_moments(cluster, client, "c2")
+    second.join()
+    print(f"  c3: killed {SECOND_AFTER_S} s after c2")
+    tell_order({name: _COPIED.findall(cluster.log_of(name)[known[name] :]) for name in names})
+    reader.check_all()
+
+
+def tell_order(copies: dict[str, list[tuple[str, str]]]) -> None:
     """Print in which order each server ended its copies: those of chunks with one replica left are urgent."""
-    for name in ("c1", "c4", "c5"):
-        runs = [(kind, sum(1 for _ in run)) for kind, run in itertools.groupby(_COPIED.findall(cluster.log_of(name)))]
-        told = [f"{count} {'urgent' if kind.lower() == 'true' else 'ordinary'}" for kind, count in runs]
+    for name, found in copies.items():
+        runs = [(kind, sum(1 for _ in run)) for kind, run in itertools.groupby(kind.lower() for _, kind in found)]
+        told = [f"{count} {'urgent' if kind == 'true' else 'ordinary'}" for kind, count in runs]
         print(f"  {name} copied: " + ", ".join(told[:ORDER_SHOWN]) + (", …" if len(told) > ORDER_SHOWN else ""))
+    merged = [kind.lower() == "true" for _, kind in sorted(itertools.chain.from_iterable(copies.values()))]
+    if True not in merged:
+        print("  no chunk was ever down to one replica: what a late server held was copied before it counted as dead")
+        return
+    first, last = merged.index(True), len(merged) - merged[::-1].index(True)
+    print(
+        f"  of all copies {first:,} ended before the first urgent one, {merged[first:last].count(False):,} ordinary"
+        f" ones between it and the last of {merged.count(True):,} urgent ones, {len(merged) - last:,} afterwards"
+    )
 
 
 def store(cluster: ClusterUnderTest, client: DfsClient, source: Path) -> None:
@@ -260,7 +294,7 @@ def measure(options: argparse.Namespace, folder: Path) -> int:
     source = folder / "source"
     digests = write_source(source, options)
     total = options.chunks * options.chunk_size * MIB + options.files * options.file_size
-    settings = {**SETTINGS, "chunk_size": f"{options.chunk_size} MiB"}
+    settings = {**SETTINGS, "chunk_size": f"{options.chunk_size} MiB", "repair_rate": f"{options.rate} MiB/s"}
     with (
         ClusterUnderTest(folder, chunk_servers=5 if options.second else 4, settings=settings) as cluster,
         cluster.client(timeout_s=60) as client,
@@ -273,16 +307,11 @@ def measure(options: argparse.Namespace, folder: Path) -> int:
         took_s = time.perf_counter() - began_s
         print(f"{total / MIB:,.0f} MiB in {options.chunks} + {options.files} files stored in {took_s:.1f} s")
         first_round(cluster, client, source, total)
-        cluster.start("c1")
-        cluster.wait_healthy(WAIT_S)
-        began_s = time.perf_counter()
-        wait_until(lambda: is_calm(client), WAIT_S, "what c1 brought back is trimmed", interval_s=0.5)
-        print(f"c1 returned; its surplus was gone after {time.perf_counter() - began_s:.1f} s")
+        shutil.rmtree(source)
         reader = Reader(own, digests)
-        second_round(cluster, client, reader, with_second=options.second)
+        second_round(cluster, client, reader)
         if options.second:
-            tell_order(cluster)
-            reader.check_all()
+            third_round(cluster, client, reader)
         done = cluster.run_cli("fsck", "/")
         print("fsck: " + (done.stdout.decode().strip().splitlines() or ["-"])[-1])
         return 1 if reader.failures or done.returncode else 0
@@ -294,9 +323,10 @@ def main() -> int:
     parser.add_argument("--chunk-size", type=int, default=20, help="MiB")
     parser.add_argument("--files", type=int, default=2000, help="small files")
     parser.add_argument("--file-size", type=int, default=4096, help="bytes of each")
-    parser.add_argument("--second", action="store_true", help="kill another server during the second repair")
+    parser.add_argument("--rate", type=int, default=0, help="repair_rate, MiB per second; 0: the knob is off")
+    parser.add_argument("--second", action="store_true", help="let another server die during a third repair")
     options = parser.parse_args()
-    needed = 8 * (options.chunks * options.chunk_size * MIB + options.files * options.file_size)
+    needed = SPACE_FACTOR * (options.chunks * options.chunk_size * MIB + options.files * options.file_size)
     with tempfile.TemporaryDirectory(prefix="dfs-bench-", dir=roomy_folder(needed)) as folder:
         return measure(options, Path(folder))
 

@@ -1,6 +1,7 @@
 """Time as an argument: whoever needs a clock is given one, so that tests own time.
 
-Owns: the clock interface, the system clock and deadlines. Refuses to know: who waits for what.
+Owns: the clock interface, the system clock, the clock that no sleep stops, and deadlines. Refuses to know: who waits
+for what.
 """
 
 from __future__ import annotations
@@ -31,6 +32,15 @@ class SystemClock:
 
 
 SYSTEM_CLOCK = SystemClock()
+
+
+def boot_s() -> float:
+    """Return the seconds since this computer was started, those that it slept included where the system counts them.
+
+    For what another machine goes on counting meanwhile: `time.monotonic` stands still in a suspend, and the time of
+    day may be set.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)

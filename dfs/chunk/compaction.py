@@ -42,6 +42,7 @@ class Compactor:
     def _compact_disk(self, volumes: VolumeSet) -> int:
         freed = 0
         try:
+            volumes.restore_ballast()
             while (volume := volumes.worst()) is not None:
                 before, live = volume.end, volume.live
                 self._compact(volumes, volume)

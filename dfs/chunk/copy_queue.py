@@ -1,13 +1,14 @@
 """The leader's orders to copy chunks to this server: what waits, what is under way, what came to nothing.
 
-Owns: their order (urgent ones first), their limit, repetition and cancellation, and failures until the leader has
-heard of them. Refuses to know: how a chunk is copied (dfs.chunk.replicator), and how the leader is told.
+Owns: their order (urgent ones first), their limit, repetition and cancellation, failures until the leader has heard of
+them, and when little is left to do. Refuses to know: how a chunk is copied (dfs.chunk.replicator), and how the leader
+is told.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,8 +20,11 @@ from dfs.net.parts import CopyFailure, CopyReplica
 COPIERS = 12  # copies under way at the same time: small ones wait for a sync most of the time, and share it
 ORDINARY_MAX = COPIERS - 4  # of them not urgent: slowed down by the rate limit, they must not make an urgent one wait
 LARGE_SIZE = 1024 * 1024  # bytes of a chunk above which moving them takes longer than the sync
-LARGE_MAX = 4  # copies of large chunks; more make disks seek and take little time off
-ORDINARY_LARGE_MAX = LARGE_MAX - 1  # an ordinary large copy begins only while fewer large ones are under way
+LARGE_MAX = 4  # large chunks being fetched; more make disks seek and take little time off
+GENTLE_MAX = 2  # ordinary copies under way while clients read or write here
+GENTLE_LARGE_MAX = 1  # likewise of large chunks being fetched
+ORDINARY_LARGE_MAX = LARGE_MAX - 1  # an ordinary large copy begins only while fewer large ones are being fetched
+LOW_WATER = 64  # waiting orders below which the leader should hear that there is room for more
 FAILURE_TEXT_MAX = 500  # characters of a failure's reason
 
 log = get_logger(__name__)
@@ -28,11 +32,15 @@ log = get_logger(__name__)
 
 @dataclass(slots=True, eq=False)
 class CopyJob:
-    """One order. `is_urgent` and `is_cancelled` may change while it is under way."""
+    """One order. `is_urgent` and `is_cancelled` may change while it is under way.
+
+    `is_fetched`: all bytes came, and only its sync is awaited, beside which others can be fetched.
+    """
 
     order: CopyReplica
     is_urgent: bool
     is_cancelled: bool = False
+    is_fetched: bool = False
 
     @property
     def is_large(self) -> bool:
@@ -50,7 +58,10 @@ class CopyStatus:
 class CopyQueue:
     """At most `COPIES_WAITING_MAX` orders, each chunk once. Safe in any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_serving_clients: Callable[[], bool] = lambda: False) -> None:
+        """`is_serving_clients`: whether ordinary copies should give way now."""
+        self._is_serving_clients = is_serving_clients
+        self._on_low: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
         self._waiting: dict[ChunkHandle, CopyJob] = {}
         self._running: dict[ChunkHandle, CopyJob] = {}
@@ -111,6 +122,10 @@ class CopyQueue:
                 if self._failures.get(failure.handle) is failure:
                     del self._failures[failure.handle]
 
+    def when_low(self, call: Callable[[], None]) -> None:
+        """Let `call` be called, in any thread, whenever a copy has ended and fewer than LOW_WATER orders wait."""
+        self._on_low = call
+
     # --- the copiers' side --------------------------------------------------------------------------------
 
     def take(self, wait_s: float = 0.0) -> CopyJob | None:
@@ -126,8 +141,10 @@ class CopyQueue:
 
     def _next(self) -> CopyJob | None:
         running = self._running.values()
-        large_count = sum(job.is_large for job in running)
-        may_be_ordinary = sum(not job.is_urgent for job in running) < ORDINARY_MAX
+        is_gentle = self._is_serving_clients()
+        large_count = sum(job.is_large and not job.is_fetched for job in running)
+        large_max = GENTLE_LARGE_MAX if is_gentle else ORDINARY_LARGE_MAX
+        may_be_ordinary = sum(not job.is_urgent for job in running) < (GENTLE_MAX if is_gentle else ORDINARY_MAX)
         found: CopyJob | None = None
         for handle, job in self._waiting.items():
             if handle in self._running:
@@ -136,9 +153,16 @@ class CopyQueue:
                 return job
             if found is not None or job.is_urgent or not may_be_ordinary:
                 continue
-            if not (job.is_large and large_count >= ORDINARY_LARGE_MAX):
+            if not (job.is_large and large_count >= large_max):
                 found = job
         return found
+
+    def fetched(self, job: CopyJob) -> None:
+        """Hear that all bytes of a job came; another large one may begin while it is synced."""
+        with self._changed:
+            job.is_fetched = True
+            if job.is_large:
+                self._changed.notify_all()
 
     def done(self, job: CopyJob, code: str = "", text: str = "") -> None:
         """Hear that a job has ended; with a `code` it failed."""
@@ -147,6 +171,9 @@ class CopyQueue:
             if code:
                 self._fail(job.order.handle, code, text)
             self._changed.notify_all()
+            is_low = len(self._waiting) < LOW_WATER
+        if is_low:
+            self._on_low()
 
     def _fail(self, handle: ChunkHandle, code: str, text: str) -> None:
         self._failures.pop(handle, None)

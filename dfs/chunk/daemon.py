@@ -73,7 +73,7 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
         )
         stack.callback(service.close)
         orders = DeletionOrders(store)
-        replicator = Replicator(store, key, server.address)
+        replicator = Replicator(store, key, server.address, is_serving_clients=service.is_serving_clients)
         watch = DiskWatch(store.data_disks)
         scrubber = Scrubber(
             store,
@@ -116,6 +116,7 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
             serve_forever(listener, key, service.handle, ServeLimits(drain_s=DRAIN_S), stop)
         finally:
             stop.set()
+            heartbeats.hurry()
             leader.close()
             replicator.close()
             for thread in threads:

@@ -35,6 +35,7 @@ from dfs.net.parts import DeleteReplica, ScrubStatus
 REPORT_TIMEOUT_S = 15.0  # for one page: the leader may have thousands of corrections to replicate
 SEARCH_PAUSE_MAX_S = 0.25  # between two searches for a leader: a new one should hear from us at once
 REFUSED_PAUSE_MAX_S = 10.0  # between two registrations that were refused: an operator has to act
+HURRIED_SHARE = 0.2  # of the interval: so soon after a beat the next may come when the copiers have little left to do
 STEPS_MAX = 8  # exchanges in one beat (register, report, more changes…); the rest waits for the next one
 
 log = get_logger(__name__)
@@ -81,13 +82,17 @@ class Heartbeats:
         self._clock = clock
         self._page_max = page_max
         self._changes_max = changes_max
+        self._hurried = threading.Event()
         self._report_id = 0
+        replicator.queue.when_low(self.hurry)
         self._refusals = 0
 
     def run(self, stop: threading.Event) -> None:
-        """Beat until `stop`, at the interval, or sooner while no leader is known."""
+        """Beat until `stop`, at the interval, or sooner while no leader is known or copies come to their end.
+
+        Whoever sets `stop` calls `hurry`."""
         pause_s = 0.0
-        while not stop.wait(pause_s):
+        while not self._rest(stop, pause_s):
             begun_s = self._clock.monotonic()
             try:
                 pause_s = self.beat()
@@ -95,6 +100,18 @@ class Heartbeats:
                 log.exception("heartbeat_failed")
                 pause_s = self._interval_s
             pause_s = max(0.0, pause_s - (self._clock.monotonic() - begun_s))
+
+    def hurry(self) -> None:
+        """Let the next beat come soon: copies have ended, and the leader may have more to order."""
+        self._hurried.set()
+
+    def _rest(self, stop: threading.Event, pause_s: float) -> bool:
+        """Wait for the next beat; return whether to stop."""
+        shortest_s = min(pause_s, HURRIED_SHARE * self._interval_s)
+        if not stop.wait(shortest_s):
+            self._hurried.wait(pause_s - shortest_s)
+            self._hurried.clear()
+        return stop.is_set()
 
     def beat(self) -> float:
         """Tell the leader what there is to tell; return the seconds from now until the next beat is due."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dfs.checksum import CRC_SIZE, block_count
 from dfs.chunk.copy_queue import CopyJob, CopyQueue
@@ -44,6 +44,7 @@ STALL_S = 15.0  # for one piece; a source that is slower is as good as none
 VERIFY_TIMEOUT_S = 30.0  # for a source to look at its replica again
 SOURCES_MAX = 16  # of one order; the rest of a longer list is not asked
 WAIT_S = 0.2  # how late a change of the rate limit may be noticed
+YIELD_FACTOR = 1.0  # for so many times as a piece took, a copy that is not urgent rests while clients are served here
 IDLE_WAIT_S = 1.0  # between two looks of a copier without work at `stop`; `close` wakes it at once
 
 _WHOLE_ORDER = (TokenExpired, TokenInvalid)  # no other source will have it either: the leader has to sign anew
@@ -60,9 +61,11 @@ class Replicator:
         key: ClusterKey,
         own_address: str,
         *,
+        is_serving_clients: Callable[[], bool] = lambda: False,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.queue = CopyQueue()
+        self.queue = CopyQueue(is_serving_clients)
+        self._is_serving_clients = is_serving_clients
         self._store = store
         self._peers = PeerConnections(key)
         self._own_address = own_address
@@ -178,6 +181,7 @@ class Replicator:
             self._fetch(source, job, writer)
             self._check_wanted(job)
             writer.check(job.order.length, job.order.crc)
+            self.queue.fetched(job)
             with _stored_errors_marked():
                 writer.publish()
         finally:
@@ -196,13 +200,16 @@ class Replicator:
                     size = min(PIECE_SIZE, length - asked)
                     if not self._may_fetch(job, size, may_wait=asked == got):
                         break
-                    request = ReadChunk(job.order.handle, job.order.token, asked, size)
+                    request = ReadChunk(job.order.handle, job.order.token, asked, size, is_copy=True)
                     channel.send(request, Deadline.after(STALL_S))
                     asked += size
                 piece = buffer[: min(PIECE_SIZE, length - got)]
+                begun_s = self._clock.monotonic()
                 self._receive_piece(channel, job.order, piece, writer)
                 got += len(piece)
                 self._check_wanted(job)
+                if got < length and not job.is_urgent and self._is_serving_clients():
+                    self._closing.wait(min(WAIT_S, YIELD_FACTOR * (self._clock.monotonic() - begun_s)))
 
     def _may_fetch(self, job: CopyJob, size: int, *, may_wait: bool) -> bool:
         """Whether the rate limit lets `size` bytes come now; with `may_wait` return only when it does."""

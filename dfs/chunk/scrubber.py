@@ -147,9 +147,12 @@ class Scrubber:
             return  # deleted since the lap began
         try:
             self._pace(FILE_COST)
-            self._store.verify(handle, self._pace)
-        except ChunkNotFound:
-            return  # deleted at this moment, or vanished: then the store has told so
+            if not self._store.verify(handle, self._pace):
+                log.warning("scrub_found_damage", handle=handle)
+        except ChunkNotFound as error:
+            if "vanished" in error.details:  # else it was deleted at this moment
+                log.warning("scrub_found_damage", handle=handle, reason=error.message)
+            return
         except DfsError as error:  # its disk is out of use, or too many files are open
             log.warning("replica_not_verified", handle=handle, code=error.code, reason=error.message)
             return

@@ -47,6 +47,7 @@ from dfs.net.messages import (
 CONNECTION_IDLE_S = 300.0  # a connection that asks nothing for so long is closed
 REPLY_TIMEOUT_S = 30.0  # for a peer to take a small reply
 READ_TIME_MAX_S = 600.0  # longest time for one read, whatever the reader says
+CLIENT_SEEN_S = 0.5  # how long after a client's request this server counts as serving clients
 SMALL_READ_SIZE = BLOCK_SIZE  # bytes up to which a read is copied into the reply: sendfile costs more calls
 
 log = get_logger(__name__)
@@ -75,12 +76,17 @@ class ChunkService:
         self._transfer = ChunkTransfer(store, self._peers, address)
         self._writes = Streams("chunk writes", STREAMS_MAX, BUFFER_SIZE)
         self._reads = Streams("chunk reads", READS_MAX)
+        self._client_seen_s = float("-inf")
         self.meter = ChunkMeter()
         self.tails = TailService(tail_folders, store, self._peers, self._check_token)
 
     @property
     def active_streams(self) -> int:
         return self._writes.active + self._reads.active
+
+    def is_serving_clients(self) -> bool:
+        """Whether clients have read or written here within the last moment."""
+        return time.monotonic() - self._client_seen_s < CLIENT_SEEN_S
 
     def close(self) -> None:
         """Close the connections to other servers; those to this one end with their listener."""
@@ -98,6 +104,7 @@ class ChunkService:
                 elif isinstance(received.message, StoreChunk):
                     self._store_small(channel, received, received.message)
                 elif isinstance(received.message, TAIL_MESSAGES):
+                    self._client_seen_s = time.monotonic()
                     self.tails.answer(channel, received)
                 else:
                     self._answer(channel, received)
@@ -168,6 +175,8 @@ class ChunkService:
                 self._store.verify(request.handle)  # a second look judges the replica or its disk
                 raise
         self.meter.read(request.length, begun_s)
+        if not request.is_copy:
+            self._client_seen_s = time.monotonic()
 
     # --- writing ----------------------------------------------------------------------------------------
 
@@ -191,6 +200,7 @@ class ChunkService:
             self._send(channel, received, ErrorReply.of(error))
             return upstream.skip_chunk(CONNECTION_IDLE_S)
         self.meter.wrote(upstream.size, begun_s)
+        self._client_seen_s = time.monotonic()
         log.debug("chunk_written", handle=request.handle, peer=channel.address, servers=len(reply.servers))
         self._send(channel, received, reply)
         return None
@@ -224,6 +234,7 @@ class ChunkService:
             )
             return ErrorReply.of(error)
         self.meter.wrote(len(data), begun_s)
+        self._client_seen_s = time.monotonic()
         return reply
 
 

@@ -145,7 +145,9 @@ class FileStore:
             self.changes.found_corrupt(handle)
             self._forget(handle)
             disk.check_place()
-            raise ChunkNotFound(f"the file of replica {id_text(handle)} vanished from {disk.path}") from None
+            raise ChunkNotFound(
+                f"the file of replica {id_text(handle)} vanished from {disk.path}", vanished=id_text(handle)
+            ) from None
         except ChunkCorrupt as error:
             self.quarantine(handle, error.message)
             raise self._corrupt(handle, error.message) from None

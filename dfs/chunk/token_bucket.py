@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-SAVED_S: Final = 0.25  # seconds of the rate that an idle time saves up
+SAVED_S: Final = 0.05  # seconds of the rate that an idle time saves up: a burst of that stands above the rate
 
 
 class TokenBucket:

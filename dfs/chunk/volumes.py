@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dfs.checksum import Buffer
+from dfs.chunk.ballast import Ballast
 from dfs.chunk.disk import Disk
 from dfs.chunk.group_commit import GroupCommit
 from dfs.chunk.identity import sync_directory
@@ -37,7 +38,7 @@ from dfs.chunk.volume_records import (
     encode_index,
 )
 from dfs.chunk.volume_scan import ScannedVolume, read_volume
-from dfs.errors import ChunkNotFound, DiskFailed
+from dfs.errors import ChunkNotFound, DiskFailed, DiskFull
 from dfs.ids import ChunkHandle, id_text
 from dfs.log import get_logger
 
@@ -113,6 +114,7 @@ class VolumeSet:
         self._is_closed = False
         self._last_number = 0  # of any volume that was begun: none is used twice
         self._files = VolumeFiles()
+        self._ballast = Ballast(disk)
         self._turns: GroupCommit[_Write] = GroupCommit(self._commit, batch_size_max=BATCH_SIZE_MAX)
 
     # --- start --------------------------------------------------------------------------------------------
@@ -276,7 +278,17 @@ class VolumeSet:
         self.disk.check_room(0)
 
     def _commit(self, batch: list[_Write]) -> None:
-        """Append a batch and sync once; then, and not before, it counts."""
+        """Append a batch and sync once; then, and not before, it counts. Deletions find room on a full disk, too."""
+        while True:
+            try:
+                self._append_all(batch)
+            except DiskFull:
+                if any(write.body for write in batch) or not self._ballast.release():
+                    raise
+            else:
+                return
+
+    def _append_all(self, batch: list[_Write]) -> None:
         self._check_usable()
         with self._errors_judged("appending to a volume"):
             volume, fd = self._writable()
@@ -410,7 +422,13 @@ class VolumeSet:
         """Return the volume that is to be compacted next."""
         with self._lock:
             worth = [volume for volume in self._volumes.values() if volume.is_worth_compacting]
-        return max(worth, key=lambda volume: (volume.has_outdated, volume.end - volume.live), default=None)
+        return max(worth, key=_compaction_rank, default=None)
+
+    def restore_ballast(self) -> None:
+        """Take the room for deletions on a full disk again."""
+        with self._turns.paused():
+            if not self._is_closed:
+                self._ballast.restore()
 
     def is_needed(self, volume: Volume, header: RecordHeader) -> bool:
         """Whether a record of `volume` must outlive it."""
@@ -514,6 +532,11 @@ class VolumeSet:
             yield
         except OSError as error:
             raise self.disk.judge(error, doing) from None
+
+
+def _compaction_rank(volume: Volume) -> tuple[bool, bool, int]:
+    """Return how soon it is compacted: one without a live replica needs no room, which a full disk has not."""
+    return volume.has_outdated, not volume.replica_count, volume.end - volume.live
 
 
 def _is_named_by(tombstone: RecordHeader, place: Place) -> bool:

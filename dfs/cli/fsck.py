@@ -36,17 +36,29 @@ _LABEL_WIDTH: Final = 28
 @click.option("-files", "--files", "with_files", is_flag=True, help="Print every file, not only those with problems.")
 @click.option("-blocks", "--blocks", "with_blocks", is_flag=True, help="Print the chunks of each printed file.")
 @click.option("-locations", "--locations", "with_locations", is_flag=True, help="Print where the replicas are, too.")
+@click.option(
+    "-includeSnapshots", "--snapshots", "with_snapshots", is_flag=True, help="Look at the snapshots below PATH, too."
+)
 @click.option("--verify", is_flag=True, help="Let every chunk server read and verify every replica (slow: all bytes).")
 @json_option
 @pass_cli
 def fsck_verb(
-    cli: Cli, path: str, with_files: bool, with_blocks: bool, with_locations: bool, verify: bool, as_json: bool
+    cli: Cli,
+    path: str,
+    with_files: bool,
+    with_blocks: bool,
+    with_locations: bool,
+    with_snapshots: bool,
+    verify: bool,
+    as_json: bool,
 ) -> None:
     """Check how well the files at and below PATH (/ without one) are kept.
 
     Lists chunks that are missing (no good live replica: the bytes cannot be read now), corrupt (with --verify),
     under-replicated, or misplaced (all replicas in one rack though there are several), and sums up. Without --verify
-    the masters are asked only. Files that change or go during the walk are no error.
+    the masters are asked only. Files that change or go during the walk are no error. The chunk that records are being
+    appended to counts, too; it is verified once it is sealed. With --snapshots each snapshot is walked like a directory
+    of its own, and what it shares is counted again.
 
     Ends with 0: healthy, 1: NOT healthy but every byte can be read, 7: NOT healthy, and bytes cannot be read.
     A chunk that is only misplaced is healthy.
@@ -62,9 +74,11 @@ def fsck_verb(
     wants = _Wanted(with_files, with_blocks or with_locations, with_locations)
     printer = _JsonPrinter(root, wants) if cli.wants_json(as_json) else _Printer(root, wants)
     try:
-        for page, verdicts, findings in _pages(cli, root, racks, verify=verify):
-            totals.add_page(page, verdicts, findings)
-            printer.page(page, verdicts)
+        for tree in _trees(cli, root, with_snapshots=with_snapshots):
+            printer.tree = tree
+            for page, verdicts, findings in _pages(cli, tree, racks, verify=verify):
+                totals.add_page(page, verdicts, findings)
+                printer.page(page, verdicts)
     except BaseException:
         printer.abort()
         raise
@@ -74,13 +88,22 @@ def fsck_verb(
         raise click.exceptions.Exit(code)
 
 
+def _trees(cli: Cli, root: str, *, with_snapshots: bool) -> Iterator[str]:
+    """Yield the root, and the snapshots of directories that are it or in it."""
+    yield root
+    if with_snapshots:
+        snapshots = cli.client.snapshots
+        for found in snapshots.list(root):
+            yield snapshots.path(found.directory, found.name)
+
+
 def _pages(
     cli: Cli, root: str, racks: frozenset[str], *, verify: bool
 ) -> Iterator[tuple[SurveyFilesReply, list[ChunkVerdict], Findings]]:
     from dfs.client.fsck import judge_chunk
 
     inspection = cli.client.inspection
-    for page in inspection.survey(root, with_tokens=verify):
+    for page in inspection.survey(root, with_tokens=verify, with_tails=True):
         findings = inspection.verify(root, page) if verify else {}
         yield page, [judge_chunk(chunk, page.servers, findings, racks) for chunk in page.chunks], findings
 
@@ -103,13 +126,14 @@ class _Printer:
 
     def __init__(self, root: str, wants: _Wanted) -> None:
         self._root, self._wants = root, wants
+        self.tree = root  # the root, or a snapshot in it, that the next page is of
 
     def page(self, page: SurveyFilesReply, verdicts: Sequence[ChunkVerdict]) -> None:
         for file in page.files:
             bad = [extent for extent in file.extents if verdicts[extent.chunk].problems]
             if self._wants.files:
                 output.line(self._file_line(file, verdicts))
-            shown = output.display(full_path(self._root, file))
+            shown = output.display(full_path(self.tree, file))
             if self._wants.chunks and (self._wants.files or bad):
                 if not self._wants.files:
                     output.line(self._file_line(file, verdicts))
@@ -126,12 +150,13 @@ class _Printer:
         words = ", ".join(problem.value for problem in _ordered(found)) or "OK"
         part = f", from chunk {file.first_extent} on" if file.first_extent else ""
         chunks = output.count_text(file.extent_count, "chunk")
-        shown = output.display(full_path(self._root, file))
+        shown = output.display(full_path(self.tree, file))
         return f"{shown} {file.size} bytes, replication {file.replication}, {chunks}{part}: {words}"
 
     def _chunk_text(self, verdict: ChunkVerdict, length: int) -> str:
         chunk = verdict.chunk
-        text = f"{chunk.handle.hex()} len={length} crc={chunk.crc:08x} live={verdict.good_count} goal={chunk.goal}"
+        what = "being appended to" if chunk.is_open else f"len={length} crc={chunk.crc:08x}"
+        text = f"{chunk.handle.hex()} {what} live={verdict.good_count} goal={chunk.goal}"
         if self._wants.locations:
             places = (
                 f"{replica.server.name}({replica.server.address}, {replica.server.rack}, {replica.state})"
@@ -194,7 +219,7 @@ class _JsonPrinter(_Printer):
         ]
         found = {problem for extent in file.extents for problem in verdicts[extent.chunk].problems}
         return {
-            "path": full_path(self._root, file),
+            "path": full_path(self.tree, file),
             "size": file.size,
             "replication": file.replication,
             "version": file.version,
@@ -208,6 +233,7 @@ class _JsonPrinter(_Printer):
                     "offset": extent.chunk_offset,
                     "length": extent.length,
                     "crc": f"{verdict.chunk.crc:08x}",
+                    "is_open": verdict.chunk.is_open,
                     "goal": verdict.chunk.goal,
                     "live": verdict.good_count,
                     "problems": [problem.value for problem in verdict.problems],

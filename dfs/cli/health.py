@@ -5,7 +5,7 @@ Owns: the verdict (healthy, degraded, no quorum) and its reasons in words. Refus
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from dfs.cli import output, wall
 from dfs.cli.healing import healing_json, healing_lines, is_excused, mode_text
 from dfs.errors import DfsError, NoQuorum
 from dfs.net.messages import GetClusterStatusReply
-from dfs.net.parts import MasterStatus, ServerStatus
+from dfs.net.parts import DiskReport, MasterStatus, ServerStatus
 
 if TYPE_CHECKING:
     from dfs.client import DfsClient
@@ -239,17 +239,22 @@ def _server_json(server: ServerStatus) -> dict[str, Any]:
         "left_size": server.left_size,
         "stored_size": server.stored_size,
         "disk_wait_ms": server.disk_wait_ms,
-        "disks": [
-            {
-                "path": disk.path,
-                "state": disk.state,
-                "reason": disk.reason or None,
-                "capacity": disk.capacity,
-                "free": disk.free,
-                "chunk_count": disk.chunk_count,
-                "quarantined_count": disk.quarantined_count,
-                "quarantined_size": disk.quarantined_size,
-            }
-            for disk in server.disks
-        ],
+        "disks": disks_json(server.disks),
     }
+
+
+def disks_json(disks: Iterable[DiskReport]) -> list[dict[str, Any]]:
+    """Return the disks of a chunk server for `--json`."""
+    return [
+        {
+            "path": disk.path,
+            "state": disk.state,
+            "reason": disk.reason or None,
+            "capacity": disk.capacity,
+            "free": disk.free,
+            "chunk_count": disk.chunk_count,
+            "quarantined_count": disk.quarantined_count,
+            "quarantined_size": disk.quarantined_size,
+        }
+        for disk in disks
+    ]

@@ -13,6 +13,7 @@ import click
 from dfs.cli import output
 from dfs.cli.context import Cli
 from dfs.cli.healing import healing_json, healing_lines, mode_text
+from dfs.cli.health import disks_json
 from dfs.cli.verb import Verb, json_option, pass_cli
 from dfs.net.parts import MasterStatus
 
@@ -168,16 +169,6 @@ def _server_json(server: ServerStatus, load: ServerLoad | None) -> dict[str, Any
         "capacity": server.capacity,
         "free": server.free,
         "chunk_count": server.chunk_count,
-        "disks": [
-            {
-                "path": disk.path,
-                "state": disk.state,
-                "reason": disk.reason or None,
-                "capacity": disk.capacity,
-                "free": disk.free,
-                "chunk_count": disk.chunk_count,
-            }
-            for disk in server.disks
-        ],
+        "disks": disks_json(server.disks),
         "work": work,
     }

@@ -15,7 +15,7 @@ from dfs.client.discovery import Masters
 from dfs.client.plan import ServerHealth
 from dfs.client.reserve import ChunkReserve
 from dfs.client.transfer import WriteTarget, targets_of
-from dfs.clock import Deadline
+from dfs.clock import Deadline, boot_s
 from dfs.errors import DeadlineExceeded, DfsError, NotEnoughServers
 from dfs.ids import ServerId
 from dfs.net.messages import ALLOCATE_COUNT_MAX, EXCLUDE_MAX, Allocate, AllocateReply
@@ -47,7 +47,7 @@ class Allocator:
         self._expected: int | None = None  # chunks that will still be asked for, when known
         self._asked = 0
         self._chunk_size = 0
-        self._commit_until_s = 0.0
+        self._commit_until_s = 0.0  # of `boot_s`: the masters count on while this computer sleeps
         self._failure: DfsError | None = None  # of the last one that asked: whoever waited for it hears the same
 
     def chunk_size(self) -> int:
@@ -97,7 +97,7 @@ class Allocator:
 
     def check_commit_time(self) -> None:
         """Raise `DeadlineExceeded` when the masters may hold the first chunks for garbage by now."""
-        if self._commit_until_s and time.monotonic() >= self._commit_until_s:
+        if self._commit_until_s and boot_s() >= self._commit_until_s:
             raise DeadlineExceeded(
                 "storing took longer than the masters keep chunks that belong to no file; nothing was stored: try "
                 "again over a faster connection, or in smaller files"
@@ -106,7 +106,7 @@ class Allocator:
     def _refill(self, excluded: Collection[ServerId], deadline: Deadline) -> None:
         count = self._batch if self._expected is None else max(1, min(self._batch, self._expected - self._asked))
         self._batch = min(BATCH_MAX, self._batch * 2)
-        asked_s = time.monotonic()
+        asked_s = boot_s()
         reply: AllocateReply | None = None
         if excluded:
             try:

@@ -3,12 +3,14 @@
 Owns: which masters are known, who is thought to lead, which were silent lately, and the loop of attempts of one call.
 Refuses to know: what a call means, and exactly-once (dfs.client.calls resends by the same id through this loop).
 
-Each attempt has a short time of its own, so that a paused or cut-off master does not eat the time of the call. What
-follows a failure is decided by dfs.client.plan from the error's `retry` alone.
+Each attempt has a short time of its own, so that a paused or cut-off master does not eat the time of the call. While
+one says nothing the others are asked who leads: the call goes to a new leader at once, and a slow one is not troubled
+twice. What follows a failure is decided by dfs.client.plan from the error's `retry` alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -17,13 +19,16 @@ from typing import TypeVar
 
 from dfs.client.plan import MASTERS_MAX, MasterRound, Step, attempt_timeout_s, backoff_s, step_after
 from dfs.client.pool import ChannelPool, exchange
-from dfs.clock import Deadline
+from dfs.clock import Deadline, boot_s
 from dfs.errors import ConnectionFailed, DeadlineExceeded, DfsError, NoQuorum, NotLeader, Retry
 from dfs.log import get_logger
-from dfs.net.blocking import expect
-from dfs.net.messages import ErrorReply, Message, Mutation
+from dfs.net.blocking import Channel, expect
+from dfs.net.messages import ErrorReply, GetMasterStatus, GetMasterStatusReply, Message, Mutation
 
 ATTEMPT_TIMEOUT_S = 2.0  # of the first attempt at a master; it doubles for one that was silent
+OPINION_SHARE = 4  # after this part of an attempt's time without a word the other masters are asked, and then again
+OPINION_TIMEOUT_S = 0.25  # for one of them to say whether it leads
+CONNECT_TIMEOUT_S = 1.0  # of the first attempt, for a greeting; it doubles likewise
 RESEND_WITHIN_S = 600.0  # an unanswered change is not sent again after that: far below any session_expiry
 SILENT_S = 2.0  # a master that was silent is left out for so long, unless all are
 UNREACHABLE_GRACE_S = 5.0  # masters that all refuse connections may be restarting: ask again for so long
@@ -50,6 +55,11 @@ class _Story:
     repetitions: int = 0
 
     @property
+    def words(self) -> str:
+        """The last word of each master, for an error."""
+        return "; ".join(f"{address}: {text}" for address, text in self.last_words.items())
+
+    @property
     def leaderless(self) -> bool:
         """Whether a master answered, and the last word of each that did was that nobody leads."""
         words = [self.last_words.get(address) for address in self.answered]
@@ -58,7 +68,7 @@ class _Story:
     @property
     def may_be_forgotten(self) -> bool:
         """Whether the masters may have dropped the session of an unanswered call: sent again, it would happen twice."""
-        return self.is_uncertain and _boot_s() - self.started_boot_s > RESEND_WITHIN_S
+        return self.is_uncertain and boot_s() - self.started_boot_s > RESEND_WITHIN_S
 
 
 class Masters:
@@ -83,6 +93,7 @@ class Masters:
         self._leader: str | None = None
         self._turn = 0  # whom `call_any` asks first
         self._silent_until_s: dict[str, float] = {}
+        self._asking = threading.Lock()  # held by the one thread that asks who leads
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -133,7 +144,7 @@ class Masters:
         self, message: Message, deadline: Deadline, *, is_patient: bool = True
     ) -> tuple[Message, bool]:
         """Return (the final reply, maybe an `ErrorReply`; whether an earlier attempt may have had an effect too)."""
-        story = _Story(time.monotonic(), _boot_s())
+        story = _Story(time.monotonic(), boot_s())
         while True:
             final = self._ask_round(message, deadline, story, is_patient=is_patient)
             if final is not None:
@@ -152,12 +163,14 @@ class Masters:
             order = MasterRound(self._known, self._leader, silent)
         while (address := order.next()) is not None and not deadline.has_passed:
             if isinstance(message, Mutation) and story.may_be_forgotten:
-                self._check_worth_repeating(message, Deadline(0.0), story)
+                raise _unknown_outcome(message, story, self._needed)
             answer = self._attempt(address, message, deadline, story)
             if not isinstance(answer, ErrorReply):
                 if answer is not None:
                     self._note_leader(address)
                     return answer
+                if (leader := self._leader) is not None:  # it was found while this one said nothing
+                    order.hint(leader)
                 continue
             error = answer.error()
             story.answered.add(address)
@@ -182,18 +195,18 @@ class Masters:
 
     def _attempt(self, address: str, message: Message, deadline: Deadline, story: _Story) -> Message | None:
         """Return the answer of one master, `None` when it gave none; the story tells why."""
-        timeout_s = attempt_timeout_s(self._attempt_timeout_s, story.silences.get(address, 0))
-        attempt = deadline.no_later_than(timeout_s)
-        timeout_s = min(timeout_s, deadline.remaining_s())
+        silences, started_s = story.silences.get(address, 0), time.monotonic()
+        attempt = deadline.no_later_than(attempt_timeout_s(self._attempt_timeout_s, silences))
+        greeting = attempt.no_later_than(attempt_timeout_s(CONNECT_TIMEOUT_S, silences))
         story.pressing = None
         is_sent = False
         try:
-            with self._pool.channel(address, attempt) as channel:
+            with self._pool.channel(address, greeting) as channel:
                 is_sent = True
-                return exchange(channel, message, attempt)
+                return exchange(channel, message, attempt, lambda channel: self._wait(address, channel, attempt))
         except DeadlineExceeded as error:
             reason = error.message
-            story.last_words[address] = f"no answer within {timeout_s:.2g} s"
+            story.last_words[address] = f"no answer within {time.monotonic() - started_s:.2g} s"
             self._note_silence(address, story)
         except DfsError as error:
             reason = error.message
@@ -204,6 +217,30 @@ class Masters:
         story.is_uncertain |= is_sent
         log.debug("master_attempt_failed", address=address, reason=reason)
         return None
+
+    # --- while nothing is said ---------------------------------------------------------------------------
+
+    def _wait(self, address: str, channel: Channel, attempt: Deadline) -> None:
+        """Return when something came; raise `DeadlineExceeded` when it is too late, or another master leads."""
+        while not channel.wait_readable(attempt.no_later_than(self._attempt_timeout_s / OPINION_SHARE)):
+            attempt.check(f"waiting for master {address}")
+            if self._leads_another(address, attempt):
+                raise DeadlineExceeded(f"master {address} said nothing, and another one leads")
+
+    def _leads_another(self, silent: str, attempt: Deadline) -> bool:
+        """Ask the other masters whether they lead, unless another thread does; note the one that does."""
+        if self._asking.acquire(blocking=False):
+            try:
+                for address in self.addresses:
+                    if address == silent or attempt.has_passed or self._leader not in (None, silent):
+                        continue
+                    asking = attempt.no_later_than(OPINION_TIMEOUT_S)
+                    with contextlib.suppress(DfsError):
+                        if self.ask(address, GetMasterStatus(), GetMasterStatusReply, asking).master.role == "leader":
+                            self._note_leader(address)
+            finally:
+                self._asking.release()
+        return self._leader not in (None, silent)
 
     # --- what was learnt ---------------------------------------------------------------------------------
 
@@ -248,39 +285,43 @@ class Masters:
                 return  # somebody is there: it may come to itself, or a leader may be elected
             if not story.refusals and waited_s < self._unreachable_grace_s:
                 return
-        words = "; ".join(f"{address}: {text}" for address, text in story.last_words.items())
-        name, count = type(message).__name__, len(self._configured)
-        needed = f"start masters until {count // 2 + 1} of {count} run and reach each other"
         if story.is_uncertain and isinstance(message, Mutation):
-            if story.leaderless and not story.pressing:
-                raise NoQuorum(
-                    f"no quorum for {waited_s:.1f} s ({words}); {name} may have happened or not: {needed}, and look "
-                    "before you repeat it",
-                    may_have_happened="yes",
-                )
-            raise DeadlineExceeded(
-                f"{name} has no known outcome after {waited_s:.1f} s: it may have happened or not; look before you "
-                f"repeat it ({words})",
-                may_have_happened="yes",
-            )
+            raise _unknown_outcome(message, story, self._needed)
         if story.pressing is not None:
             raise story.pressing
         if not story.answered:
             if story.refusals:
                 raise next(iter(story.refusals.values()))
             raise ConnectionFailed(
-                f"cannot reach any master of cluster {self._cluster!r} ({words}); do they run (`dfs up`), and are "
-                "the addresses right?",
+                f"cannot reach any master of cluster {self._cluster!r} ({story.words}); do they run (`dfs up`), and "
+                "are the addresses right?",
                 address=self._configured[0],
             )
         raise NoQuorum(
-            f"no quorum: no master of cluster {self._cluster!r} led for {waited_s:.1f} s ({words}); {needed}"
+            f"no quorum: no master of cluster {self._cluster!r} led for {waited_s:.1f} s ({story.words}); "
+            f"{self._needed}"
         )
 
+    @property
+    def _needed(self) -> str:
+        count = len(self._configured)
+        return f"start masters until {count // 2 + 1} of {count} run and reach each other"
 
-def _boot_s() -> float:
-    """Return the seconds since this computer was started, those that it slept included where the system counts them."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+def _unknown_outcome(message: Mutation, story: _Story, needed: str) -> DfsError:
+    """Return the error of a change that was sent and that nobody gave the outcome of."""
+    name, waited_s = type(message).__name__, time.monotonic() - story.started_s
+    if story.leaderless and not story.pressing:
+        return NoQuorum(
+            f"no quorum for {waited_s:.1f} s ({story.words}); {name} may have happened or not: {needed}, and look "
+            "before you repeat it",
+            may_have_happened="yes",
+        )
+    return DeadlineExceeded(
+        f"{name} has no known outcome after {waited_s:.1f} s: it may have happened or not; look before you repeat it "
+        f"({story.words})",
+        may_have_happened="yes",
+    )
 
 
 def _brief(error: DfsError) -> str:

@@ -81,21 +81,23 @@ class Inspection:
     # --- surveys ------------------------------------------------------------------------------------
 
     def survey(
-        self, path: str, *, with_tokens: bool = False, page_size: int = SURVEY_STEPS_MAX
+        self, path: str, *, with_tokens: bool = False, with_tails: bool = False, page_size: int = SURVEY_STEPS_MAX
     ) -> Iterator[SurveyFilesReply]:
         """Yield all files at and below `path` with their chunks, in pages, each of one instant.
+
+        `with_tails`: the open tail of a file that records are appended to comes as its last extent.
 
         Raise `NotFound` when there is nothing at `path`; when it goes away later, that is where the survey ends.
         """
         path, after, told = paths.normalise(path), "", 0
-        page = self._page(SurveyFiles(path, after, told, page_size, with_tokens))
+        page = self._page(SurveyFiles(path, after, told, page_size, with_tokens, with_tails))
         while True:
             yield page
             if not page.has_more or (page.after, page.extents_told) == (after, told):
                 return
             after, told = page.after, page.extents_told
             try:
-                page = self._page(SurveyFiles(path, after, told, page_size, with_tokens))
+                page = self._page(SurveyFiles(path, after, told, page_size, with_tokens, with_tails))
             except (NotFound, NotADirectory):
                 return
 
@@ -110,7 +112,7 @@ class Inspection:
         """
         work: dict[int, list[SurveyedChunk]] = {}
         for chunk in page.chunks:
-            for index in chunk.replicas:
+            for index in () if chunk.is_open else chunk.replicas:  # an open one is verified when it is sealed
                 if page.servers[index].is_alive:
                     work.setdefault(index, []).append(chunk)
         found: Findings = {}

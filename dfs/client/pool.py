@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
@@ -102,10 +102,17 @@ class ChannelPool:
 _request_ids = itertools.count(1)
 
 
-def exchange(channel: Channel, message: Message, deadline: Deadline) -> Message:
-    """Send a call and return its reply, an `ErrorReply` too: that one is an answer, and the channel stays good."""
+def exchange(
+    channel: Channel, message: Message, deadline: Deadline, wait: Callable[[Channel], None] | None = None
+) -> Message:
+    """Send a call and return its reply, an `ErrorReply` too: that one is an answer, and the channel stays good.
+
+    `wait` is called between the two; it may raise to give the call up.
+    """
     request_id = next(_request_ids)
     channel.send(message, deadline, request_id=request_id)
+    if wait is not None:
+        wait(channel)
     received = channel.receive(deadline)
     if received.request_id != request_id or received.payload_size:
         if isinstance(received.message, ErrorReply) and not received.request_id:

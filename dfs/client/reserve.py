@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from dfs.client.discovery import Masters
 from dfs.client.plan import ServerHealth
 from dfs.client.transfer import WriteTarget, targets_of
-from dfs.clock import Deadline
+from dfs.clock import Deadline, boot_s
 from dfs.errors import NotEnoughServers
 from dfs.net.messages import ALLOCATE_COUNT_MAX, EXCLUDE_MAX, Allocate, AllocateReply
 
@@ -30,10 +30,10 @@ assert RESERVE_MAX <= ALLOCATE_COUNT_MAX
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """A chunk to write, and until when (monotonic clock) its file must be committed."""
+    """A chunk to write, and until when its file must be committed."""
 
     target: WriteTarget
-    commit_until_s: float
+    commit_until_s: float  # of `boot_s`: the masters count on while this computer sleeps
 
 
 @dataclass(slots=True)
@@ -65,8 +65,8 @@ class ChunkReserve:
         """Return a chunk that is not on servers which failed lately, if possible."""
         shelf = self._shelf(replication)
         with shelf.lock:
-            now_s = time.monotonic()
-            bad = self._health.bad(now_s)
+            now_s = boot_s()
+            bad = self._health.bad(time.monotonic())
             had_any = bool(shelf.ready)
             while shelf.ready:
                 until_s, reserved = shelf.ready.popleft()
@@ -83,9 +83,9 @@ class ChunkReserve:
 
     def _refill(self, shelf: _Shelf, replication: int, deadline: Deadline) -> None:
         """Ask for a batch, twice as many as the last time; raise as the masters do."""
-        asked_s = time.monotonic()
+        asked_s = boot_s()
         reply: AllocateReply | None = None
-        if bad := tuple(self._health.bad(asked_s))[:EXCLUDE_MAX]:
+        if bad := tuple(self._health.bad(time.monotonic()))[:EXCLUDE_MAX]:
             try:
                 request = Allocate(shelf.batch, replication, bad)
                 reply = self._masters.call(request, AllocateReply, deadline, is_patient=False)

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dfs.clock import SYSTEM_CLOCK
+from dfs.clock import SYSTEM_CLOCK, Deadline
 from dfs.config import ClusterConfig, MasterConfig
 from dfs.errors import ConfigError, DfsError
 from dfs.log import configure, get_logger
@@ -29,6 +29,7 @@ from dfs.net.metrics_port import open_metrics_port
 
 DESCRIPTORS_WANTED = CONNECTIONS_MAX + 256  # the rest: journal, raft connections, logs
 STATE_FOLDER = "raft"  # what the log makes in a data directory
+RETIRE_S = 2.0  # to give the leadership away before a stop; a master that cannot stops as if it were killed
 GC_THRESHOLDS = (5_000, 50, 100)  # allocations (each may be a block of 64 files: 15 ms), then rounds: no cycles here
 
 log = get_logger(__name__)
@@ -94,6 +95,7 @@ async def _serve(config: ClusterConfig, master: MasterConfig, key: ClusterKey) -
         log.info("master_started", address=master.address, raft_address=master.raft_address, data_dir=master.data_dir)
         await stop.wait()
         log.info("master_stopping")
+        await service.leadership.retire(Deadline.after(RETIRE_S))
     log.info("master_stopped")
 
 

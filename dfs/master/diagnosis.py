@@ -8,6 +8,7 @@ two pages.
 
 from __future__ import annotations
 
+from dfs import paths
 from dfs.clock import Clock
 from dfs.config import ClusterConfig
 from dfs.errors import InvalidArgument
@@ -18,6 +19,7 @@ from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView
 from dfs.master.reports import Reports
 from dfs.master.state import MasterState
+from dfs.master.tails import TailRecord
 from dfs.net.aio import RequestContext
 from dfs.net.auth import ClusterKey, Rights, sign_token
 from dfs.net.messages import SURVEY_STEPS_MAX, GetReport, GetReportReply, Message, SurveyFiles, SurveyFilesReply
@@ -52,7 +54,10 @@ class DiagnosisDesk:
         page = self._state.walk_page(message.path, message.after, message.extents_told, message.limit)
         table = ServerTable(self._state, self._view, self._clock.monotonic())
         chunks = _ChunkTable(self._state, table, self._token_maker(is_wanted=message.with_tokens))
-        files = tuple(chunks.surveyed(found) for found in page.files)
+        root = paths.normalise(message.path)
+        files = tuple(
+            chunks.surveyed(found, self._tail_of(root, found) if message.with_tails else None) for found in page.files
+        )
         return SurveyFilesReply(
             files,
             tuple(chunks.rows),
@@ -62,6 +67,12 @@ class DiagnosisDesk:
             page.extents_told,
             page.has_more,
         )
+
+    def _tail_of(self, root: str, found: FoundFile) -> TailRecord | None:
+        """Return the open tail of a file whose extents are told to their end; a tail is no extent yet."""
+        if found.first_extent + len(found.extents) < found.extent_count:
+            return None
+        return self._state.tails.at(paths.join(root, found.path) if found.path else root)
 
     def _token_maker(self, *, is_wanted: bool) -> _TokenMaker | None:
         if not is_wanted:
@@ -130,9 +141,17 @@ class _ChunkTable:
         replicas = tuple(index for index in found if index is not None)
         return SurveyedChunk(handle, chunk.length, chunk.crc, chunk.goal, replicas, token)
 
-    def surveyed(self, found: FoundFile) -> SurveyedFile:
+    def _tail_index(self, tail: TailRecord, goal: int) -> int:
+        found = (self._servers.index(server_id) for server_id in tail.servers)
+        replicas = tuple(index for index in found if index is not None)
+        self.rows.append(SurveyedChunk(tail.handle, 0, 0, goal, replicas, is_open=True))
+        return len(self.rows) - 1
+
+    def surveyed(self, found: FoundFile, tail: TailRecord | None) -> SurveyedFile:
         file = found.file
         extents = tuple(SurveyedExtent(self.index(handle), offset, length) for handle, offset, length in found.extents)
+        if tail is not None:
+            extents += (SurveyedExtent(self._tail_index(tail, file.replication), 0, 0),)
         return SurveyedFile(
             found.path, file.size, file.replication, file.version, found.extent_count, found.first_extent, extents
         )

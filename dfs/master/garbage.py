@@ -41,6 +41,11 @@ class OrderBook:
         """Whether an order stands; it may have to wait for its time, which a later `add` can only bring forward."""
         return handle in self._orders
 
+    def was_sent(self, handle: ChunkHandle) -> bool:
+        """Whether the server may have read an order to delete this, and has not confirmed it yet."""
+        order = self._orders.get(handle)
+        return order is not None and order.is_sent
+
     @property
     def room(self) -> int:
         return ORDERS_WAITING_MAX - len(self._orders)

@@ -8,7 +8,7 @@ All of this is soft state of one leadership.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from dfs.clock import Clock
 from dfs.config import ClusterConfig
@@ -24,6 +24,7 @@ from dfs.net.auth import ClusterKey, Rights, sign_token
 from dfs.net.messages import Heartbeat
 from dfs.net.parts import CopyReplica
 
+LOW_WATER = 128  # orders of a server below which more are planned before its heartbeat is answered
 RELIEFS_MAX = 10_000  # moves that arrived and whose old replica is not trimmed yet
 
 log = get_logger(__name__)
@@ -36,6 +37,7 @@ class Healing:
         self, *, config: ClusterConfig, state: MasterState, view: ClusterView, key: ClusterKey, clock: Clock
     ) -> None:
         self._config, self._state, self._view, self._key, self._clock = config, state, view, key, clock
+        self.plan_more: Callable[[], Awaitable[object]] | None = None  # orders what waits for repair, if anything does
         self.reset()
 
     def reset(self) -> None:
@@ -76,6 +78,11 @@ class Healing:
         return self.repairs if order.plan.work is Work.COPY else self.moves
 
     # --- what chunk servers are told ------------------------------------------------------------------------
+
+    async def refill(self, server_id: ServerId) -> None:
+        """Plan more for a server that has done most of its orders: until the next turn of the duty it would idle."""
+        if self.plan_more is not None and len(self.copies.of(server_id)) < LOW_WATER:
+            await self.plan_more()
 
     def orders_for(self, server_id: ServerId) -> tuple[tuple[CopyReplica, ...], int]:
         """Return the orders to copy that go into the next reply, and how many bytes per second may be fetched."""

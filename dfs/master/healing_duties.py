@@ -26,7 +26,7 @@ from dfs.master.commands import (
     TrimReplicas,
 )
 from dfs.master.copies import CopyOrder, Setback
-from dfs.master.healing import Healing
+from dfs.master.healing import RELIEFS_MAX, Healing
 from dfs.master.leadership import Leadership
 from dfs.master.liveness import ClusterView, Liveness
 from dfs.master.lookout import Lookout
@@ -40,6 +40,7 @@ from dfs.net.parts import ReplicaReport
 
 PLANNED_PER_SLICE = 100  # chunks planned between two breaths: about 3 ms
 PLANNED_MAX = 2_000  # chunks looked at in one turn of a duty
+REFILLED_MAX = 300  # chunks looked at for a heartbeat of a server that has little left to copy
 SWEPT_PER_SLICE = 200  # orders and unlisted replicas judged between two breaths: about 3 ms
 TRIMS_PER_TURN = 500  # surplus replicas unlisted in one turn
 IDLE_TURNS_MAX = 5  # turns of balance without a move that could be made, before it is as even as it gets
@@ -58,14 +59,28 @@ class Ordering:
     ) -> None:
         self._lookout, self._healing, self._state = lookout, healing, state
         self._rng, self._clock = rng, clock
+        self._lock = asyncio.Lock()  # two plans at once would not see each other's load
 
-    async def order(self, *works: Work, budget: MoveBudget | None = None) -> int:
-        """Plan copies for chunks that wait for these works, the most important first; return how many were ordered."""
+    async def refill(self) -> int:
+        """Order some of the copies that wait for repair; return how many. Nothing, while others are being planned."""
+        if self._lock.locked():
+            return 0
+        return await self.order(Work.COPY, seen_max=REFILLED_MAX)
+
+    async def order(self, *works: Work, budget: MoveBudget | None = None, seen_max: int = PLANNED_MAX) -> int:
+        """Plan copies for chunks that wait for these works, the most important first; return how many were ordered.
+
+        At most `seen_max` chunks are looked at.
+        """
+        async with self._lock:
+            return await self._order(works, budget, seen_max)
+
+    async def _order(self, works: Iterable[Work], budget: MoveBudget | None, seen_max: int) -> int:
         roster, load = self._lookout.roster(), self._healing.copies.load()
         seen = count = 0
         for bucket in self._lookout.waiting(*works):
             postponed: list[ChunkHandle] = []
-            while seen < PLANNED_MAX and (handles := self._lookout.take(bucket, PLANNED_PER_SLICE)):
+            while seen < seen_max and (handles := self._lookout.take(bucket, PLANNED_PER_SLICE)):
                 seen += len(handles)
                 candidates = self._candidates(handles, bucket, budget, postponed)
                 plans, waiting = plan_repairs(candidates, roster, load, self._rng.random)
@@ -123,8 +138,23 @@ class RepairDuty:
         self._state, self._clock = state, clock
         self._lookout, self._healing, self._ordering = lookout, healing, ordering
         self._was_waiting = False
+        self._turn = asyncio.Lock()
+        healing.plan_more = self.refill
+
+    async def refill(self) -> None:
+        """Order more for servers that have little left; look again at once when nobody has anything left."""
+        if self._turn.locked():
+            return
+        if self._lookout.waiting(Work.COPY):
+            await self._ordering.refill()
+        elif self._was_waiting and not len(self._healing.copies):
+            await self.run_once()
 
     async def run_once(self) -> None:
+        async with self._turn:
+            await self._run_once()
+
+    async def _run_once(self) -> None:
         copies = self._healing.copies
         await self._sweep()
         survey = await self._lookout.look([order.plan.handle for order in copies])
@@ -200,10 +230,11 @@ class SurplusDuty:
                 chunk = self._state.chunk(handle)
                 if chunk is None or handle in self._healing.copies:
                     continue
-                relieved = self._healing.reliefs.pop(handle, None)
+                relieved = self._healing.reliefs.get(handle)
                 victim = victim_of(judge(chunk.servers, chunk.goal, roster), fills, relieved)
                 if victim is not None and len(chosen[victim.server_id]) < self._healing.trims.room(victim.server_id):
                     chosen[victim.server_id].append(handle)
+                    self._healing.reliefs.pop(handle, None)
         for server_id, handles in chosen.items():
             if not handles:
                 continue
@@ -226,17 +257,18 @@ class SurplusDuty:
         needed: dict[ServerId, list[ReplicaChange]] = defaultdict(list)
         survey = self._lookout.survey
         is_short = survey is not None and sum(survey.waiting) + survey.deferred_count > 0
-        for number, (server_id, handle, due_s) in enumerate(trims, 1):
+        looked_at = trims if is_short else trims.due(now_s)
+        for number, (server_id, handle, due_s) in enumerate(looked_at, 1):
             if number % SWEPT_PER_SLICE == 0:
                 await asyncio.sleep(0)
-            if due_s > now_s and not is_short:
-                continue
             chunk = self._state.chunk(handle)
             if chunk is None or server_id in chunk.servers:
                 trims.drop(server_id, handle)
             elif self._healing.is_spare(server_id, handle, confirmed):
                 if due_s <= now_s and server_id in books:
                     books[server_id].add(ReplicaReport(handle, chunk.length, chunk.crc), now_s)
+            elif server_id in books and books[server_id].was_sent(handle):
+                trims.drop(server_id, handle)  # it may be gone by now: an order to copy it there keeps or fetches it
             elif server_id in confirmed:
                 needed[server_id].append(ReplicaChange(handle, True, chunk.length, chunk.crc))
         for server_id, changes in needed.items():
@@ -281,7 +313,7 @@ class BalanceDuty:
         for flow in flows:
             flows_by_source[flow.source].append(flow.target)
         self._lookout.flows = flows_by_source
-        if not is_repairing(survey):
+        if not is_repairing(survey) and len(self._healing.reliefs) < RELIEFS_MAX // 2:
             works = (Work.SPREAD, Work.MOVE) if flows else (Work.SPREAD,)
             count = await self._ordering.order(*works, budget=MoveBudget(fills, flows))
             self._idle_turns = 0 if count or not flows or self._is_moving() else self._idle_turns + 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dfs.clock import Clock, Deadline
 from dfs.config import ClusterConfig
 from dfs.errors import DfsError, InternalError, InvalidArgument, NoQuorum, NotLeader
+from dfs.log import get_logger
 from dfs.master.commands import encode_command
 from dfs.master.replicated_log import LogStatus, ReplicatedLog
 from dfs.net.messages import ErrorReply, Message
@@ -17,6 +18,8 @@ PROPOSE_TIMEOUT_S = 10.0  # a majority on slow disks answers well before; the cl
 BARRIER_TIMEOUT_S = 5.0
 HAND_OVER_TIMEOUT_S = 5.0
 DUTY_TIMEOUT_S = 10.0  # for the leader's own commands
+
+log = get_logger(__name__)
 
 
 class Leadership:
@@ -71,6 +74,20 @@ class Leadership:
             await self._log.hand_over(target, min(deadline.check("handing over the leadership"), HAND_OVER_TIMEOUT_S))
         except NotLeader:
             raise self.refusal() from None
+
+    async def retire(self, deadline: Deadline) -> None:
+        """Give the leadership away, if this master has it, to the first other one that can take it; for its stop.
+
+        Callers are sent to the successor while this master still answers: none waits for an election.
+        """
+        for other in self._config.masters:
+            if other.name == self.name or not self._log.is_leader or deadline.has_passed:
+                continue
+            try:
+                await self.hand_over(other.name, deadline)
+                return
+            except DfsError as error:
+                log.info("master_cannot_take_over", other=other.name, code=error.code, reason=error.message)
 
     async def barrier(self, deadline: Deadline) -> None:
         """Return when the local state may be read on behalf of a client; the caller reads it without awaiting."""

@@ -116,7 +116,7 @@ class Lookout:
 
     def take(self, bucket: Bucket, limit: int) -> list[ChunkHandle]:
         """Take the chunks of a bucket that wait longest; what still has to wait is given back."""
-        handles = self._backlog[bucket]
+        handles = self._backlog.get(bucket, {})  # a walk or another leadership may have begun since it was seen
         taken = list(islice(handles, limit))
         for handle in taken:
             del handles[handle]

@@ -14,7 +14,7 @@ from statistics import median
 
 from dfs.ids import ServerId
 
-SMOOTHING = 0.2  # the weight of one heartbeat: about ten of them decide
+SMOOTHING = 0.2  # the weight of one heartbeat after a whole interval: about ten of them decide
 SLOW_FACTOR = 5.0  # times the median: slow
 RECOVERED_FACTOR = 2.0  # times the median: no longer
 WAIT_FLOOR_MS = 100.0  # no synced write that is quicker is called slow
@@ -35,12 +35,13 @@ class Pace:
         self._last_s: float | None = None
 
     def note(self, wait_ms: int, now_s: float, interval_s: float) -> None:
-        """Take a heartbeat in; one that comes early (there was much to tell) is not late."""
+        """Take a heartbeat in; one that comes early (there was much to tell) is not late, and weighs less."""
         gap_s = 0.0 if self._last_s is None else now_s - self._last_s
         if self._last_s is not None and gap_s <= ABSENCE_INTERVALS * interval_s:
             late_ms = max(0.0, gap_s - interval_s) * 1000
-            self.lateness_ms += SMOOTHING * (late_ms - self.lateness_ms)
-            self.wait_ms += SMOOTHING * (wait_ms - self.wait_ms)
+            weight = SMOOTHING * min(1.0, gap_s / interval_s)
+            self.lateness_ms += weight * (late_ms - self.lateness_ms)
+            self.wait_ms += weight * (wait_ms - self.wait_ms)
         elif self._last_s is None:
             self.wait_ms = float(wait_ms)
         self._last_s = now_s

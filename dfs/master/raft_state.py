@@ -1,11 +1,374 @@
-"""The replicated state as a pysyncobj object: the one name under which the master meets its Raft library.
+"""The replicated state of one master: commands go in, and their results and reads that are proved current come out.
 
-Owns: which implementation of `ReplicatedLog` a master runs. Refuses to know: how it works (dfs.master.raft_node and the
-other raft_* modules, which alone know pysyncobj).
+Owns: the binding of a state machine to the replicated log, and everybody who waits for it: proposals and reads, their
+limits, their ends. Refuses to know: when the node does what (dfs.master.raft_node), pysyncobj (dfs.master.raft_engine),
+bytes on wire and disk, and what a command means.
+
+All proposals of one loop turn become one log entry. A read waits for a round of messages shared with all other
+waiting reads. Every wait ends: with the result, or with the error that says whether the change may have happened.
 """
 
 from __future__ import annotations
 
-from dfs.master.raft_node import HardenedRaftLog as RaftLog
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
 
-__all__ = ["RaftLog"]
+from dfs.errors import DfsError, LimitExceeded, NoQuorum, NotLeader, OutcomeUnknown, Overloaded
+from dfs.master.raft_age import StateAge
+from dfs.master.raft_engine import LEADER, ROLES
+from dfs.master.raft_node import RaftNode
+from dfs.master.raft_rounds import Round
+from dfs.master.raft_wire import AgeQuery, AgeReply, ReadRound
+from dfs.master.replicated_log import CheckpointFile, LogStatus, StateMachine
+from dfs.net.auth import ClusterKey
+
+COMMAND_SIZE_MAX = 8 * 1024 * 1024 + 64 * 1024  # bytes; the largest message of a client in its envelope
+ENTRY_SIZE_GOAL = 256 * 1024  # bytes of commands after which the next log entry is begun
+PENDING_COMMANDS_MAX = 20_000  # proposals without a result
+PENDING_SIZE_MAX = 128 * 1024 * 1024  # bytes of commands without a result
+PENDING_READS_MAX = 100_000  # reads without an answer
+EXIT_STATUS = 70  # of a process that must not go on
+_NEVER_S = float("inf")
+
+
+def _exit_process(_error: DfsError) -> NoReturn:
+    """End the process at once: what is not on disk was not acknowledged."""
+    os._exit(EXIT_STATUS)
+
+
+class _Proposal:
+    """A command and who waits for its result."""
+
+    __slots__ = ("command", "deadline_s", "future")
+
+    def __init__(self, command: bytes, future: asyncio.Future[Any], deadline_s: float) -> None:
+        self.command, self.future, self.deadline_s = command, future, deadline_s
+
+
+class RaftLog:
+    """A `ReplicatedLog` over the masters in `peers` (name to raft address, itself included).
+
+    `on_failure` is called once when the node stopped for good; without it the process ends with `EXIT_STATUS`.
+    `node` is for those who examine it.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        peers: Mapping[str, str],
+        data_dir: Path,
+        key: ClusterKey,
+        machine: StateMachine,
+        election_timeout_s: tuple[float, float],
+        fsync: bool,
+        on_leadership: Callable[[bool], None],
+        on_failure: Callable[[DfsError], None] = _exit_process,
+    ) -> None:
+        self.node = RaftNode(
+            name=name,
+            peers=peers,
+            data_dir=data_dir,
+            key=key,
+            machine=machine,
+            election_timeout_s=election_timeout_s,
+            fsync=fsync,
+            user=self,
+            on_failure=on_failure,
+        )
+        self._on_leadership = on_leadership
+        self._fresh: list[_Proposal] = []  # not yet given to the engine
+        self._proposals: dict[_Proposal, None] = {}  # given to the engine; a set in order
+        self._pending_size = 0
+        self._next_expiry_s = _NEVER_S
+        self._reads: list[asyncio.Future[None]] = []  # wait for the next round
+        self._reads_in_round: list[asyncio.Future[None]] = []
+        self._read_expiries: list[tuple[float, float, asyncio.Future[None]]] = []  # deadline, timeout, read
+        self._unready_reads: list[asyncio.Future[None]] = []  # wait for the first entry of the own term
+        self._leader_round = Round(len(peers) - 1)
+        self._round_begun_s = 0.0
+        self._age = StateAge()
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Load what is on disk and join; raise `StorageCorrupt`, `ConfigError`, `DiskFull` or `DiskFailed`."""
+        await self.node.start()
+
+    async def close(self) -> None:
+        """Stop taking part; safe at any moment, as is a kill."""
+        await self.node.close()
+
+    def checkpoint(self) -> None:
+        """Begin a checkpoint now, unless one is being written."""
+        self.node.engine.checkpoint_soon()
+        self.node.wake()
+
+    async def write_checkpoint(self, timeout_s: float) -> CheckpointFile:
+        """Write the present state to disk; return when it is there. Changes that came meanwhile are not in it."""
+        return await self.node.planned.write_checkpoint(timeout_s)
+
+    def checkpoint_file(self, index: int | None = None) -> CheckpointFile | None:
+        """Return a checkpoint of this master, the newest one without an `index`."""
+        return self.node.engine.checkpoints.folder.find(index) if self.node.is_open else None
+
+    def transfer_leadership(self) -> bool:
+        """Ask the follower with the longest log to take over; return False when there is none or this one is behind."""
+        return self.node.planned.ask_to_take_over()
+
+    async def hand_over(self, target: str, timeout_s: float) -> None:
+        """Let `target` lead. New proposals wait meanwhile: the successor must have the whole log."""
+        if not self.is_leader:
+            raise self._not_leader()
+        await self.node.planned.hand_over(target, timeout_s)
+
+    # --- what the node tells (dfs.master.raft_node.NodeUser) ------------------------------------------------
+
+    def turn_begins(self) -> None:
+        if self._fresh and not self.node.planned.is_handing_over:
+            self._submit_fresh()
+
+    def turn_ended(self) -> None:
+        if self._unready_reads:
+            self._admit_reads()
+
+    def timers_due(self, now_s: float) -> None:
+        is_round_late = bool(self._reads_in_round) and now_s - self._round_begun_s >= self.node.heartbeat_s
+        if self.is_leader and is_round_late:
+            self._begin_leader_round()  # unanswered so far: ask again
+        if self._next_expiry_s <= now_s:
+            self._expire_proposals(now_s)
+        if self._read_expiries:
+            self._expire_reads(now_s)
+        if not self.is_leader:
+            self._ask_age(now_s)
+
+    def role_changed(self, old: int, new: int) -> None:
+        self._leader_round.cancel()
+        if old == LEADER:
+            self._fail_waiting("leadership was lost")
+        if LEADER in (old, new):
+            self.node.loop.call_soon(self._on_leadership, new == LEADER)
+
+    def halted(self, why: str, *, was_leader: bool) -> None:
+        self._fail_waiting(why)
+        if was_leader:
+            self.node.loop.call_soon(self._on_leadership, False)
+
+    def prevote_granted(self, peer: str, number: int) -> None:
+        self.node.prevote_granted(peer, number)
+
+    # --- proposals ------------------------------------------------------------------------------------------
+
+    async def propose(self, command: bytes, timeout_s: float) -> Any:
+        """Return the state machine's result once the command is committed and applied here."""
+        if not self.is_leader:
+            raise self._not_leader()
+        if len(command) > COMMAND_SIZE_MAX:
+            raise LimitExceeded(f"a command of {len(command)} bytes is over the limit of {COMMAND_SIZE_MAX}; split it")
+        if (
+            len(self._fresh) + len(self._proposals) >= PENDING_COMMANDS_MAX
+            or self._pending_size + len(command) > PENDING_SIZE_MAX
+        ):
+            raise Overloaded(f"master {self.node.name} has too many changes waiting; try again in a moment")
+        deadline_s = time.monotonic() + timeout_s
+        proposal = _Proposal(command, self.node.loop.create_future(), deadline_s)
+        self._fresh.append(proposal)
+        self._pending_size += len(command)
+        self._next_expiry_s = min(self._next_expiry_s, deadline_s)
+        self.node.wake()
+        return await proposal.future
+
+    def _submit_fresh(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        if not self.node.engine.is_leader:
+            for proposal in fresh:
+                self._finish(proposal, self._not_leader())
+            return
+        batch: list[_Proposal] = []
+        size = 0
+        for proposal in fresh:
+            if size + len(proposal.command) > ENTRY_SIZE_GOAL and batch:
+                self._submit(batch)
+                batch, size = [], 0
+            batch.append(proposal)
+            size += len(proposal.command)
+        self._submit(batch)
+
+    def _submit(self, batch: list[_Proposal]) -> None:
+        self._proposals.update(dict.fromkeys(batch))
+
+        def done(results: list[Any] | None, reason: int) -> None:
+            if batch[0] not in self._proposals:
+                return  # all have been told already that leadership was lost
+            for proposal in batch:
+                self._proposals.pop(proposal, None)
+            if results is None:
+                error = OutcomeUnknown(f"the log entry of the change was not confirmed (Raft: {reason})")
+                for proposal in batch:
+                    self._finish(proposal, error)
+                return
+            for proposal, result in zip(batch, results, strict=True):
+                self._pending_size -= len(proposal.command)
+                if not proposal.future.done():
+                    proposal.future.set_result(result)
+
+        self.node.engine.submit([proposal.command for proposal in batch], done)
+
+    def _finish(self, proposal: _Proposal, error: DfsError) -> None:
+        self._pending_size -= len(proposal.command)
+        if not proposal.future.done():
+            proposal.future.set_exception(error)
+
+    def _expire_proposals(self, now: float) -> None:
+        """End the waits whose time is over. The entries stay: they may still be committed."""
+        waiting = [proposal for proposal in (*self._proposals, *self._fresh) if not proposal.future.done()]
+        for proposal in waiting:
+            if proposal.deadline_s <= now:
+                proposal.future.set_exception(
+                    OutcomeUnknown("no majority of the masters confirmed the change in time; check that they run")
+                )
+        self._next_expiry_s = min((one.deadline_s for one in waiting if one.deadline_s > now), default=_NEVER_S)
+
+    def _fail_waiting(self, why: str) -> None:
+        """End every wait: fresh proposals did not happen, the others may yet."""
+        fresh, self._fresh = self._fresh, []
+        for proposal in fresh:
+            self._finish(proposal, self._not_leader())
+        proposals, self._proposals = self._proposals, {}
+        for proposal in proposals:
+            if not proposal.future.done():
+                proposal.future.set_exception(OutcomeUnknown(f"{why} while the change was on its way"))
+        self._pending_size = 0
+        reads = [*self._reads, *self._reads_in_round, *self._unready_reads]
+        self._reads, self._reads_in_round, self._unready_reads = [], [], []
+        for read in reads:
+            if not read.done():
+                read.set_exception(self._not_leader())
+
+    # --- reads ----------------------------------------------------------------------------------------------
+
+    async def read_barrier(self, timeout_s: float) -> None:
+        """Return when the local state holds all that was acknowledged before the call."""
+        if not self.is_leader:
+            raise self._not_leader()
+        if len(self._reads) + len(self._reads_in_round) + len(self._unready_reads) >= PENDING_READS_MAX:
+            raise Overloaded(f"master {self.node.name} has {PENDING_READS_MAX} reads waiting; try again in a moment")
+        read: asyncio.Future[None] = self.node.loop.create_future()
+        self._read_expiries.append((time.monotonic() + timeout_s, timeout_s, read))
+        if self.node.engine.leads_with_own_entry:
+            self._queue_read(read)
+        else:
+            self._unready_reads.append(read)
+        await read
+
+    def _expire_reads(self, now: float) -> None:
+        """End the waits whose time is over, and forget those that have ended."""
+        waiting = [expiry for expiry in self._read_expiries if not expiry[2].done()]
+        self._read_expiries = [expiry for expiry in waiting if expiry[0] > now]
+        majority = len(self.node.peers) // 2 + 1
+        for deadline_s, timeout_s, read in waiting:
+            if deadline_s <= now:
+                read.set_exception(
+                    NoQuorum(
+                        f"master {self.node.name} could not prove within {timeout_s:.1f} s that it leads; check that "
+                        f"at least {majority} of the {len(self.node.peers)} masters run and reach each other"
+                    )
+                )
+
+    def _admit_reads(self) -> None:
+        if self.node.engine.leads_with_own_entry:
+            reads, self._unready_reads = self._unready_reads, []
+            for read in reads:
+                self._queue_read(read)
+
+    def _queue_read(self, read: asyncio.Future[None]) -> None:
+        """Let a read take part in the next round: one that began before the call would prove nothing for it."""
+        self._reads.append(read)
+        if len(self._reads) == 1 and not self._reads_in_round:
+            self.node.loop.call_soon(self._begin_leader_round)
+
+    def _begin_leader_round(self) -> None:
+        """Ask all others whether this master still leads, for all reads that wait."""
+        if not self.node.is_running or not self.node.engine.is_leader:
+            return
+        self._reads_in_round += self._reads
+        self._reads = []
+        self._round_begun_s = time.monotonic()
+        self.node.transport.broadcast(ReadRound(self.node.journal.term, self._leader_round.begin()))
+        self._finish_leader_round()
+        self.node.transport.flush()
+
+    def leadership_confirmed(self, peer: str, number: int) -> None:
+        self._leader_round.answer(peer, number)
+        self._finish_leader_round()
+
+    def _finish_leader_round(self) -> None:
+        if not self._leader_round.take():
+            return
+        reads, self._reads_in_round = self._reads_in_round, []
+        if self.node.engine.leads_with_own_entry:
+            self._age.proved(self._round_begun_s)
+        for read in reads:
+            if not read.done():
+                read.set_result(None)
+        if self._reads:
+            self.node.loop.call_soon(self._begin_leader_round)
+
+    def age_asked(self, peer: str, number: int) -> None:
+        """Answer a follower once a round that begins now has proved that this master leads."""
+        if not self.node.engine.leads_with_own_entry:
+            return
+
+        def answer(read: asyncio.Future[None]) -> None:
+            if not read.cancelled() and read.exception() is None and self.node.is_running:
+                reply = AgeReply(self.node.journal.term, number, self.node.engine.commit_index)
+                self.node.transport.put(peer, reply, self.node.journal.vote_sequence)
+                self.node.wake()
+
+        read: asyncio.Future[None] = self.node.loop.create_future()
+        read.add_done_callback(answer)
+        self._queue_read(read)
+
+    def age_answered(self, number: int, commit_index: int) -> None:
+        self._age.answered(number, commit_index)
+
+    def _ask_age(self, now: float) -> None:
+        leader = self.node.engine.leader_name
+        if leader in self.node.transport.connected and (number := self._age.question_due(now)) is not None:
+            self.node.transport.put(leader, AgeQuery(self.node.journal.term, number), self.node.journal.vote_sequence)
+            self.node.wake()
+
+    def staleness_s(self) -> float | None:
+        """Return how old the local state is at most, None when nothing is known (dfs.master.raft_age)."""
+        if not self.node.is_running:
+            return None
+        if self.node.is_solo and self.is_leader:
+            return 0.0
+        return self._age.staleness_s(time.monotonic(), self.node.engine.applied_index)
+
+    # --- facts ----------------------------------------------------------------------------------------------
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node believes that it leads (a hint; only `read_barrier` proves it)."""
+        return self.node.is_leader
+
+    def status(self) -> LogStatus:
+        if not self.node.is_running:
+            return LogStatus("stopped", 0, 0, 0, None)
+        engine = self.node.engine
+        leader = engine.leader_name
+        if not engine.is_leader and time.monotonic() - engine.heard_at_s > 2 * self.node.timeouts_s[1]:
+            leader = None  # the one that was is not heard of any more
+        role = ROLES[engine.role] if self.node.membership.is_member else "joining"
+        return LogStatus(role, self.node.journal.term, engine.commit_index, engine.applied_index, leader)
+
+    def _not_leader(self) -> DfsError:
+        if self.node.failure is not None:
+            return NotLeader(f"master {self.node.name} has stopped: {self.node.failure}")
+        return NotLeader(f"master {self.node.name} does not lead")

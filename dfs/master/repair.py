@@ -23,7 +23,9 @@ from dfs.net.messages import COPIES_WAITING_MAX
 SOURCE_COPIES_MAX = 2 * COPIES_WAITING_MAX  # outstanding copies that begin at one server
 CLUSTER_COPIES_MAX = 4096  # outstanding copies of all servers: the leader keeps them all in mind
 TARGET_SIZE_MAX = 1 << 30  # outstanding bytes for one server, so that urgent ones find its queue short
-GENTLE_COPIES_MAX = 8  # outstanding copies for balance and spreading, of one server
+GENTLE_COPIES_MIN = 8  # outstanding copies for balance and spreading that one server may have, however large
+GENTLE_COPIES_MAX = 256  # likewise, however small
+GENTLE_SIZE_MAX = 64 << 20  # their bytes, where they are more than GENTLE_COPIES_MIN: some seconds of `balance_rate`
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,8 @@ def _has_place(taker: Member, candidate: CopyCandidate, load: CopyLoad, *, is_ur
     length = candidate.chunk.length
     if taker.room - size < length:
         return False
-    if candidate.work is not Work.COPY and count >= GENTLE_COPIES_MAX:
+    is_gentle = count < GENTLE_COPIES_MIN or (count < GENTLE_COPIES_MAX and size + length <= GENTLE_SIZE_MAX)
+    if candidate.work is not Work.COPY and not is_gentle:
         return False
     if count >= COPIES_WAITING_MAX:
         return False

@@ -29,13 +29,17 @@ DRAFT = "raft.import"
 
 
 def load_export(lines: Iterable[bytes], source: str) -> MasterState:
-    """Return the state of an export, verified whole; raise `StorageCorrupt` that says what is wrong with it."""
+    """Return the state of an export, verified whole; raise `StorageCorrupt` that says what is wrong with it.
+
+    It begins another life: chunks that were stored after the export are foreign to it, and not its to delete.
+    """
     state = MasterState()
     try:
         state.load(import_pieces(lines))
     except StorageCorrupt as error:
         why = error.__cause__ if isinstance(error.__cause__, DfsError) else error
         raise StorageCorrupt(f"{source} cannot be imported, and nothing was changed: {why}") from error
+    state.begin_another_life()
     return state
 
 

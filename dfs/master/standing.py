@@ -43,6 +43,7 @@ class Member:
     load: int = 0  # streams, and chunks promised to writers
     is_prompt: bool = True  # alive and not slow
     is_confirmed: bool = False  # what it holds was reported in full to this leader
+    is_staying: bool = True  # neither being drained nor replaced: dead or not, replicas belong there
 
 
 class Roster:
@@ -51,7 +52,7 @@ class Roster:
     def __init__(self, members: Iterable[Member]) -> None:
         self._members = {member.server_id: member for member in members}
         self.takers = tuple(member for member in self._members.values() if member.room > 0)
-        self.present_count = sum(member.standing is Standing.PRESENT for member in self._members.values())
+        self.staying_count = sum(member.is_staying for member in self._members.values())
         self.racks_with_room = frozenset(member.rack for member in self.takers)
 
     def get(self, server_id: ServerId) -> Member | None:
@@ -101,6 +102,7 @@ def make_roster(
                 load=seen.active_streams + seen.promised_count if seen is not None else 0,
                 is_prompt=liveness is Liveness.ALIVE and not view.is_slow(server.server_id),
                 is_confirmed=server.server_id in confirmed,
+                is_staying=not (server.is_leaving or is_replaced),
             )
         )
     return Roster(members)

@@ -258,6 +258,10 @@ class MasterState:
         """A chunk allocated before it that is not known now will never be."""
         return self._parts.horizon_ms
 
+    def begin_another_life(self) -> None:
+        """Count as born at the next command: what is unknown and older than that is kept. Before any log only."""
+        self._parts.born_ms = 0
+
     @property
     def born_ms(self) -> int:
         """No chunk of this state was allocated before."""

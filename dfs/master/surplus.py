@@ -11,10 +11,11 @@ again. A new leader knows nothing of this: the server reports the replica, it is
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 
 from dfs.ids import ChunkHandle, ServerId
 
-TRIMS_WAITING_MAX = 5_000  # unlisted replicas of one server that wait for their deletion
+TRIMS_WAITING_MAX = 20_000  # unlisted replicas of one server that wait for their deletion
 
 
 class TrimBook:
@@ -32,11 +33,19 @@ class TrimBook:
             for handle, due_s in list(handles.items()):
                 yield server_id, handle, due_s
 
+    def due(self, now_s: float) -> Iterator[tuple[ServerId, ChunkHandle, float]]:
+        """Yield those that may be deleted now, of a snapshot: the oldest, for all of them wait equally long."""
+        for server_id, handles in list(self._due_s.items()):
+            for handle, due_s in list(takewhile(lambda item: item[1] <= now_s, handles.items())):
+                yield server_id, handle, due_s
+
     def room(self, server_id: ServerId) -> int:
         return TRIMS_WAITING_MAX - len(self._due_s.get(server_id, ()))
 
     def add(self, server_id: ServerId, handle: ChunkHandle, due_s: float) -> None:
-        self._due_s.setdefault(server_id, {})[handle] = due_s
+        handles = self._due_s.setdefault(server_id, {})
+        handles.pop(handle, None)
+        handles[handle] = due_s  # the latest last
 
     def holds(self, server_id: ServerId, handle: ChunkHandle) -> bool:
         return handle in self._due_s.get(server_id, ())

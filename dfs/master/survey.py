@@ -129,7 +129,7 @@ class Survey:
         for server_id in row.servers:
             self.stored[server_id] += row.size
         for member in judgement.live:
-            if member.standing is Standing.LEAVING and len(judgement.kept) < min(row.goal, self.roster.present_count):
+            if member.standing is Standing.LEAVING and len(judgement.kept) < min(row.goal, self.roster.staying_count):
                 left = self.left.setdefault(member.server_id, [0, 0])
                 left[0] += row.chunk_count
                 left[1] += row.size

@@ -355,7 +355,9 @@ class SurveyedFile(Part, frozen=True, array_like=True):
 
 
 class SurveyedChunk(Part, frozen=True, array_like=True):
-    """A chunk with its registered replicas. `goal`: the highest replication of all files that use it."""
+    """A chunk with its registered replicas. `goal`: the highest replication of all files that use it.
+
+    `is_open`: records are being appended to it; `replicas` is its chain, and its length and CRC are not known yet."""
 
     handle: ChunkHandle
     length: int
@@ -363,6 +365,7 @@ class SurveyedChunk(Part, frozen=True, array_like=True):
     goal: int
     replicas: tuple[int, ...]  # indexes into `servers` of the reply
     token: bytes = b""
+    is_open: bool = False
 
 
 class ServerLoad(Part, frozen=True, array_like=True):

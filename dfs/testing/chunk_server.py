@@ -5,9 +5,10 @@ Owns: its start and end, and the words of a client that tests say to it again an
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dfs.chunk.disk import measure_space
@@ -59,6 +60,13 @@ class LoopbackChunkServer:
 
     def temporaries(self) -> list[str]:
         return [path.name for path in (self.path / "tmp").iterdir()]
+
+
+@contextlib.contextmanager
+def loopback_servers(folder: Path, *names: str) -> Iterator[list[LoopbackChunkServer]]:
+    """Run one server for each name, each on a directory of its own below `folder`."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(contextlib.closing(LoopbackChunkServer(folder / name))) for name in names]
 
 
 def wait_until(condition: Callable[[], bool], deadline: Deadline) -> None:

@@ -10,10 +10,12 @@ each other one by one (`split`): linearizability is local, and the search is exp
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+STORY_CALLS = 8  # that a story quotes
 UNKNOWN: Any = type("Unknown", (), {"__repr__": lambda _self: "UNKNOWN"})()  # an outcome that nobody saw
 
 
@@ -84,27 +86,29 @@ def check(history: Sequence[Call], model: Model) -> Verdict:
     """Look for an order of the calls of one object that explains all results."""
     head = _linked(history)
     state: Any = model.initial
-    done = 0  # bit mask of the calls in the order so far
+    draw = random.Random(0)  # noqa: S311 - two sets of calls with one mark: as likely as two equal 128-bit draws
+    tokens = [draw.getrandbits(128) for _ in history]
+    done = 0  # the set of calls in the order so far, as a sum of tokens: of one size however long the history is
     order: list[tuple[_Event, Any]] = []  # chosen, with the state before each
-    longest: list[Call] = []
+    longest, ends = 0, list[Call]()  # of the longest order that was ever found: how many calls, and the last of them
     stuck: Call | None = None  # the call that ended unexplained after the longest order
     tried: set[tuple[int, Hashable]] = set()
     event = head.next
     while event is not None:
         if event.end is event:  # the end of a call that is not in the order yet: something before was wrong
-            if stuck is None or len(order) > len(longest):
-                stuck, longest = event.call, [chosen.call for chosen, _ in order]
+            if stuck is None or len(order) > longest:
+                stuck, longest, ends = event.call, len(order), [chosen.call for chosen, _ in order[-STORY_CALLS:]]
             if not order:
-                return Verdict(False, _story(stuck, longest))
+                return Verdict(False, _story(stuck, longest, ends))
             event, state = order.pop()
-            done &= ~(1 << event.number)
+            done ^= tokens[event.number]
             _put_back(event)
             event = event.next
             continue
         call = event.call
         result, after = model.step(state, call.name, call.argument)
         fits = call.result is UNKNOWN or result == call.result
-        mark = (done | 1 << event.number, after)
+        mark = (done ^ tokens[event.number], after)
         if not fits or mark in tried:
             event = event.next
             continue
@@ -145,6 +149,6 @@ def _put_back(event: _Event) -> None:
     event.relink()
 
 
-def _story(stuck: Call, longest: list[Call]) -> str:
-    tail = "".join(f"\n    {call}" for call in longest[-8:])
-    return f"no order explains {stuck}\n  the longest order found ({len(longest)} calls) ends:{tail}"
+def _story(stuck: Call, longest: int, ends: list[Call]) -> str:
+    tail = "".join(f"\n    {call}" for call in ends)
+    return f"no order explains {stuck}\n  the longest order found ({longest} calls) ends:{tail}"

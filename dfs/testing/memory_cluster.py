@@ -61,7 +61,7 @@ class MemoryChunkServer:
         """Listen again, at the address of the first start."""
         listener = Listener.bind(self.address or "127.0.0.1:0")
         self.address = listener.address
-        self._service = ChunkService(
+        self.service = ChunkService(
             store=self.store,
             key=self._key,
             name=self.name,
@@ -79,7 +79,7 @@ class MemoryChunkServer:
 
     def _handle(self, channel: Channel) -> None:
         if self.intercept is None or self.intercept(channel):
-            self._service.handle(channel)
+            self.service.handle(channel)
 
     @property
     def tails(self) -> TailService:
@@ -89,7 +89,7 @@ class MemoryChunkServer:
         """Close the port and all connections."""
         self._stop.set()
         self._thread.join()
-        self._service.close()
+        self.service.close()
 
     def damage(self, handle: ChunkHandle, offset: int = 0) -> None:
         """Flip one byte of a stored replica."""

@@ -43,8 +43,10 @@ class MemoryInspection:
     broken: DfsError | None = None  # how a survey ends after its first page
     failure: DfsError | None = None  # what a report ends in
 
-    def survey(self, path: str, *, with_tokens: bool = False, page_size: int = 0) -> Iterator[SurveyFilesReply]:
-        self.check("survey with tokens" if with_tokens else "survey", path)
+    def survey(
+        self, path: str, *, with_tokens: bool = False, with_tails: bool = False, page_size: int = 0
+    ) -> Iterator[SurveyFilesReply]:
+        self.check("survey" + " with tokens" * with_tokens + " and tails" * with_tails, path)
         below = path.rstrip("/") + "/"
         files = sorted(file for file in self.files() if file[0] == path or file[0].startswith(below))
         if not files and path != "/":

@@ -21,8 +21,9 @@ from dfs.master.raft_engine import Engine
 from dfs.master.raft_gate import Gate
 from dfs.master.raft_join import Membership
 from dfs.master.raft_journal import Journal
-from dfs.master.raft_node import HardenedRaftLog
+from dfs.master.raft_node import RaftNode
 from dfs.master.raft_records import Kind
+from dfs.master.raft_state import RaftLog
 from dfs.master.raft_wire import Append, AppendPiece, AppendReply, Vote
 from dfs.master.state import MasterState
 from dfs.testing.virtual_disk import VirtualOs
@@ -155,11 +156,11 @@ def _votes_counted_per_message() -> list[Change]:
 
 @_mutation("f1", "the pre-vote before an election")
 def _election_without_prevote() -> list[Change]:
-    def begin(log: HardenedRaftLog, _now: float) -> None:
-        log._engine.may_campaign = True
-        log._wake()
+    def begin(node: RaftNode, _now: float) -> None:
+        node.engine.may_campaign = True
+        node.wake()
 
-    return [(HardenedRaftLog, "_begin_prevote", begin)]
+    return [(RaftNode, "_begin_prevote", begin)]
 
 
 @_mutation("f1", "refusing votes while a leader is heard")
@@ -257,12 +258,12 @@ def _lonely_leader_stays() -> list[Change]:
 
 @_mutation("f2", "the round of messages that proves a read current")
 def _read_without_round() -> list[Change]:
-    async def read_barrier(log: HardenedRaftLog, timeout_s: float) -> None:
+    async def read_barrier(log: RaftLog, timeout_s: float) -> None:
         del timeout_s
         if not log.is_leader:
             raise NotLeader("does not lead")
 
-    return [(HardenedRaftLog, "read_barrier", read_barrier)]
+    return [(RaftLog, "read_barrier", read_barrier)]
 
 
 @_mutation("f2", "the applied entry of its own term that a leader needs before it may answer reads")
@@ -272,7 +273,7 @@ def _read_before_own_entry() -> list[Change]:
 
 @_mutation("e2 e4", "ending what waits for a result when leadership is lost")
 def _waits_not_ended() -> list[Change]:
-    return [(HardenedRaftLog, "_fail_waiting", _ignore)]
+    return [(RaftLog, "_fail_waiting", _ignore)]
 
 
 @_mutation("i", "the sessions that make a resent call happen once")

@@ -34,7 +34,7 @@ class Referee:
         self.on_commit: Callable[[Life], None] = lambda _life: None
 
     def look(self, life: Life) -> None:
-        if not life.log._is_running:
+        if not life.log.node.is_running:
             return
         engine = life.engine
         journal = engine.journal

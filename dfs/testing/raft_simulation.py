@@ -319,7 +319,7 @@ class RaftSimulation:
     def _do_wipe(self, host: MasterHost, hosts: list[MasterHost]) -> None:
         """Replace a master by an empty one; only when all others are members, as docs/operations.md asks."""
         lives = self._lives()
-        if len(lives) == len(hosts) and all(life.log._membership.is_member for life in lives):
+        if len(lives) == len(hosts) and all(life.log.node.membership.is_member for life in lives):
             self._say(f"{host.name} gets an empty disk")
             host.die(with_power=True)
             host.wipe()

@@ -6,7 +6,6 @@ Owns: `SingleNode`, what it would send, and short ways to say entries. Refuses t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,13 @@ from dfs.master.raft_gate import Gate
 from dfs.master.raft_join import Membership
 from dfs.master.raft_transport import RaftTransport
 from dfs.master.raft_wire import Append, AppendReply, RaftMessage, Vote, decode_body, encode_raft, join_bodies
+from dfs.testing.raft_group import CommandList
 
 NOTHING = b"\x01"
 
 
 def entry(index: int, term: int, text: bytes = b"x") -> tuple[bytes, int, int]:
     return b"\x00" + b"\x91\xc4" + bytes([len(text)]) + text, index, term  # a msgpack list of one bin
-
-
-class Machine:
-    """Collects commands; raises on `poison`."""
-
-    def __init__(self) -> None:
-        self.commands: list[bytes] = []
-        self.attempts = 0
-
-    def apply_encoded(self, command: bytes) -> int:
-        self.attempts += 1
-        if command == b"poison":
-            raise ValueError(command)
-        self.commands.append(command)
-        return len(self.commands)
-
-    def dump(self) -> Iterator[bytes]:
-        yield from self.commands
-
-    def load(self, pieces: Iterable[bytes]) -> None:
-        self.commands = list(pieces)
 
 
 class Recorder(RaftTransport):
@@ -87,7 +66,7 @@ class SingleNode:
         self._is_closed = False
         self.prevotes: list[tuple[str, int]] = []
         self.confirmed: list[tuple[str, int]] = []
-        self.machine = Machine()
+        self.machine = CommandList()
         self.journal = EngineJournal(folder / "log", name=own, fsync=False, segment_size=16 * 1024)
         self.transport = Recorder(own, list(peers))
         self.checkpoints = CheckpointFolder(folder / "checkpoints", fsync=False)

@@ -33,11 +33,12 @@ from dfs.master import (
     raft_link,
     raft_node,
     raft_planned,
+    raft_state,
     raft_transport,
 )
 from dfs.master.raft_checkpoint import CheckpointHead, CheckpointWriter, write_checkpoint
 from dfs.master.raft_engine import EngineJournal
-from dfs.master.raft_node import HardenedRaftLog
+from dfs.master.raft_state import RaftLog
 from dfs.master.raft_wire import AgeQuery, AgeReply, Ping, RaftMessage
 from dfs.master.state import MasterState
 from dfs.net.auth import ClusterKey
@@ -145,7 +146,7 @@ class Life:
         self.seen_terms: dict[int, int] = {}  # by log index
         self.state = MasterState()
         self._world = world
-        self.log = HardenedRaftLog(
+        self.log = RaftLog(
             name=host.name,
             peers=world.peers,
             data_dir=host.disk.root(),  # type: ignore[arg-type]  # a path on another disk
@@ -159,12 +160,12 @@ class Life:
 
     @property
     def engine(self) -> raft_engine.Engine:
-        return self.log._engine
+        return self.log.node.engine
 
     def hear_echo(self, peer: str, message: RaftMessage) -> None:
         """What the transport does with a message that comes over a link."""
-        raft_gate.Gate.received(self.log._gate, peer, message)
-        self.log._messages_handled()
+        raft_gate.Gate.received(self.log.node.gate, peer, message)
+        self.log.node.messages_handled()
 
     def _fail(self, error: DfsError) -> None:
         """What `os._exit` is in a real process."""
@@ -222,6 +223,7 @@ class RaftWorld:
         )
         return [
             (raft_node, "time", time),
+            (raft_state, "time", time),
             (raft_node, "os", system),
             (raft_node, "fcntl", SimpleNamespace(flock=lambda *_: None, LOCK_EX=0, LOCK_NB=0)),
             (raft_node, "EngineJournal", self._make_journal),

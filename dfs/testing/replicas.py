@@ -1,25 +1,55 @@
 """What tests do to the replicas of a store: put them in, read them out, damage their files.
 
-Owns: these few motions, for any `ChunkStore` and for the files of a `FileStore`. Refuses to know: what is asserted.
+Owns: these few motions, for any `ChunkStore` and for the files of a `FileStore`, and a store of small volumes to do
+them to. Refuses to know: what is asserted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from dfs.checksum import block_checksums, crc32c
-from dfs.chunk.layout import data_length
-from dfs.chunk.replicas import ChunkStore, Replica
-from dfs.chunk.volume_records import RecordHeader, RecordKind, VolumeName
+from dfs.chunk.layout import data_length, file_size
+from dfs.chunk.replicas import ChunkStore, Replica, Space
+from dfs.chunk.store import FileStore
+from dfs.chunk.volume_records import HEADER_SIZE, RecordHeader, RecordKind, VolumeName
 from dfs.chunk.volume_scan import read_volume
+from dfs.chunk.volumes import VOLUME_CHUNK_MAX
 from dfs.ids import ChunkHandle, id_text, new_chunk_handle
 
 DATA: Final = bytes(range(256)) * 700  # two blocks and a rest
 PIECE_SIZE: Final = 1024 * 1024  # bytes written at a time; whole blocks
+SMALL_VOLUME: Final = 8 * 1024  # bytes: a few records fill one
+
+
+def roomy(_path: Path) -> Space:
+    """The space of a disk that never fills."""
+    return Space(10**9, 10**9)
+
+
+@contextlib.contextmanager
+def small_volumes(
+    path: Path, *, fsync: bool = False, volume_size: int = SMALL_VOLUME, volume_chunk_max: int = VOLUME_CHUNK_MAX
+) -> Iterator[FileStore]:
+    """Open a store on one data directory whose volumes are full after a few records."""
+    store = FileStore(
+        [path],
+        "test",
+        disk_reserve=0,
+        fsync=fsync,
+        probe=roomy,
+        volume_size=volume_size,
+        volume_chunk_max=volume_chunk_max,
+    )
+    try:
+        yield store
+    finally:
+        store.close()
 
 
 def put(store: ChunkStore, data: bytes = DATA, handle: ChunkHandle | None = None) -> Replica:
@@ -104,3 +134,13 @@ def flip(path: Path, offset: int) -> None:
 def quarantined(disk: Path) -> list[str]:
     """Return the names in the quarantine of a data directory, sorted."""
     return sorted(path.name for path in (disk / "quarantine").iterdir())
+
+
+def volumes_of(disk: Path) -> list[Path]:
+    """Return the volumes of a data directory in the order of their names."""
+    return sorted((disk / "volumes").glob("*.vol"))
+
+
+def record_size(length: int) -> int:
+    """Return the bytes that a replica of `length` takes in a volume."""
+    return HEADER_SIZE + file_size(length)

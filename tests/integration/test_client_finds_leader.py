@@ -30,8 +30,19 @@ from dfs.errors import (
 from dfs.net.auth import ClusterKey
 from dfs.net.blocking import Channel
 from dfs.net.listener import Listener, ServeLimits, serve_forever
-from dfs.net.messages import Done, ErrorReply, MakeDirectory, Message, Ping, Pong, Stat, StatReply
-from dfs.net.parts import CallId
+from dfs.net.messages import (
+    Done,
+    ErrorReply,
+    GetMasterStatus,
+    GetMasterStatusReply,
+    MakeDirectory,
+    Message,
+    Ping,
+    Pong,
+    Stat,
+    StatReply,
+)
+from dfs.net.parts import CallId, MasterStatus
 
 KEY = ClusterKey.from_secret(b"s" * 32, "test")
 OTHER_KEY = ClusterKey.from_secret(b"x" * 32, "test")
@@ -108,6 +119,10 @@ def cluster() -> Iterator[Cluster]:
 def dead_address() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def status_of(role: str) -> MasterStatus:
+    return MasterStatus("m", role, 1, 1, 1, "m", "1", 1.0)
 
 
 def ping(masters: Masters, timeout_s: float = 10.0) -> Pong:
@@ -207,6 +222,43 @@ def test_no_leader_until_the_deadline_tells_who_said_what_and_how_many_are_neede
     for words in ("no quorum", f"{alone.address}: has no leader", f"{gone}: nobody listens", "2 of 3 run"):
         assert words in caught.value.message
     assert len(caught.value.message) <= 250
+
+
+def test_a_call_leaves_a_silent_leader_as_soon_as_another_master_leads(cluster: Cluster) -> None:
+    is_elected = threading.Event()
+    paused = cluster.start(lambda _: None)
+
+    def answer(message: Message) -> Message | DfsError:
+        if isinstance(message, GetMasterStatus):
+            status = GetMasterStatusReply(status_of("leader" if is_elected.is_set() else "follower"), "test")
+            is_elected.set()  # in time for the next question
+            return status
+        return PONG if is_elected.is_set() else NotLeader("not me", leader=paused.address)
+
+    new_leader = cluster.start(answer)
+    masters = cluster.masters(paused.address, new_leader.address, attempt_timeout_s=8.0)
+    started_s = time.monotonic()
+    assert ping(masters, timeout_s=60.0) == PONG
+    assert time.monotonic() - started_s < 8.0  # two questions, of which each waits for a quarter of that
+    assert [type(message) for message in new_leader.heard] == [GetMasterStatus, GetMasterStatus, Ping]
+
+
+def test_a_slow_leader_is_asked_once_while_nobody_else_leads(cluster: Cluster) -> None:
+    was_doubted = threading.Event()
+
+    def answer_late(_: Message) -> Message:
+        assert was_doubted.wait(60)
+        return PONG
+
+    def follow(message: Message) -> Message | DfsError:
+        assert isinstance(message, GetMasterStatus), "the call itself goes nowhere else"
+        was_doubted.set()
+        return GetMasterStatusReply(status_of("follower"), "test")
+
+    slow = cluster.start(answer_late)
+    follower = cluster.start(follow)
+    assert ping(cluster.masters(slow.address, follower.address, attempt_timeout_s=4.0), timeout_s=60.0) == PONG
+    assert [type(message) for message in slow.heard] == [Ping]
 
 
 def test_a_silent_master_is_said_to_be_silent_for_the_time_it_had(cluster: Cluster) -> None:
@@ -316,7 +368,7 @@ def test_an_unanswered_change_is_not_sent_again_when_its_session_may_be_forgotte
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [0.0]
-    monkeypatch.setattr("dfs.client.discovery._boot_s", lambda: now_s[0])
+    monkeypatch.setattr("dfs.client.discovery.boot_s", lambda: now_s[0])
 
     def sleeps(_: Message) -> Message:
         now_s[0] += 2 * 3600.0  # the client's computer sleeps before the reply arrives

@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ import pytest
 from dfs.chunk.tail_folders import TAIL_FOLDER
 from dfs.chunk.volumes import VOLUME_CHUNK_MAX
 from dfs.client import DfsClient
+from dfs.ids import id_text
 from dfs.testing.cluster import ClusterUnderTest, wait_until
 from dfs.testing.replicas import StoredReplica
 
@@ -24,7 +26,9 @@ pytestmark = pytest.mark.timeout(180)
 WAIT_S = 90.0
 FLIPPED, CUT, DELETED = 20, 5, 5
 SERVERS = ("c1", "c2", "c3", "c4")
-SETTINGS = {"scrub_period": "2 s", "scrub_rate": "64 MiB", "garbage_grace": "1 s"}
+FOUND = re.compile(r" (?:replica_quarantined|replica_vanished) .*?\bpath=\S*/([0-9a-f]{32})")
+SCRUBBED = re.compile(r" scrub_found_damage .*?\bhandle=([0-9a-f]{32})")
+SETTINGS = {"scrub_period": "6 s", "scrub_rate": "64 MiB", "garbage_grace": "1 s"}
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +51,8 @@ def contents(cluster: ClusterUnderTest) -> Counter[bytes]:
     return found
 
 
-def damage(cluster: ClusterUnderTest, files: dict[str, bytes], rng: random.Random) -> int:
-    """Damage one replica of each file behind the servers' backs; return how many."""
+def damage(cluster: ClusterUnderTest, files: dict[str, bytes], rng: random.Random) -> dict[str, str]:
+    """Damage one replica of each file behind the servers' backs; return the chunk of each path."""
     by_content: dict[bytes, list[StoredReplica]] = {}
     for _, replica in stored(cluster):
         by_content.setdefault(replica.data(), []).append(replica)
@@ -65,7 +69,7 @@ def damage(cluster: ClusterUnderTest, files: dict[str, bytes], rng: random.Rando
     assert {replica.path.suffix for replica in flipped} == {"", ".vol"}, "replicas in files and in volumes are hit"
     for replica in flipped:
         replica.damage(rng.random())
-    return len(chosen)
+    return {path: id_text(replica.handle) for path, replica in chosen.items()}
 
 
 def check_bytes(client: DfsClient, files: dict[str, bytes]) -> None:
@@ -94,7 +98,8 @@ def test_every_damaged_replica_is_found_and_replaced_and_no_read_ever_sees_it(cl
 
         wait_until(is_replaced, WAIT_S, "each file has three good replicas on disk, and no other one is left")
         logs = "".join(cluster.log_of(name) for name in SERVERS)
-        assert logs.count(" chunk_copied ") >= damaged
+        assert logs.count(" chunk_copied ") >= len(damaged)
+        check_who_found_it(logs, set(damaged.values()), {damaged[path] for path in read})
         kept = [server.disks[0].quarantined_count for server in client.cluster_status().servers]
         assert sum(kept) >= FLIPPED + CUT, "what was damaged can be looked at"
         check_bytes(client, files)
@@ -104,6 +109,17 @@ def test_every_damaged_replica_is_found_and_replaced_and_no_read_ever_sees_it(cl
 
         wait_until(is_clean, WAIT_S, "fsck finds nothing")
         assert cluster.run_cli("status").returncode == 0
+
+
+def check_who_found_it(logs: str, damaged: set[str], read: set[str]) -> None:
+    """Assert that each damaged replica was found once, some by the readers, and by the scrubber what they did not."""
+    found, by_scrubber = FOUND.findall(logs), set(SCRUBBED.findall(logs))
+    assert (len(found), set(found)) == (FLIPPED + CUT + DELETED, damaged)
+    by_readers = damaged - by_scrubber
+    assert damaged - read <= by_scrubber, "nobody read these"
+    assert by_readers, "the readers found some, long before the scrubber came by"
+    assert by_readers <= read
+    print(f"{len(damaged)} damaged replicas: readers found {len(by_readers)}, the scrubber {len(by_scrubber)}")  # noqa: T201
 
 
 def tails_of(cluster: ClusterUnderTest, name: str) -> list[str]:

@@ -342,13 +342,13 @@ def test_impossible_records_are_refused_before_they_are_sent(client: DfsClient) 
 def test_tails_are_dropped_once_their_chunk_is_known_and_not_before(cluster: MemoryCluster, client: DfsClient) -> None:
     client.append_record("/log", b"one")
     tail, head = tail_of(cluster), server_of(cluster, 0)
-    reports = TailReports(head._service.tails, head.store.server_id, [cluster.config.masters[0].address], cluster.key)
+    reports = TailReports(head.service.tails, head.store.server_id, [cluster.config.masters[0].address], cluster.key)
     reports.report()
-    assert [held.handle for held in head._service.tails.held()] == [tail.handle]
+    assert [held.handle for held in head.service.tails.held()] == [tail.handle]
     client.rename("/log", "/sealed")
     reports.report()
     reports.close()
-    assert head._service.tails.held() == ()
+    assert head.service.tails.held() == ()
     assert not list(head.tail_folders[0].iterdir())
     assert content(client, "/sealed") == b"one"
 

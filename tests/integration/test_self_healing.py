@@ -9,7 +9,9 @@ import io
 import json
 import random
 import shutil
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,6 +198,40 @@ def test_a_new_server_is_balanced_until_fills_are_even(patient: Patient) -> None
     wait_until(lambda: spread() <= 2 * 1024 * KIB and patient.is_trimmed(), WAIT_S, "five servers hold about as much")
     assert len(patient.cluster.replicas("c5")) > 0
     patient.check_bytes()
+
+
+def test_moves_of_balance_never_come_faster_than_balance_rate(tmp_path: Path) -> None:
+    """Ratios only: what arrived is compared with what the rate allows for the time that really passed."""
+    rate, chunk = 512 * KIB, 64 * KIB
+    settings = {**QUICK, "repair_rate": "0", "balance_rate": f"{rate} B/s"}
+    with (
+        ClusterUnderTest(tmp_path, masters=1, chunk_servers=4, chunk_size=chunk, settings=settings) as cluster,
+        cluster.client(timeout_s=30) as client,
+    ):
+        patient = Patient(cluster, client)
+        patient.forget("c4")
+        patient.files = {f"/f{number}": random.Random(number).randbytes(chunk) for number in range(60)}
+        patient.store()
+        patient.wait_whole()
+        cluster.start("c4")
+        patient.wait_alive("c4")
+        room = min(server.free for server in patient.status().servers)
+        began_s = time.monotonic()
+        patient.cli_json("admin", "balance", "--threshold", f"{100 * 2 * chunk / room:.9f}")
+        samples: list[tuple[float, int]] = []
+
+        def is_even() -> bool:
+            servers = patient.status().servers
+            stored = {server.info.name: server.stored_size for server in servers}
+            samples.append((time.monotonic() - began_s, stored["c4"]))
+            return max(stored.values()) - min(stored.values()) <= 0.1 * max(stored.values()) and patient.is_trimmed()
+
+        wait_until(is_even, WAIT_S, "the fills are within 10 % of each other")
+        assert samples[-1][1] >= 40 * chunk
+        spared = 4 * chunk  # what the bucket had saved, and a debt
+        for passed_s, arrived in samples:
+            assert arrived <= rate * passed_s + spared
+        patient.check_bytes()
 
 
 def test_a_drained_server_is_safe_to_power_off(patient: Patient) -> None:

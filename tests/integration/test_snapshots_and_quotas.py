@@ -229,6 +229,32 @@ def test_a_snapshot_has_every_record_that_was_appended_before_it(client: DfsClie
     assert fetched(client, "/records/.snapshot/s/log") == b"01234"
 
 
+def test_fsck_looks_at_open_tails_and_where_it_is_asked_to_at_snapshots(client: DfsClient, run: Run) -> None:
+    put(client, "/checked/old", content(1000))
+    client.snapshots.create("/checked", "s")
+    client.delete("/checked/old", skip_trash=True)
+    client.append_record("/checked/log", b"a record")
+
+    def looked(*options: str) -> dict[str, dict[str, Any]]:
+        result = run("fsck", "/checked", "--files", "--blocks", "--json", *options)
+        assert result.exit_code == 0, result.output
+        document = json.loads(result.output)
+        assert document["summary"]["is_healthy"]
+        return {file["path"]: file for file in document["files"]}
+
+    found = looked("--verify")
+    assert list(found) == ["/checked/log"]
+    (tail,) = found["/checked/log"]["chunks"]
+    assert (tail["is_open"], tail["live"], tail["goal"]) == (True, 3, 3)
+    with_snapshots = looked("-includeSnapshots")
+    assert set(with_snapshots) == {"/checked/log", "/checked/.snapshot/s/old"}
+    (kept,) = with_snapshots["/checked/.snapshot/s/old"]["chunks"]
+    assert (kept["is_open"], kept["live"]) == (False, 3)
+    assert "being appended to live=3 goal=3" in run("fsck", "/checked", "-files", "-blocks").output
+    (page,) = client.inspection.survey("/checked")
+    assert page.chunks == (), "others than fsck see what is sealed only"
+
+
 # --- quotas
 
 

@@ -11,7 +11,7 @@ import pytest
 from dfs.errors import DeadlineExceeded, DfsError, NoQuorum, NotFound
 from dfs.testing.chaos.history import History
 from dfs.testing.chaos.report import report
-from dfs.testing.chaos.schedule import TAKES_THE_QUORUM, TOUCHES_MASTERS, Fault, FaultKind, plan_faults
+from dfs.testing.chaos.schedule import TAKES_THE_QUORUM, TOUCHES_MASTERS, Fault, FaultKind, Means, plan_faults
 from dfs.testing.chaos.verdict import Verdict, judge
 from dfs.testing.chaos.workloads import EDITION_SIZES, edition_bytes, edition_of
 
@@ -89,9 +89,9 @@ def test_an_edition_is_known_by_each_of_its_bytes(size: int) -> None:
 
 
 def test_a_plan_follows_from_its_seed_and_one_side_breaks_once_at_a_time() -> None:
-    plan = plan_faults(3, 120, has_network=True, has_disks=True)
-    assert plan == plan_faults(3, 120, has_network=True, has_disks=True)
-    assert plan != plan_faults(4, 120, has_network=True, has_disks=True)
+    plan = plan_faults(3, 120, Means(network=True, disks=True, clocks=True))
+    assert plan == plan_faults(3, 120, Means(network=True, disks=True, clocks=True))
+    assert plan != plan_faults(4, 120, Means(network=True, disks=True, clocks=True))
     for side in (plan.masters, plan.servers):
         assert len(side) > 10
         assert all(before.end_s < after.begin_s for before, after in itertools.pairwise(side))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -51,7 +50,7 @@ from dfs.net.messages import (
     WriteChunkReply,
     WriteData,
 )
-from dfs.testing.chunk_server import KEY, LoopbackChunkServer, read, refusal, soon, token, wait_until
+from dfs.testing.chunk_server import KEY, LoopbackChunkServer, loopback_servers, read, refusal, soon, token, wait_until
 
 PIECE = 1024 * 1024
 SIZES = [1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 5 * PIECE + 12_345]
@@ -60,12 +59,8 @@ SIZES = [1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 5 * PIECE + 12_345]
 @pytest.fixture
 def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LoopbackChunkServer]]:
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # power cuts are not in question here
-    with ExitStack() as stack:
-        made = []
-        for name in ("a", "b", "c"):
-            made.append(LoopbackChunkServer(tmp_path / name))
-            stack.callback(made[-1].close)
-        yield made
+    with loopback_servers(tmp_path, "a", "b", "c") as servers:
+        yield servers
 
 
 @pytest.fixture

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dfs.chunk.copy_queue import (
     COPIERS,
     FAILURE_TEXT_MAX,
+    GENTLE_LARGE_MAX,
+    GENTLE_MAX,
     LARGE_MAX,
     LARGE_SIZE,
+    LOW_WATER,
     ORDINARY_LARGE_MAX,
     ORDINARY_MAX,
     CopyJob,
@@ -143,3 +146,44 @@ def test_deleted_chunk_is_not_copied_and_its_next_order_waits_for_the_end_of_the
     again = take(queue)
     assert again is not running
     assert not again.is_cancelled
+
+
+def test_a_large_copy_that_is_only_being_synced_keeps_no_other_from_being_fetched() -> None:
+    queue = CopyQueue()
+    queue.add(order(number, length=LARGE_SIZE + 1) for number in range(COPIERS))
+    running = [take(queue) for _ in range(ORDINARY_LARGE_MAX)]
+    assert queue.take() is None
+    queue.fetched(running[0])
+    assert numbers((take(queue).order.handle,)) == [ORDINARY_LARGE_MAX]
+    assert queue.take() is None
+
+
+def test_the_end_of_a_copy_is_told_when_few_orders_wait_and_not_before() -> None:
+    told: list[str] = []
+    queue = CopyQueue()
+    queue.when_low(lambda: told.append("low"))
+    queue.add(map(order, range(LOW_WATER + 1)))
+    queue.done(take(queue))
+    assert told == [], "as many as LOW_WATER wait"
+    queue.done(take(queue))
+    queue.done(take(queue), "connection_failed", "no")
+    assert told == ["low", "low"]
+
+
+def test_while_clients_are_served_few_ordinary_copies_run_and_urgent_ones_as_ever() -> None:
+    serving = [True]
+    queue = CopyQueue(lambda: serving[0])
+    queue.add(order(number, length=LARGE_SIZE + 1) for number in range(COPIERS))
+    for _ in range(GENTLE_LARGE_MAX):
+        take(queue)
+    assert queue.take() is None
+    queue.add(order(50 + number) for number in range(COPIERS))
+    for _ in range(GENTLE_MAX - GENTLE_LARGE_MAX):
+        take(queue)
+    assert queue.take() is None
+    queue.add(order(90 + number, urgent=True) for number in range(ORDINARY_MAX))
+    for _ in range(ORDINARY_MAX):
+        assert take(queue).is_urgent
+    assert queue.take() is None
+    serving[0] = False
+    assert not take(queue).is_urgent

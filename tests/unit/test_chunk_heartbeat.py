@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from dfs.checksum import crc32c
+from dfs.chunk import heartbeat as heartbeat_module
 from dfs.chunk import leader as leader_module
 from dfs.chunk.heartbeat import REFUSED_PAUSE_MAX_S, Heartbeats, ServerCard
 from dfs.chunk.leader import LeaderConnection
@@ -36,6 +37,7 @@ from dfs.net.messages import (
     RegisterServerReply,
 )
 from dfs.net.parts import CopyReplica, DeleteReplica, ScrubStatus
+from dfs.testing.cluster import wait_until
 from dfs.testing.replicas import DATA, put
 
 KEY = ClusterKey.from_secret(b"0" * 64, "test")
@@ -145,6 +147,7 @@ def talking(
     page_max: int = 100,
     changes_max: int = 100,
     replicator: Replicator | None = None,
+    interval_s: float = INTERVAL_S,
 ) -> Iterator[tuple[Heartbeats, DeletionOrders]]:
     orders = DeletionOrders(store)
     leader = LeaderConnection(addresses, KEY)
@@ -154,7 +157,7 @@ def talking(
         orders=orders,
         replicator=replicator or Replicator(store, KEY, CARD.address),
         card=CARD,
-        interval_s=INTERVAL_S,
+        interval_s=interval_s,
         active_streams=lambda: 5,
         disk_wait_ms=lambda: 17,
         scrub=lambda: SCRUB,
@@ -403,6 +406,28 @@ def test_orders_to_copy_are_confirmed_and_their_failures_told_until_heard(store:
             heartbeats.beat()
             (told,) = heartbeats_of(master.take())
             assert [failure.handle for failure in told.copy_failures] == heard
+
+
+def test_the_leader_hears_of_the_last_copies_before_the_next_beat_is_due(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat_module, "HURRIED_SHARE", 0.0)
+    replicator = Replicator(store, KEY, CARD.address)
+    held, stop = put(store), threading.Event()
+    order = CopyReplica(held.handle, held.length, held.crc, (), b"token")
+    with masters(1) as (master,), talking(store, master.address, replicator=replicator, interval_s=1e6) as (talker, _):
+        thread = threading.Thread(target=talker.run, args=(stop,), daemon=True)
+        master.copies = [order]
+        thread.start()
+        wait_until(lambda: replicator.queue.status().copying == (held.handle,), 30, "the order is here")
+        heard = len(master.heard)
+        assert replicator.run_once() == 0  # it is held already, which the leader is to hear
+        wait_until(lambda: len(master.heard) > heard, 30, "a beat came long before it was due")
+        assert not heartbeats_of(master.heard)[-1].copying
+        stop.set()
+        talker.hurry()
+        thread.join(30)
+        assert not thread.is_alive(), "whoever stops it need not wait either"
 
 
 def test_chunk_that_is_to_be_deleted_is_not_copied_any_more(store: MemoryStore) -> None:

@@ -21,9 +21,10 @@ from dfs.clock import Deadline
 from dfs.errors import DiskFailed, DiskFull
 from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
 from dfs.net.auth import ClusterKey, Rights, sign_token
-from dfs.net.blocking import Channel
-from dfs.net.messages import ErrorReply
+from dfs.net.blocking import Channel, expect
+from dfs.net.messages import ErrorReply, ReadChunk, ReadChunkReply
 from dfs.net.parts import CopyReplica
+from dfs.testing.chunk_server import soon, wait_until
 from dfs.testing.memory_cluster import MemoryChunkServer
 from dfs.testing.replicas import content, put
 
@@ -32,13 +33,6 @@ SIZES = [1, BLOCK_SIZE, BLOCK_SIZE + 1, PIECE_SIZE, (IN_FLIGHT_MAX + 2) * PIECE_
 CAPACITY = 10**9
 DATA = os.urandom(3 * BLOCK_SIZE + 5)
 OWN = "127.0.0.1:9"
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = Deadline.after(30)
-    while not condition():
-        deadline.check(f"waiting until {what}")
-        time.sleep(0.005)
 
 
 def order(
@@ -327,12 +321,12 @@ def test_rate_limit_holds_ordinary_copies_and_lets_urgent_ones_pass(
     assert replicator.run_once() == 1  # there was no debt yet
     replicator.queue.add([order(handles[1], sources[0])])
     thread = in_thread(replicator, stop)
-    wait_until(lambda: replicator._channels != set(), "the second copy is under way")
+    wait_until(lambda: replicator._channels != set(), soon())
     replicator.queue.add([order(handles[2], sources[0], urgent=True)])
     assert replicator.run_once() == 1, "the urgent one passes by"
     assert store.replica(handles[1]) is None
     replicator.queue.add([order(handles[1], sources[0], urgent=True)])  # it has become urgent itself
-    wait_until(lambda: store.replica(handles[1]) is not None, "the second copy has arrived")
+    wait_until(lambda: store.replica(handles[1]) is not None, soon())
     stop.set()
     thread.join(30)
     assert not thread.is_alive()
@@ -347,9 +341,41 @@ def test_lifted_rate_limit_frees_a_copy_that_waits(
     replicator.limit_rate(1)
     replicator.queue.add([order(handle, sources[0], data=data)])
     thread = in_thread(replicator, stop)
-    wait_until(lambda: replicator._channels != set(), "the copy is under way")
+    wait_until(lambda: replicator._channels != set(), soon())
     replicator.limit_rate(0)
-    wait_until(lambda: store.replica(handle) is not None, "the copy has arrived")
+    wait_until(lambda: store.replica(handle) is not None, soon())
     stop.set()
     thread.join(30)
     assert content(store, handle) == data
+
+
+def test_reads_for_copies_are_told_from_those_of_clients_and_give_way_to_them(
+    store: MemoryStore, sources: list[MemoryChunkServer]
+) -> None:
+    handle = new_chunk_handle()
+    data = os.urandom(3 * PIECE_SIZE)
+    put(sources[0].store, data, handle)
+    rests: list[float] = []
+
+    class Closing(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            rests.append(timeout or 0.0)
+            return self.is_set()
+
+    replicator = Replicator(store, KEY, OWN, is_serving_clients=lambda: True)
+    replicator._closing = Closing()
+    try:
+        for urgent, count in ((True, 0), (False, 2)):  # an urgent copy does not rest, nor any after its last piece
+            replicator.queue.add([order(handle, sources[0], data=data, urgent=urgent)])
+            assert replicator.run_once() == 1
+            assert len(rests) == count
+            assert not sources[0].service.is_serving_clients(), "a copy is no client"
+            store.delete(handle)
+    finally:
+        replicator.close()
+    with Channel.connect(sources[0].address, KEY, Deadline.after(30)) as channel:
+        token = order(handle, sources[0], data=data).token
+        channel.send(ReadChunk(handle, token, 0, BLOCK_SIZE), Deadline.after(30))
+        expect(channel.receive(Deadline.after(30)).message, ReadChunkReply)
+        channel.skip_payload(BLOCK_SIZE, Deadline.after(30))
+        wait_until(sources[0].service.is_serving_clients, soon())

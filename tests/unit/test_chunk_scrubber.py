@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from dfs.chunk.memstore import MemoryStore
 from dfs.chunk.scrub_position import POSITION_FILE, PositionFiles
 from dfs.chunk.scrubber import BUSY_STREAMS, BUSY_WAIT_MAX_S, FILE_COST, Scrubber
 from dfs.chunk.store import FileStore
-from dfs.clock import Deadline
 from dfs.ids import ChunkHandle, ServerId
+from dfs.testing.chunk_server import soon, wait_until
 from dfs.testing.clock import FakeClock
 from dfs.testing.replicas import DATA, content, flip, path_of, put, quarantined
 
@@ -267,10 +266,7 @@ def test_bug_in_a_lap_does_not_end_the_thread(
     memory.verify = stumble  # type: ignore[method-assign]
     thread = threading.Thread(target=scrubbing.scrubber.run, args=(stop,), daemon=True)
     thread.start()
-    deadline = Deadline.after(30)
-    while scrubbing.scrubber.status().last_lap_ms == 0:
-        deadline.check("waiting for the lap to end")
-        time.sleep(0.005)
+    wait_until(lambda: scrubbing.scrubber.status().last_lap_ms != 0, soon())
     stop.set()
     thread.join(30)
     assert not thread.is_alive()

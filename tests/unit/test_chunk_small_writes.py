@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,18 +15,14 @@ from dfs.ids import ChunkHandle, new_chunk_handle
 from dfs.net.auth import Rights
 from dfs.net.blocking import Channel, expect
 from dfs.net.messages import STORE_SIZE_MAX, StoreChunk, WriteChunkReply
-from dfs.testing.chunk_server import KEY, LoopbackChunkServer, read, refusal, soon, token, wait_until
+from dfs.testing.chunk_server import KEY, LoopbackChunkServer, loopback_servers, read, refusal, soon, token, wait_until
 
 
 @pytest.fixture
 def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LoopbackChunkServer]]:
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # power cuts are not in question here
-    with ExitStack() as stack:
-        made = []
-        for name in ("a", "b", "c"):
-            made.append(LoopbackChunkServer(tmp_path / name))
-            stack.callback(made[-1].close)
-        yield made
+    with loopback_servers(tmp_path, "a", "b", "c") as servers:
+        yield servers
 
 
 @pytest.fixture

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from dfs.checksum import block_checksums, crc32c
-from dfs.chunk.layout import file_size
-from dfs.chunk.replicas import Replica, Space
+from dfs.chunk.ballast import BALLAST_NAME, BALLAST_SIZE, STEP_SIZE
 from dfs.chunk.store import FileStore
 from dfs.chunk.volume_records import HEADER_SIZE
 from dfs.errors import ChunkNotFound, DfsError, DiskFull
 from dfs.ids import ChunkHandle, new_chunk_handle
+from dfs.testing.replicas import SMALL_VOLUME, content, flip, put, record_size, small_volumes, volumes_of
 
-VOLUME_SIZE = 8 * 1024
+opened = functools.partial(small_volumes, volume_chunk_max=4096)
 
 
 @pytest.fixture(autouse=True)
@@ -26,56 +25,6 @@ def no_syncing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a sync would have kept is recorded where it matters; the disk itself is not in question."""
     monkeypatch.setattr(os, "fsync", lambda _fd: None)
     monkeypatch.setattr(os, "fdatasync", lambda _fd: None)
-
-
-def roomy(_path: Path) -> Space:
-    return Space(10**9, 10**9)
-
-
-@contextmanager
-def opened(path: Path, *, fsync: bool = False, volume_chunk_max: int = 4096) -> Iterator[FileStore]:
-    store = FileStore(
-        [path],
-        "test",
-        disk_reserve=0,
-        fsync=fsync,
-        probe=roomy,
-        volume_size=VOLUME_SIZE,
-        volume_chunk_max=volume_chunk_max,
-    )
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def put(store: FileStore, data: bytes, handle: ChunkHandle | None = None) -> Replica:
-    writer = store.create(handle or new_chunk_handle())
-    try:
-        writer.write(memoryview(data), block_checksums(data))
-        writer.check(len(data), crc32c(data))
-        return writer.publish()
-    finally:
-        writer.discard()
-
-
-def read(store: FileStore, handle: ChunkHandle) -> bytes:
-    with store.open(handle) as replica:
-        return os.pread(replica.fd, replica.tail.length, replica.start)
-
-
-def volumes_of(disk: Path) -> list[Path]:
-    return sorted((disk / "volumes").glob("*.vol"))
-
-
-def record_size(length: int) -> int:
-    return HEADER_SIZE + file_size(length)
-
-
-def flip(path: Path, offset: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    path.write_bytes(data)
 
 
 def no_space(*_arguments: object, **_options: object) -> int:
@@ -136,7 +85,7 @@ def test_large_replica_whose_file_cannot_be_removed_now_is_still_there(
             patch.setattr(Path, "unlink", no_space)
             with pytest.raises(DiskFull):
                 store.delete(handle)
-        assert read(store, handle) == bytes(5000)
+        assert content(store, handle) == bytes(5000)
         assert [replica.handle for replica in store.changes.batch(10).added] == [handle]
         assert sum(disk.chunk_count for disk in store.disks()) == 1
         assert store.delete(handle)
@@ -166,7 +115,7 @@ def test_compaction_goes_on_after_a_damaged_record_could_not_be_removed(
         assert store.compactor.run_once() > 0
         assert not first.exists()
         assert store.changes.batch(99).corrupt == (handles[0],)
-        assert [read(store, handle) for handle in handles[8:]]
+        assert [content(store, handle) for handle in handles[8:]]
     with opened(tmp_path / "a") as store:
         assert store.handles() == sorted(handles[7:])
 
@@ -184,7 +133,7 @@ def test_compaction_goes_on_when_a_volume_has_vanished_with_live_replicas(tmp_pa
         for handle in handles[8:]:
             store.delete(handle)
         store.compactor.run_once()
-        assert sum(path.stat().st_size for path in volumes_of(tmp_path / "a")) < VOLUME_SIZE
+        assert sum(path.stat().st_size for path in volumes_of(tmp_path / "a")) < SMALL_VOLUME
 
 
 def test_descriptor_of_a_volume_that_goes_while_it_is_opened_is_not_kept(
@@ -207,7 +156,7 @@ def test_descriptor_of_a_volume_that_goes_while_it_is_opened_is_not_kept(
             return fd
 
         monkeypatch.setattr(os, "open", opened_then_compacted)
-        assert len(read(store, handles[6])) == 1000
+        assert len(content(store, handles[6])) == 1000
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(seen[0])
 
@@ -273,3 +222,78 @@ def test_writer_that_outlives_its_store_writes_nothing_more(tmp_path: Path) -> N
     with pytest.raises(DfsError):
         writer.publish()
     assert volumes_of(tmp_path / "a") == []
+
+
+# --- full disks ----------------------------------------------------------------------------------------------
+
+
+class FullDisk:
+    """Refuses to store more than is given back by files that shrink; counts from the moment it is made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room = 0
+        self._pwritev, self._truncate = os.pwritev, os.truncate
+        monkeypatch.setattr(os, "pwritev", self.pwritev)
+        monkeypatch.setattr(os, "truncate", self.truncate)
+
+    def pwritev(self, fd: int, buffers: list[bytes], offset: int) -> int:
+        size = sum(map(len, buffers))
+        if size > self.room:
+            raise OSError(errno.ENOSPC, "no space")
+        self.room -= size
+        return self._pwritev(fd, buffers, offset)
+
+    def truncate(self, path: Path, size: int) -> None:
+        self.room += path.stat().st_size - size
+        self._truncate(path, size)
+
+
+def test_small_replicas_can_be_deleted_from_a_full_disk_and_nothing_is_stored_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    with opened(path) as store:
+        handles = [put(store, bytes(100)).handle for _ in range(20)]
+        store.compactor.run_once()
+        assert (path / BALLAST_NAME).stat().st_blocks * 512 >= BALLAST_SIZE
+        with monkeypatch.context() as full:
+            FullDisk(full)
+            assert all(store.delete(handle) for handle in handles)
+            assert (path / BALLAST_NAME).stat().st_size == BALLAST_SIZE - STEP_SIZE
+            with pytest.raises(DiskFull):
+                put(store, bytes(100))
+            assert (path / BALLAST_NAME).stat().st_size == BALLAST_SIZE - STEP_SIZE, "it is for deletions only"
+        assert store.changes.batch(100).removed == tuple(handles)
+    with opened(path) as store:
+        assert store.handles() == []
+        store.compactor.run_once()
+        assert (path / BALLAST_NAME).stat().st_size == BALLAST_SIZE, "it is taken again when there is room"
+
+
+def test_without_room_and_ballast_a_deletion_fails_and_the_replica_is_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path / "a") as store:
+        handle = put(store, b"x" * 100).handle
+        FullDisk(monkeypatch)
+        with pytest.raises(DiskFull):
+            store.delete(handle)
+        assert content(store, handle) == b"x" * 100
+
+
+def test_on_a_full_disk_a_volume_without_live_replicas_goes_though_others_hold_more_garbage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    with opened(path) as store:
+        half = [put(store, bytes(4000)).handle for _ in range(2)]  # fills a volume
+        whole = [put(store, bytes(2100)).handle for _ in range(4)]  # likewise
+        put(store, bytes(4000))
+        store.compactor.run_once()
+        for handle in (half[0], *whole):
+            store.delete(handle)
+        before = volumes_of(path)
+        FullDisk(monkeypatch)
+        store.compactor.run_once()
+        assert set(before) - set(volumes_of(path)) == {before[1]}
+        assert len(content(store, half[1])) == 4000

@@ -17,17 +17,26 @@ import pytest
 from dfs.checksum import block_checksums, crc32c
 from dfs.chunk.disk import Disk
 from dfs.chunk.identity import DataDirectory
-from dfs.chunk.layout import encode_tail, file_size
-from dfs.chunk.replicas import Replica, Space
+from dfs.chunk.layout import encode_tail
+from dfs.chunk.replicas import Replica
 from dfs.chunk.store import FileStore
 from dfs.chunk.volume_records import HEADER_SIZE
 from dfs.chunk.volumes import VolumeSet
 from dfs.clock import SYSTEM_CLOCK
 from dfs.errors import ChunkCorrupt, ChunkNotFound, DfsError, DiskFailed, DiskFull
 from dfs.ids import ChunkHandle, new_chunk_handle
+from dfs.testing.replicas import (
+    content,
+    flip,
+    put,
+    quarantined,
+    record_size,
+    roomy,
+    small_volumes,
+    volumes_of,
+)
 
 WAIT_S = 30.0
-SMALL_VOLUME = 8 * 1024  # bytes: a few records fill one
 
 
 @pytest.fixture(autouse=True)
@@ -41,56 +50,8 @@ class Killed(BaseException):
     """The process ends here."""
 
 
-def roomy(_path: Path) -> Space:
-    return Space(10**9, 10**9)
-
-
-@contextmanager
-def opened(path: Path, *, fsync: bool = False, volume_size: int = SMALL_VOLUME) -> Iterator[FileStore]:
-    store = FileStore([path], "test", disk_reserve=0, fsync=fsync, probe=roomy, volume_size=volume_size)
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-def put(store: FileStore, data: bytes, handle: ChunkHandle | None = None) -> Replica:
-    writer = store.create(handle or new_chunk_handle())
-    try:
-        writer.write(memoryview(data), block_checksums(data))
-        writer.check(len(data), crc32c(data))
-        return writer.publish()
-    finally:
-        writer.discard()
-
-
-def read(store: FileStore, handle: ChunkHandle) -> bytes:
-    with store.open(handle) as replica:
-        return os.pread(replica.fd, replica.tail.length, replica.start)
-
-
-def content(store: FileStore) -> dict[ChunkHandle, bytes]:
-    return {handle: read(store, handle) for handle in store.handles()}
-
-
-def volumes_of(disk: Path) -> list[Path]:
-    return sorted((disk / "volumes").glob("*.vol"))
-
-
-def quarantined(disk: Path) -> list[str]:
-    return sorted(path.name for path in (disk / "quarantine").iterdir())
-
-
-def flip(path: Path, offset: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 1]))
-
-
-def record_size(length: int) -> int:
-    return HEADER_SIZE + file_size(length)
+def held_by(store: FileStore) -> dict[ChunkHandle, bytes]:
+    return {handle: content(store, handle) for handle in store.handles()}
 
 
 # --- starts ---------------------------------------------------------------------------------------------
@@ -98,20 +59,20 @@ def record_size(length: int) -> int:
 
 @pytest.mark.parametrize("has_indexes", [True, False])
 def test_restart_finds_all_small_replicas_and_no_deleted_one(tmp_path: Path, has_indexes: bool) -> None:
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         held = {put(store, data).handle: data for data in (os.urandom(900 + n) for n in range(40))}
         published = {handle: store.replica(handle) for handle in held}
         for handle in list(held)[::3]:
             assert store.delete(handle)
             del held[handle]
-        assert content(store) == held
+        assert held_by(store) == held
     assert len(volumes_of(tmp_path / "a")) > 3
     if not has_indexes:
         for path in (tmp_path / "a" / "volumes").glob("*.idx"):
             path.unlink()
     for _ in range(2):
-        with opened(tmp_path / "a") as store:
-            assert content(store) == held
+        with small_volumes(tmp_path / "a") as store:
+            assert held_by(store) == held
             assert {handle: store.replica(handle) for handle in held} == {h: published[h] for h in held}
             assert len(store.changes) == 0
     assert len(list((tmp_path / "a" / "volumes").glob("*.idx"))) >= len(volumes_of(tmp_path / "a")) - 1
@@ -120,13 +81,13 @@ def test_restart_finds_all_small_replicas_and_no_deleted_one(tmp_path: Path, has
 def test_chunks_in_files_of_their_own_stay_readable_beside_volumes(tmp_path: Path) -> None:
     with FileStoreWithoutVolumes(tmp_path / "a") as store:
         old = put(store, b"old").handle
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         new, large = put(store, b"new").handle, put(store, bytes(store.volume_chunk_max + 1)).handle
-        assert (read(store, old), read(store, new)) == (b"old", b"new")
+        assert (content(store, old), content(store, new)) == (b"old", b"new")
         assert len(list((tmp_path / "a" / "chunks").glob("??/*"))) == 2
     with FileStoreWithoutVolumes(tmp_path / "a") as store:  # switched off again: what is in volumes is still served
         assert store.handles() == sorted([old, new, large])
-        assert read(store, new) == b"new"
+        assert content(store, new) == b"new"
 
 
 @contextmanager
@@ -139,28 +100,28 @@ def FileStoreWithoutVolumes(path: Path) -> Iterator[FileStore]:  # noqa: N802 - 
 
 
 def test_full_volume_is_taken_in_by_its_index_alone(tmp_path: Path) -> None:
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         handles = [put(store, bytes(1000)).handle for _ in range(20)]
     first = volumes_of(tmp_path / "a")[0]
     flip(first, HEADER_SIZE + 5)
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         assert store.handles() == sorted(handles)  # nobody read the data at start
         assert not store.verify(handles[0])
         with pytest.raises(ChunkNotFound):
             store.open(handles[0])
         assert store.changes.batch(10).removed == (handles[0],)
         assert quarantined(tmp_path / "a") == [f"{handles[0].hex()}.0"]
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         assert store.handles() == sorted(handles[1:])
 
 
 def test_damaged_index_is_replaced_by_reading_the_volume(tmp_path: Path) -> None:
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         handles = [put(store, bytes(1000)).handle for _ in range(20)]
     index = volumes_of(tmp_path / "a")[0].with_suffix(".idx")
     flip(index, 40)
     damaged = index.read_bytes()
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         assert store.handles() == sorted(handles)
     assert index.read_bytes() != damaged
 
@@ -171,7 +132,7 @@ def test_damaged_index_is_replaced_by_reading_the_volume(tmp_path: Path) -> None
 @pytest.mark.parametrize("junk", [b"", bytes(5000), b"\xff" * 300], ids=["cut", "zeros", "junk"])
 def test_torn_end_is_cut_to_whole_records_wherever_it_tore(tmp_path: Path, junk: bytes) -> None:
     data = [os.urandom(300) for _ in range(3)]
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         handles = [put(store, each).handle for each in data]
     whole = volumes_of(tmp_path / "a")[0].read_bytes()
     size = record_size(300)
@@ -201,41 +162,43 @@ def volume_set(path: Path) -> Iterator[tuple[VolumeSet, list[Replica]]]:
 
 @pytest.mark.parametrize("place", ["header", "data", "list", "trailer"])
 def test_damage_in_the_middle_costs_that_record_only(tmp_path: Path, place: str) -> None:
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         handles = [put(store, os.urandom(300)).handle for _ in range(3)]
     offset = {"header": 20, "data": HEADER_SIZE + 7, "list": HEADER_SIZE + 301, "trailer": record_size(300) - 9}[place]
     flip(volumes_of(tmp_path / "a")[0], record_size(300) + offset)
     aside = [] if place == "header" else [f"{handles[1].hex()}.0"]  # without its header nobody knows what it was
     for _ in range(3):
-        with opened(tmp_path / "a") as store:
+        with small_volumes(tmp_path / "a") as store:
             assert store.handles() == sorted([handles[0], handles[2]])
             assert all(store.verify(handle) for handle in store.handles())
             assert quarantined(tmp_path / "a") == aside  # and not again at each start
 
 
 def test_stored_bytes_never_pass_for_a_record(tmp_path: Path) -> None:
-    with opened(tmp_path / "a", volume_size=10**6) as store:
+    with small_volumes(tmp_path / "a", volume_size=10**6) as store:
         put(store, b"first")
         forged = volumes_of(tmp_path / "a")[0].read_bytes()
         carrier = put(store, b"." * 11 + forged * 3).handle
         last = put(store, b"last").handle
-    with opened(tmp_path / "b", volume_size=10**6) as store:  # a volume with another salt, the same records and places
+    with small_volumes(
+        tmp_path / "b", volume_size=10**6
+    ) as store:  # a volume with another salt, the same records and places
         put(store, b"other")
     flip(volumes_of(tmp_path / "a")[0], record_size(5) + 3)  # the header of the carrier: what follows is searched
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         assert carrier not in store.handles()
         assert len(store.handles()) == 2
-        assert read(store, last) == b"last"
+        assert content(store, last) == b"last"
     swapped = volumes_of(tmp_path / "b")[0]
     swapped.write_bytes(forged)
-    with opened(tmp_path / "b") as store:
+    with small_volumes(tmp_path / "b") as store:
         assert store.handles() == []
 
 
 def test_everything_of_volumes_is_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        with opened(tmp_path / "a") as store:
+        with small_volumes(tmp_path / "a") as store:
             handles = [put(store, bytes(1000)).handle for _ in range(20)]
             flip(volumes_of(tmp_path / "a")[0], HEADER_SIZE + 5)
             assert not store.verify(handles[0])
@@ -247,7 +210,7 @@ def test_everything_of_volumes_is_private_whatever_the_umask(tmp_path: Path) -> 
 
 
 def test_writer_that_outlives_its_store_is_refused(tmp_path: Path) -> None:
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         put(store, b"first")
         writer = store.create(new_chunk_handle())
         writer.write(memoryview(b"late"), block_checksums(b"late"))
@@ -315,21 +278,21 @@ def test_power_cut_loses_nothing_acknowledged_and_brings_nothing_deleted_back(
                 put(store, data, in_flight)
                 held[in_flight] = data
 
-    with opened(tmp_path / "a", fsync=True) as store, pytest.raises(DfsError):
+    with small_volumes(tmp_path / "a", fsync=True) as store, pytest.raises(DfsError):
         work()
     monkeypatch.undo()
     assert in_flight is not None
     for number, end in enumerate(ENDS.values()):
         platter.image(tmp_path / "a", tmp_path / f"image{number}", end)
-        with opened(tmp_path / f"image{number}") as store:
-            found = content(store)
+        with small_volumes(tmp_path / f"image{number}") as store:
+            found = held_by(store)
         found.pop(in_flight, None)  # its outcome was never told
         assert found == {handle: data for handle, data in held.items() if handle != in_flight}
 
 
 def test_small_replica_is_synced_before_it_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
-    with opened(tmp_path / "a", fsync=True) as store:
+    with small_volumes(tmp_path / "a", fsync=True) as store:
         put(store, b"the volume is there")
         published, removed = store.changes.published, store.changes.removed
         monkeypatch.setattr(os, "fdatasync", lambda _fd: steps.append("sync"))
@@ -360,7 +323,7 @@ def test_full_disk_refuses_a_small_chunk_and_keeps_nothing_of_it(
         pwritev(fd, buffers[:1], offset)  # a part of it fits
         raise OSError(errno.ENOSPC, "no space")
 
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         first = put(store, b"first")
         size = volumes_of(tmp_path / "a")[0].stat().st_size
         monkeypatch.setattr(os, "pwritev", full)
@@ -373,7 +336,7 @@ def test_full_disk_refuses_a_small_chunk_and_keeps_nothing_of_it(
         assert store.changes.batch(10).removed == ()
         monkeypatch.undo()
         assert store.delete(first.handle)
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         assert store.handles() == []
 
 
@@ -383,7 +346,7 @@ def test_disk_whose_sync_fails_is_out_of_use_with_all_its_small_replicas(
     def broken(_fd: int) -> None:
         raise OSError(errno.EIO, "input/output error")
 
-    with opened(tmp_path / "a", fsync=True) as store:
+    with small_volumes(tmp_path / "a", fsync=True) as store:
         first = put(store, b"first")
         monkeypatch.setattr(os, "fdatasync", broken)
         with pytest.raises(DiskFailed):
@@ -392,7 +355,7 @@ def test_disk_whose_sync_fails_is_out_of_use_with_all_its_small_replicas(
         assert store.changes.batch(10).removed == (first.handle,)
         assert store.disks()[0].state == "failed"
     monkeypatch.undo()
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         assert first.handle in store.handles()
 
 
@@ -408,7 +371,7 @@ def test_writers_that_come_during_a_sync_share_the_next_one(tmp_path: Path, monk
         is_syncing.set()
         assert may_go_on.wait(WAIT_S)
 
-    with opened(tmp_path / "a", fsync=True, volume_size=10**6) as store:
+    with small_volumes(tmp_path / "a", fsync=True, volume_size=10**6) as store:
         put(store, b"the volume is there")
         turns = next(iter(store._volumes.values()))._turns
         monkeypatch.setattr(os, "fdatasync", slow)
@@ -431,7 +394,7 @@ def test_writers_that_come_during_a_sync_share_the_next_one(tmp_path: Path, monk
 
 
 def test_compaction_gives_the_space_of_deleted_chunks_back(tmp_path: Path) -> None:
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         held = {put(store, data).handle: data for data in (os.urandom(1000) for _ in range(60))}
         before = sum(path.stat().st_size for path in volumes_of(tmp_path / "a"))
         assert store.compactor.run_once() == 0
@@ -440,12 +403,12 @@ def test_compaction_gives_the_space_of_deleted_chunks_back(tmp_path: Path) -> No
                 store.delete(handle)
                 del held[handle]
         assert store.compactor.run_once() > before // 2
-        assert content(store) == held
+        assert held_by(store) == held
         size = sum(path.stat().st_size for path in volumes_of(tmp_path / "a"))
         assert size < before // 3
         assert store.compactor.run_once() == 0  # what is left is worth keeping
-    with opened(tmp_path / "a") as store:
-        assert content(store) == held
+    with small_volumes(tmp_path / "a") as store:
+        assert held_by(store) == held
         for handle in held:
             store.delete(handle)
         while store.compactor.run_once():
@@ -455,7 +418,7 @@ def test_compaction_gives_the_space_of_deleted_chunks_back(tmp_path: Path) -> No
 
 
 def test_reader_of_a_volume_that_is_compacted_away_reads_on(tmp_path: Path) -> None:
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         handles = [put(store, bytes([number]) * 1000).handle for number in range(30)]
         with store.open(handles[0]) as reader:
             for handle in handles[1:]:
@@ -463,11 +426,11 @@ def test_reader_of_a_volume_that_is_compacted_away_reads_on(tmp_path: Path) -> N
             while store.compactor.run_once():
                 pass
             assert os.pread(reader.fd, 1000, reader.start) == bytes(1000)
-        assert read(store, handles[0]) == bytes(1000)
+        assert content(store, handles[0]) == bytes(1000)
 
 
 def test_damaged_record_is_quarantined_by_compaction_and_not_copied(tmp_path: Path) -> None:
-    with opened(tmp_path / "a") as store:
+    with small_volumes(tmp_path / "a") as store:
         handles = [put(store, os.urandom(1000)).handle for _ in range(20)]
         for handle in handles[2:]:
             store.delete(handle)
@@ -484,7 +447,7 @@ def test_damaged_record_is_quarantined_by_compaction_and_not_copied(tmp_path: Pa
 
 @pytest.mark.parametrize("is_removed", [False, True])
 def test_scrubbing_finds_damage_in_volumes_and_volumes_that_are_gone(tmp_path: Path, is_removed: bool) -> None:
-    with opened(tmp_path / "a", volume_size=10**6) as store:
+    with small_volumes(tmp_path / "a", volume_size=10**6) as store:
         sound, bad = put(store, bytes(1000)).handle, put(store, bytes(1000)).handle
         store.changes.acknowledge(store.changes.batch(10))
         paced: list[int] = []
@@ -536,8 +499,8 @@ def test_nothing_is_lost_or_comes_back_through_crashes_in_compaction(
     held: dict[ChunkHandle, bytes] = {}
     gone: list[ChunkHandle] = []
     for _ in range(20):
-        with opened(tmp_path / "a", volume_size=2000, fsync=True) as store:
-            assert content(store) == held
+        with small_volumes(tmp_path / "a", volume_size=2000, fsync=True) as store:
+            assert held_by(store) == held
             for _ in range(rng.randrange(1, 4)):
                 for _ in range(rng.randrange(20)):
                     change(store, held, gone, rng)
@@ -548,12 +511,12 @@ def test_nothing_is_lost_or_comes_back_through_crashes_in_compaction(
                     break
                 finally:
                     executioner.left = None
-                assert content(store) == held
+                assert held_by(store) == held
     assert executioner.count > 5
-    with opened(tmp_path / "a", volume_size=2000) as store:
+    with small_volumes(tmp_path / "a", volume_size=2000) as store:
         while store.compactor.run_once():
             pass
-        assert content(store) == held
+        assert held_by(store) == held
         live = sum(record_size(len(data)) for data in held.values())
         assert sum(path.stat().st_size for path in volumes_of(tmp_path / "a")) <= 2 * live + 2 * 2000
 

@@ -169,7 +169,7 @@ def test_verify_asks_for_every_replica_and_names_the_corrupt_one(filled: MemoryC
     assert result.exit_code == 1
     assert "corrupt, under-replicated: 2 of 3 replicas (c2, c3; c1 has a corrupt one)" in result.output
     assert "Corrupt replicas:           1 of 8 verified; 1 could not be asked" in result.output
-    assert "survey with tokens /" in filled.calls
+    assert "survey with tokens and tails /" in filled.calls
 
 
 def test_json_is_one_document_with_every_page_in_it(filled: MemoryClient, run: Run) -> None:

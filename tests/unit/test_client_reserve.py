@@ -7,13 +7,14 @@ from typing import cast
 
 import pytest
 
+from dfs.client import allocation as allocation_module
 from dfs.client import reserve as reserve_module
 from dfs.client.allocation import Allocator
 from dfs.client.discovery import Masters
 from dfs.client.plan import ServerHealth
 from dfs.client.reserve import RESERVE_MAX, ChunkReserve
-from dfs.clock import Deadline
-from dfs.errors import NoQuorum, NotEnoughServers
+from dfs.clock import Deadline, boot_s
+from dfs.errors import DeadlineExceeded, NoQuorum, NotEnoughServers
 from dfs.ids import ServerId, new_chunk_handle
 from dfs.net.messages import Allocate, AllocateReply, Message
 from dfs.net.parts import AllocatedChunk, ServerInfo
@@ -74,10 +75,30 @@ def test_chunks_that_grew_old_are_not_used(monkeypatch: pytest.MonkeyPatch) -> N
     reserve = made(masters)
     for _ in range(4):
         reserve.take(3, soon())  # 1, 2 and 4 were asked for; three are left
-    later_s = time.monotonic() + reserve_module.AGE_MAX_S + 1
-    monkeypatch.setattr(time, "monotonic", lambda: later_s)
-    reserve.take(3, Deadline(later_s + 10))
+    sleep(monkeypatch, reserve_module.AGE_MAX_S + 1)
+    reserve.take(3, soon())
     assert [request.count for request in masters.asked] == [1, 2, 4, 1]
+
+
+def sleep(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let this computer be suspended: its monotonic clock stands still, the masters' time goes on."""
+    for module in (reserve_module, allocation_module):
+        monkeypatch.setattr(module, "boot_s", lambda: boot_s() + seconds)
+
+
+@pytest.mark.parametrize("is_reserved", [True, False])
+def test_a_computer_that_slept_commits_no_chunks_that_are_garbage_by_now(
+    monkeypatch: pytest.MonkeyPatch, is_reserved: bool
+) -> None:
+    masters = CountingMasters(commit_within_s=3600)
+    allocator = Allocator(cast(Masters, masters), ServerHealth(), 3, 10.0, made(masters) if is_reserved else None)
+    allocator.take()
+    allocator.check_commit_time()
+    sleep(monkeypatch, 3000)
+    allocator.check_commit_time()
+    sleep(monkeypatch, 3601)
+    with pytest.raises(DeadlineExceeded, match="nothing was stored"):
+        allocator.check_commit_time()
 
 
 @pytest.mark.parametrize("within", [(86_400, 0), (0, 3600)], ids=["tokens", "commits"])

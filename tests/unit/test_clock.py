@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
+from dfs.clock import SYSTEM_CLOCK, Clock, Deadline, boot_s
 from dfs.errors import DeadlineExceeded
 from dfs.testing.clock import FakeClock
 
@@ -35,6 +35,14 @@ def test_system_clock_does_not_go_back() -> None:
     first, second = SYSTEM_CLOCK.monotonic(), SYSTEM_CLOCK.monotonic()
     assert second >= first
     assert SYSTEM_CLOCK.wall_ms() > 1_700_000_000_000
+
+
+def test_clock_that_no_sleep_stops_is_never_behind_the_one_that_it_does() -> None:
+    first, awake_s = boot_s(), time.monotonic()
+    assert boot_s() >= first
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        assert first == pytest.approx(time.clock_gettime(time.CLOCK_BOOTTIME), abs=60)
+        assert boot_s() >= awake_s
 
 
 def test_passed_deadline_has_nothing_left_and_says_what_was_being_done() -> None:

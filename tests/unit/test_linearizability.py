@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import tracemalloc
 from collections.abc import Hashable
 from typing import Any
 
@@ -166,3 +167,23 @@ def test_long_history_of_one_register_is_checked_quickly() -> None:
 def test_keys_are_checked_apart() -> None:
     calls = [Call(key, "write", 1, "ok", number, number + 1) for number, key in enumerate("abab")]
     assert {key: len(found) for key, found in split(calls).items()} == {"a": 2, "b": 2}
+
+
+def test_a_long_history_takes_memory_in_proportion_to_its_length() -> None:
+    """Half an hour of chaos is a hundred thousand calls on one object; sets of them as bit masks would be gigabytes."""
+    rng = random.Random(5)
+    calls: list[Call] = []
+    running: list[tuple[str, Any, int]] = []
+    value, event = 0, 0
+    for number in range(20_000):
+        event += 1
+        running.append((rng.choice(("read", "write")), number, event))
+        if len(running) == 4:
+            event += 1
+            name, argument, begun = running.pop(rng.randrange(4))
+            value = argument if name == "write" else value
+            calls.append(call(name, argument, "ok" if name == "write" else value, begun, event))
+    tracemalloc.start()
+    assert is_linearizable(*calls)
+    assert tracemalloc.get_traced_memory()[1] < 1_500 * len(calls)  # bytes; a bit mask alone would be up to 2,500
+    tracemalloc.stop()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dfs.clock import Deadline
 from dfs.errors import Conflict, DiskFailed, InvalidArgument, NoQuorum, NotFound, NotLeader
 from dfs.master.raft_checkpoint import read_pieces
 from dfs.master.state import MasterState
@@ -61,6 +62,28 @@ def test_nobody_leads_who_is_unknown_or_out_of_reach() -> None:
         assert "it has m1, m2, m3" in refused.message
         trio.group.cut_off("m3")
         assert isinstance(await trio.refused(TransferLeadership("m3")), NoQuorum)
+        assert trio.group.leader == "m1"
+
+    run(test)
+
+
+def test_a_leader_that_stops_hands_over_to_a_master_that_can_lead_and_sends_callers_there() -> None:
+    async def test(trio: MasterTrio) -> None:
+        trio.group.cut_off("m2")
+        await trio.services["m1"].leadership.retire(Deadline.after(5))
+        assert trio.group.leader == "m3"
+        refused = await trio.refused(TransferLeadership("m1"), to="m1")
+        assert refused.details["leader"] == trio.config.master("m3").address
+
+    run(test)
+
+
+def test_a_leader_that_nobody_can_follow_and_a_follower_stop_without_handing_over() -> None:
+    async def test(trio: MasterTrio) -> None:
+        await trio.services["m2"].leadership.retire(Deadline.after(5))
+        assert trio.group.leader == "m1"
+        trio.group.cut_off("m3")
+        await trio.services["m1"].leadership.retire(Deadline(0.0))
         assert trio.group.leader == "m1"
 
     run(test)

@@ -162,6 +162,20 @@ def test_an_unlisted_replica_is_due_at_its_time_only() -> None:
     assert not book.is_due(TARGET, handle(2), 9.0)
 
 
+def test_those_that_are_due_are_the_oldest_and_a_second_look_does_not_make_one_older() -> None:
+    book = TrimBook()
+    for number in range(1, 6):
+        book.add(TARGET, handle(number), float(number))
+    book.add(TARGET, handle(2), 9.0)
+    book.add(OTHER, handle(7), 3.0)
+    assert sorted(book.due(3.0)) == sorted(
+        [(TARGET, handle(1), 1.0), (TARGET, handle(3), 3.0), (OTHER, handle(7), 3.0)]
+    )
+    for server_id, due, _ in book.due(100.0):
+        book.drop(server_id, due)  # a look is at a snapshot
+    assert len(book) == 0
+
+
 # --- paces ----------------------------------------------------------------------------------------
 
 
@@ -199,3 +213,13 @@ def test_late_heartbeats_are_slowness_but_an_absence_is_none() -> None:
     absent = paces(1, 1, 1, 1)
     absent[OTHER].note(1, 1000.0, 1.0)
     assert slow_ones(absent, ()) == frozenset()
+
+
+def test_many_early_heartbeats_of_a_busy_server_weigh_no_more_than_one_in_time() -> None:
+    calm, busy = Pace(), Pace()
+    for pace in (calm, busy):
+        pace.note(0, 0.0, 1.0)
+    for beat in range(1, 101):
+        busy.note(1000, beat / 100, 1.0)
+    calm.note(1000, 1.0, 1.0)
+    assert calm.wait_ms * 0.8 < busy.wait_ms <= calm.wait_ms

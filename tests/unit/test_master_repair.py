@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from dfs.ids import ChunkHandle, ServerId
 from dfs.master.repair import (
     GENTLE_COPIES_MAX,
+    GENTLE_COPIES_MIN,
+    GENTLE_SIZE_MAX,
     SOURCE_COPIES_MAX,
     TARGET_SIZE_MAX,
     CopyCandidate,
@@ -127,9 +129,12 @@ def test_limits_of_destination_source_and_gentleness_hold() -> None:
     assert len(plan(large, trio)) == 3, "no more bytes than the limit wait for one server"
     urgent = [candidate(number, view(1, goal=3, length=TARGET_SIZE_MAX // 4 + 1)) for number in range(20)]
     assert len(plan(urgent, Roster([member(1), member(2, room=100 * GIB)]))) == 20, "urgent ones have no such limit"
-    gentle = [candidate(number, view(1, 2, goal=2), Work.SPREAD) for number in range(200)]
-    rack = Roster([member(1, rack="a"), member(2, rack="a"), member(3, rack="b")])
-    assert len(plan(gentle, rack)) == GENTLE_COPIES_MAX
+    rack = Roster([member(1, rack="a"), member(2, rack="a"), member(3, rack="b", room=100 * GIB)])
+    for length, count in ((10, GENTLE_COPIES_MAX), (GENTLE_SIZE_MAX // 20, 20), (GENTLE_SIZE_MAX, GENTLE_COPIES_MIN)):
+        gentle = [
+            candidate(number, view(1, 2, goal=2, length=length), Work.SPREAD) for number in range(2 * GENTLE_COPIES_MAX)
+        ]
+        assert len(plan(gentle, rack)) == count, f"of chunks with {length} bytes"
     wide = Roster([member(number) for number in range(1, 8)])
     assert (
         len(plan([candidate(number, view(1, goal=2)) for number in range(2 * SOURCE_COPIES_MAX)], wide))

@@ -15,10 +15,11 @@ import pytest
 
 from dfs.errors import DfsError
 from dfs.master.raft_engine import EngineStopped
-from dfs.master.raft_node import HardenedRaftLog
+from dfs.master.raft_state import RaftLog
 from dfs.master.raft_transport import RaftTransport
 from dfs.net.auth import ClusterKey
-from dfs.testing.raft_single import Machine, SingleNode, append, entry
+from dfs.testing.raft_group import CommandList
+from dfs.testing.raft_single import SingleNode, append, entry
 
 FLOOD = 70_000  # commands; a pipe of 64 KiB takes a byte for each of 65,536
 
@@ -37,7 +38,7 @@ def node(folder: Path) -> Iterator[SingleNode]:
 
 
 def test_fault_e6_an_exception_in_a_callback_stops_the_node_and_applies_nothing_twice(folder: Path) -> None:
-    machine, failures = Machine(), []
+    machine, failures = CommandList(), []
 
     def raise_error(_results: Any, _reason: int) -> None:
         raise ZeroDivisionError
@@ -49,7 +50,7 @@ def test_fault_e6_an_exception_in_a_callback_stops_the_node_and_applies_nothing_
             failures.append(error)
             stopped.set()
 
-        log = HardenedRaftLog(
+        log = RaftLog(
             name="a",
             peers={"a": "127.0.0.1:0"},
             data_dir=folder,
@@ -63,8 +64,8 @@ def test_fault_e6_an_exception_in_a_callback_stops_the_node_and_applies_nothing_
         await log.start()
         async with asyncio.timeout(60):
             await leading.wait()
-            log._engine.submit([b"once"], raise_error)
-            log._wake()
+            log.node.engine.submit([b"once"], raise_error)
+            log.node.wake()
             await stopped.wait()
         await log.close()
 

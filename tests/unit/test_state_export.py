@@ -13,7 +13,8 @@ from random import Random
 import pytest
 
 from dfs.errors import AlreadyExists, StorageCorrupt
-from dfs.ids import ChunkHandle, ServerId, SessionId
+from dfs.ids import ChunkHandle, ServerId, SessionId, new_chunk_handle
+from dfs.master.chunk_report import Verdict, judge
 from dfs.master.commands import PutServer
 from dfs.master.export import export_lines, import_pieces
 from dfs.master.raft_checkpoint import read_pieces, verify_checkpoint
@@ -22,6 +23,7 @@ from dfs.master.restore import check_empty, install, load_export
 from dfs.master.state import MasterState
 from dfs.net import messages as m
 from dfs.net import parts
+from dfs.net.parts import ReplicaReport
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +59,37 @@ def exported(state: MasterState) -> list[bytes]:
 
 
 def test_an_imported_state_is_the_exported_one(state: MasterState) -> None:
-    other = load_export(exported(state), "file")
+    other = MasterState()
+    other.load(import_pieces(exported(state)))
     other.check_invariants()
     assert exported(other) == exported(state)
     assert list(other.dump()) == list(state.dump())
+
+
+def test_what_was_stored_after_an_export_is_foreign_to_the_imported_state_and_never_an_orphan(
+    state: MasterState,
+) -> None:
+    stored_ms, imported_ms = 10_000_000, 900_000_000  # days later
+    server = ServerId(bytes([1]) * 16)
+    other = load_export(exported(state), "file")
+    assert other.chunk(ChunkHandle(bytes(16))) is None
+
+    def verdict(allocated_ms: int) -> Verdict:
+        handle = new_chunk_handle(allocated_ms)
+        return judge(
+            ReplicaReport(handle, 10, 5),
+            server,
+            other.chunk(handle),
+            is_garbage=False,
+            born_ms=other.born_ms,
+            horizon_ms=other.horizon_ms,
+        )
+
+    assert not verdict(stored_ms).is_delete, "a leader may hear reports before its first command"
+    other.apply(imported_ms, PutServer(server, "c1", "host:2", "r"))
+    assert other.horizon_ms > stored_ms, "to a state that was not imported it would be an orphan"
+    assert verdict(stored_ms) is Verdict.FOREIGN
+    assert verdict(imported_ms + 1) is Verdict.YOUNG
 
 
 def test_every_line_is_json_and_the_last_one_counts_them(state: MasterState) -> None:

@@ -49,12 +49,15 @@ class WriteChunkReply(Message, frozen=True, array_like=True):
 
 @message(0x0404)
 class ReadChunk(Message, frozen=True, array_like=True):
-    """Read whole blocks: `offset` is block-aligned; `length` is too, or ends at the chunk's end."""
+    """Read whole blocks: `offset` is block-aligned; `length` is too, or ends at the chunk's end.
+
+    `is_copy`: another chunk server asks, to make a replica; nobody waits for these bytes."""
 
     handle: ChunkHandle
     token: bytes
     offset: int
     length: int
+    is_copy: bool = False
 
 
 @message(0x0405)

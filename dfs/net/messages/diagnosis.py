@@ -27,6 +27,7 @@ class SurveyFiles(Message, frozen=True, array_like=True):
     extents_told: int
     limit: int
     with_tokens: bool = False  # READ tokens, to have replicas verified
+    with_tails: bool = False  # the open tail of a file that is appended to, as its last extent with length 0
 
 
 @message(0x0131)

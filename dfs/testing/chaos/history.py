@@ -10,11 +10,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, TypeVar
 
 from dfs.errors import DfsError
 from dfs.testing.linearizability import UNKNOWN, Call
 
+T = TypeVar("T")
 DEFINITE: dict[str, str] = {"already_exists": "exists", "not_found": "missing"}  # error codes that are results
 
 
@@ -50,6 +51,30 @@ class History:
             if not is_read and result is not UNKNOWN:
                 self.changed_s.append((begun_s, ended_s))
         return result
+
+    def count(self, name: str, ask: Callable[[], T], *, is_read: bool = False) -> T | None:
+        """Do one call that is judged elsewhere; return its result, None where it failed or found no file."""
+        begun_s = time.monotonic()
+        try:
+            result = ask()
+        except DfsError as error:
+            if error.code in DEFINITE:
+                outcome = DEFINITE[error.code]
+            elif error.may_have_happened:
+                outcome = "unknown"
+            else:
+                self._failed(name, error, begun_s, is_read=is_read)
+                return None
+            with self._lock:
+                self.counts[f"{name} {outcome}"] += 1
+            return None
+        with self._lock:
+            self.counts[f"{name} done"] += 1
+        return result
+
+    def moment(self) -> int:
+        """Return a moment between two events: later than all before it, earlier than all after it."""
+        return self._next_event()
 
     def _failed(self, name: str, error: DfsError, begun_s: float, *, is_read: bool) -> None:
         with self._lock:

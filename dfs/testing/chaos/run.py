@@ -15,23 +15,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dfs.client import DfsClient
-from dfs.testing.chaos import namespaces, small_disks
+from dfs.testing.chaos import clocks, namespaces, small_disks
+from dfs.testing.chaos.clocks import Clocks
 from dfs.testing.chaos.history import History
+from dfs.testing.chaos.logs import Logs, LogWorker, last_look_at_logs
 from dfs.testing.chaos.namespaces import Namespaces
-from dfs.testing.chaos.sabotage import SABOTEUR, launcher
-from dfs.testing.chaos.schedule import TOUCHES_CHUNK_SERVERS, Fault, Plan, plan_faults
+from dfs.testing.chaos.sabotage import SABOTEUR, SMALL_PAGES, launcher
+from dfs.testing.chaos.schedule import TOUCHES_CHUNK_SERVERS, Fault, Means, Plan, plan_faults
 from dfs.testing.chaos.small_disks import SmallDisks
 from dfs.testing.chaos.surgeon import Surgeon
 from dfs.testing.chaos.verdict import Verdict, judge
 from dfs.testing.chaos.workloads import BookWorker, YardWorker, last_look, prepare
 from dfs.testing.cluster import ClusterUnderTest
 
-YARD_CLIENTS, YARD_READERS, BOOK_CLIENTS = 4, 2, 3
-YARDS, BOOKS = 3, 3  # few: clients that never meet prove nothing
+YARD_CLIENTS, YARD_READERS, BOOK_CLIENTS, LOG_CLIENTS = 4, 2, 3, 3
+YARDS, BOOKS, LOGS = 3, 3, 2  # few: clients that never meet prove nothing
 CHUNK_SIZE = 128 * 1024  # bytes: the larger editions have three chunks
 CALL_TIMEOUT_S = 8.0  # a client's patience with one call
 THINK_S = 0.01  # between two calls of one client; the judge's search grows with the calls that overlap
 NODES = ("m1", "m2", "m3", "c1", "c2", "c3", "c4")
+
+NO_MEANS = Means()
 
 Step = Callable[[DfsClient], None]
 
@@ -42,40 +46,22 @@ def run_chaos(
     *,
     folder: Path | None = None,
     plan: Plan | None = None,
-    network: bool = False,
-    disks: bool = False,
+    means: Means = NO_MEANS,
     without: str = "",
 ) -> Verdict:
     """Run one seed against a throw-away cluster; raise a `DfsError` when the cluster does not heal in time.
 
     `without` takes a safety out of all daemons or clients (dfs.testing.chaos.sabotage), to see that it is missed.
     """
-    faults = plan_faults(seed, duration_s, has_network=network, has_disks=disks) if plan is None else plan
+    faults = plan_faults(seed, duration_s, means) if plan is None else plan
     with contextlib.ExitStack() as stack:
-        spaces = stack.enter_context(Namespaces(NODES)) if network else None
         folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dfs-chaos-")))
-        if disks:
-            stack.enter_context(SmallDisks([folder / "cluster" / name for name in NODES]))
-        cluster = stack.enter_context(
-            ClusterUnderTest(
-                folder,
-                chunk_size=CHUNK_SIZE,
-                hosts={name: spaces.address(name) for name in NODES} if spaces else None,
-                launchers={name: _launcher(name, spaces, without) for name in NODES} if spaces or without else None,
-            )
-        )
-        if without in SABOTEUR.of_clients:
-            stack.enter_context(SABOTEUR.without(without))
-        history, surgeon = History(), Surgeon(cluster, spaces)
+        cluster, surgeon = _set_up(stack, folder, means, without)
+        history, logs = History(), Logs(LOGS)
         with cluster.client() as client:
             prepare(history, client, YARDS, BOOKS)
-        steps: list[Step] = [
-            YardWorker(number, seed, history, YARDS, is_reader=number >= YARD_CLIENTS).step
-            for number in range(YARD_CLIENTS + YARD_READERS)
-        ]
-        steps += [BookWorker(number, seed, history, BOOKS).step for number in range(BOOK_CLIENTS)]
         stop = threading.Event()
-        workers = [_Worker(cluster, step, stop) for step in steps]
+        workers = [_Worker(cluster, step, stop) for step in _steps(seed, history, logs)]
         try:
             _perform(faults, surgeon, duration_s)
         finally:
@@ -85,15 +71,49 @@ def run_chaos(
         cluster.wait_healthy()
         with cluster.client(timeout_s=60) as client:
             last_look(history, client, YARDS, BOOKS)
+            broken = last_look_at_logs(history, logs, client)
         crashed = [worker.crash for worker in workers if worker.crash is not None]
         if crashed:
             raise crashed[0]
-        return judge(seed, duration_s, history, surgeon.moments_s, dict(surgeon.counts))
+        return judge(seed, duration_s, history, surgeon.moments_s, dict(surgeon.counts), broken)
 
 
-def _launcher(name: str, spaces: Namespaces | None, without: str) -> tuple[str, ...]:
-    words = spaces.launcher(name) if spaces else ()
-    return (*words, *launcher(without)) if without and without not in SABOTEUR.of_clients else words
+def _set_up(stack: contextlib.ExitStack, folder: Path, means: Means, without: str) -> tuple[ClusterUnderTest, Surgeon]:
+    """Start a cluster that can be broken by these means, and who breaks it; `stack` ends all of it."""
+    spaces = stack.enter_context(Namespaces(NODES)) if means.network else None
+    disks = None
+    if means.disks:
+        disks = stack.enter_context(SmallDisks([folder / "cluster" / name for name in NODES]))
+    times = None
+    if means.clocks:
+        (folder / "clocks").mkdir()
+        times = Clocks(folder / "clocks", NODES)
+    if without in SABOTEUR.of_clients:
+        stack.enter_context(SABOTEUR.without(without))
+    launchers = {}
+    for name in NODES:
+        deeds = [SMALL_PAGES] if name.startswith("m") else []
+        deeds += [without] if without and without not in SABOTEUR.of_clients else []
+        words = spaces.launcher(name) if spaces else ()
+        launchers[name] = (*words, *(times.launcher(name) if times else ()), *launcher(*deeds))
+    cluster = stack.enter_context(
+        ClusterUnderTest(
+            folder,
+            chunk_size=CHUNK_SIZE,
+            hosts={name: spaces.address(name) for name in NODES} if spaces else None,
+            launchers=launchers,
+        )
+    )
+    return cluster, Surgeon(cluster, spaces, disks, times)
+
+
+def _steps(seed: int, history: History, logs: Logs) -> list[Step]:
+    yards = [
+        YardWorker(number, seed, history, YARDS, is_reader=number >= YARD_CLIENTS).step
+        for number in range(YARD_CLIENTS + YARD_READERS)
+    ]
+    books = [BookWorker(number, seed, history, BOOKS).step for number in range(BOOK_CLIENTS)]
+    return [*yards, *books, *(LogWorker(number, seed, history, logs, LOGS).step for number in range(LOG_CLIENTS))]
 
 
 class _Worker:
@@ -170,16 +190,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="the first seed; the others follow it")
     parser.add_argument("--seconds", type=float, default=30.0, help="of one run")
     parser.add_argument("--minutes", type=float, default=0.0, help="go on with further seeds for so long")
-    parser.add_argument("--processes-only", action="store_true", help="cut no links and fill no disks")
+    parser.add_argument("--processes-only", action="store_true", help="leave links, disks and clocks alone")
     parser.add_argument("--json", type=Path, help="write all verdicts into this file, a line each")
     given = parser.parse_args(arguments)
-    has_network = not given.processes_only and namespaces.is_permitted()
-    has_disks = not given.processes_only and small_disks.is_permitted()
-    if not (has_network and has_disks):
-        print("links are not cut, or disks not filled, in this run: that needs root, namespaces and mounts")  # noqa: T201
+    has_all = not given.processes_only
+    means = Means(
+        network=has_all and namespaces.is_permitted(),
+        disks=has_all and small_disks.is_permitted(),
+        clocks=has_all and clocks.is_possible(),
+    )
+    if not means.network:
+        print("links are not cut in this run: that needs root, iproute2 and network namespaces")  # noqa: T201
+    if not means.disks:
+        print("disks are not broken in this run: that needs root, loop devices and ext4")  # noqa: T201
+    if not means.clocks:
+        print("clocks are not moved in this run: that needs a C compiler and the GNU C library")  # noqa: T201
     end_s, seed, is_clean = time.monotonic() + 60 * given.minutes, given.seed, True
     while True:
-        verdict = run_chaos(seed, given.seconds, network=has_network, disks=has_disks)
+        verdict = run_chaos(seed, given.seconds, means=means)
         print(verdict.text(), flush=True)  # noqa: T201 - this is the program's output
         if given.json is not None:
             with given.json.open("ab") as file:

@@ -3,12 +3,13 @@
 Owns: what each safety is and how it is taken out. Refuses to know: faults, clients and verdicts.
 
 A judge that never calls anything broken proves nothing. Run as
-`python -m dfs.testing.chaos.sabotage SAFETY … dfs master --name m1`; what stands before `dfs` is left out.
+`python -m dfs.testing.chaos.sabotage DEED … dfs master --name m1`; what stands between the deeds and `dfs` is left out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import runpy
 import sys
 import threading
@@ -18,11 +19,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+from dfs.chunk.tails import OpenTail
 from dfs.client import transfer
-from dfs.master import raft_journal
+from dfs.master import access, raft_journal
 from dfs.master.service import MasterService
 from dfs.master.state import MasterState
+from dfs.master.views import ExtentsView
 
+SMALL_PAGES = "small_pages"
 LATE_S = 1.0  # how long a lying disk holds back what it called durable
 
 
@@ -37,11 +41,17 @@ class Saboteur:
             "read_barrier": self._read_barrier,
             "session_dedupe": self._session_dedupe,
             "block_checksums": self._block_checksums,
+            "sealing_fence": self._sealing_fence,
+            "version_pin": self._version_pin,
+            SMALL_PAGES: self._small_pages,
         }
 
     @property
     def safeties(self) -> tuple[str, ...]:
-        return tuple(self._deeds)
+        return tuple(name for name in self._deeds if name != SMALL_PAGES)
+
+    def knows(self, word: str) -> bool:
+        return word in self._deeds
 
     @contextlib.contextmanager
     def without(self, safety: str) -> Iterator[None]:
@@ -91,20 +101,42 @@ class Saboteur:
         """Believe any bytes that a chunk server sends; for clients."""
         return mock.patch.object(transfer, "first_bad_block", return_value=None)
 
+    @staticmethod
+    def _sealing_fence() -> contextlib.AbstractContextManager[Any]:
+        """Tell a master how long a tail is, and go on appending to it."""
+        return mock.patch.object(OpenTail, "fence", lambda self: self.durable)
+
+    @staticmethod
+    def _version_pin() -> contextlib.AbstractContextManager[Any]:
+        """Locate the next page of a file whatever version of it the reader began with."""
+        extents = MasterState.extents
+
+        def unpinned(self: MasterState, path: str, first_extent: int, count: int, _version: int) -> ExtentsView:
+            return extents(self, path, first_extent, count, 0)
+
+        return mock.patch.object(MasterState, "extents", unpinned)
+
+    @staticmethod
+    def _small_pages() -> contextlib.AbstractContextManager[Any]:
+        """No safety: tell readers one extent at a time, so that files of a test have many pages."""
+        return mock.patch.object(access, "LOCATE_EXTENTS_MAX", 1)
+
 
 SABOTEUR = Saboteur()
 
 
-def launcher(safety: str) -> tuple[str, ...]:
-    """Return the words before a daemon's command that take `safety` out of it."""
-    return (sys.executable, "-P", "-m", "dfs.testing.chaos.sabotage", safety)
+def launcher(*deeds: str) -> tuple[str, ...]:
+    """Return the words before a daemon's command that do this to it."""
+    return (sys.executable, "-P", "-m", "dfs.testing.chaos.sabotage", *deeds) if deeds else ()
 
 
 def main() -> None:
     """Run `dfs` with the arguments after the first word `dfs`."""
-    safety, rest = sys.argv[1], sys.argv[2:]
-    sys.argv = rest[rest.index("dfs") :]
-    with SABOTEUR.without(safety):
+    words = sys.argv[1:]
+    sys.argv = words[words.index("dfs") :]
+    with contextlib.ExitStack() as stack:
+        for deed in itertools.takewhile(SABOTEUR.knows, words):
+            stack.enter_context(SABOTEUR.without(deed))
         runpy.run_module("dfs", run_name="__main__", alter_sys=True)
 
 

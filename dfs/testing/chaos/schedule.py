@@ -32,7 +32,14 @@ class FaultKind(enum.Enum):
     FLIP_A_BIT = "flip_a_bit"  # in one replica on disk
     FILL_LEADERS_DISK = "fill_leaders_disk"  # to the last byte
     FILL_CHUNK_SERVERS_DISK = "fill_chunk_servers_disk"
+    FAIL_LEADERS_DISK = "fail_leaders_disk"  # every call on it is an error (EIO)
+    FAIL_CHUNK_SERVERS_DISK = "fail_chunk_servers_disk"
+    CUT_LEADERS_POWER = "cut_leaders_power"  # killed, and what its disk had not synced is lost
+    CUT_CHUNK_SERVERS_POWER = "cut_chunk_servers_power"
+    JUMP_LEADERS_CLOCK = "jump_leaders_clock"  # its time of day; back again at the end
+    JUMP_CHUNK_SERVERS_CLOCK = "jump_chunk_servers_clock"
     KILL_EVERYTHING = "kill_everything"
+    CUT_ALL_POWER = "cut_all_power"
 
 
 OF_MASTERS: tuple[FaultKind, ...] = (
@@ -53,19 +60,35 @@ OF_CHUNK_SERVERS: tuple[FaultKind, ...] = (
 )
 OF_THE_MASTERS_NETWORK: tuple[FaultKind, ...] = (FaultKind.ISOLATE_LEADER, FaultKind.DEAFEN_LEADER)
 OF_THE_CHUNK_SERVERS_NETWORK: tuple[FaultKind, ...] = (FaultKind.CUT_CHUNK_SERVER,)
-OF_THE_MASTERS_DISKS: tuple[FaultKind, ...] = (FaultKind.FILL_LEADERS_DISK,)
-OF_THE_CHUNK_SERVERS_DISKS: tuple[FaultKind, ...] = (FaultKind.FILL_CHUNK_SERVERS_DISK,)
-TOUCHES_CHUNK_SERVERS = frozenset(
-    {*OF_CHUNK_SERVERS, *OF_THE_CHUNK_SERVERS_NETWORK, *OF_THE_CHUNK_SERVERS_DISKS, FaultKind.KILL_EVERYTHING}
+OF_THE_MASTERS_DISKS: tuple[FaultKind, ...] = (
+    FaultKind.FILL_LEADERS_DISK,
+    FaultKind.FAIL_LEADERS_DISK,
+    FaultKind.CUT_LEADERS_POWER,
 )
-TOUCHES_MASTERS = frozenset(FaultKind) - TOUCHES_CHUNK_SERVERS | {FaultKind.KILL_EVERYTHING}
-TAKES_THE_QUORUM = frozenset({FaultKind.KILL_TWO_MASTERS, FaultKind.KILL_ALL_MASTERS, FaultKind.KILL_EVERYTHING})
+OF_THE_CHUNK_SERVERS_DISKS: tuple[FaultKind, ...] = (
+    FaultKind.FILL_CHUNK_SERVERS_DISK,
+    FaultKind.FAIL_CHUNK_SERVERS_DISK,
+    FaultKind.CUT_CHUNK_SERVERS_POWER,
+)
+OF_THE_MASTERS_CLOCKS: tuple[FaultKind, ...] = (FaultKind.JUMP_LEADERS_CLOCK,)
+OF_THE_CHUNK_SERVERS_CLOCKS: tuple[FaultKind, ...] = (FaultKind.JUMP_CHUNK_SERVERS_CLOCK,)
+OF_EVERYTHING = frozenset({FaultKind.KILL_EVERYTHING, FaultKind.CUT_ALL_POWER})
+TOUCHES_CHUNK_SERVERS = OF_EVERYTHING | {
+    *OF_CHUNK_SERVERS,
+    *OF_THE_CHUNK_SERVERS_NETWORK,
+    *OF_THE_CHUNK_SERVERS_DISKS,
+    *OF_THE_CHUNK_SERVERS_CLOCKS,
+}
+TOUCHES_MASTERS = frozenset(FaultKind) - TOUCHES_CHUNK_SERVERS | OF_EVERYTHING
+TAKES_THE_QUORUM = OF_EVERYTHING | {FaultKind.KILL_TWO_MASTERS, FaultKind.KILL_ALL_MASTERS}
 DEPOSES_THE_LEADER = TAKES_THE_QUORUM | {
     FaultKind.KILL_LEADER,
     FaultKind.PAUSE_LEADER,
     FaultKind.RESTART_LEADER,
     FaultKind.ISOLATE_LEADER,
     FaultKind.DEAFEN_LEADER,
+    FaultKind.FAIL_LEADERS_DISK,
+    FaultKind.CUT_LEADERS_POWER,
 }
 LASTS_S = (0.5, 4.0)  # how long a fault stands, before the cluster's own recovery is waited for
 CALM_S = (0.5, 3.0)  # between two faults of one side: most of the time something is broken
@@ -93,21 +116,30 @@ class Plan:
     servers: tuple[Fault, ...]
 
 
-def plan_faults(seed: int, duration_s: float, *, has_network: bool, has_disks: bool) -> Plan:
-    """Return the faults of a run of `duration_s`; none lasts longer than the run.
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What can be broken here beside processes: links, disks of the nodes' own, clocks of their own."""
 
-    `has_network`, `has_disks`: links can be cut, and each node has a disk of its own that can be filled.
-    """
+    network: bool = False
+    disks: bool = False
+    clocks: bool = False
+
+
+def plan_faults(seed: int, duration_s: float, means: Means) -> Plan:
+    """Return the faults of a run of `duration_s`; none lasts longer than the run."""
     rng = random.Random(seed)  # noqa: S311 - a seed must replay
     masters, servers = OF_MASTERS, OF_CHUNK_SERVERS
-    if has_network:
+    if means.network:
         masters, servers = masters + OF_THE_MASTERS_NETWORK, servers + OF_THE_CHUNK_SERVERS_NETWORK
-    if has_disks:
+    if means.disks:
         masters, servers = masters + OF_THE_MASTERS_DISKS, servers + OF_THE_CHUNK_SERVERS_DISKS
+    if means.clocks:
+        masters, servers = masters + OF_THE_MASTERS_CLOCKS, servers + OF_THE_CHUNK_SERVERS_CLOCKS
     plan = _side(rng, masters, duration_s)
     for number, fault in enumerate(plan):
         if number % EVERYTHING_EVERY == EVERYTHING_EVERY - 1:
-            plan[number] = Fault(fault.begin_s, fault.end_s, FaultKind.KILL_EVERYTHING, fault.choice)
+            kind = FaultKind.CUT_ALL_POWER if means.disks and fault.choice < 0.5 else FaultKind.KILL_EVERYTHING
+            plan[number] = Fault(fault.begin_s, fault.end_s, kind, fault.choice)
     return Plan(tuple(plan), tuple(_side(rng, servers, duration_s)))
 
 

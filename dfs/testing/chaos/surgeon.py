@@ -1,7 +1,7 @@
 """Performs faults on a real cluster and undoes them.
 
-Owns: choosing the victim, signals, wiped disks, flipped bits and cut links, and bringing all back to life. Refuses to
-know: when (dfs.testing.chaos.schedule), and what clients see of it.
+Owns: choosing the victim, signals, broken disks, flipped bits, cut links and wrong clocks, and bringing all back to
+life. Refuses to know: when (dfs.testing.chaos.schedule), and what clients see of it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from collections.abc import Callable, Sequence
 
 from dfs.errors import DfsError
 from dfs.net.parts import MasterStatus
+from dfs.testing.chaos.clocks import Clocks
 from dfs.testing.chaos.namespaces import Namespaces
 from dfs.testing.chaos.schedule import TOUCHES_CHUNK_SERVERS, TOUCHES_MASTERS, Fault, FaultKind
+from dfs.testing.chaos.small_disks import SmallDisks
 from dfs.testing.cluster import ClusterUnderTest, wait_until
 
 RECOVERY_S = 60.0  # patience for the cluster's own recovery on a busy machine
 FILLER_PIECE_SIZE = 1 << 20  # bytes
+CLOCK_JUMP_S = (10.0, 200_000.0)  # the shortest and the longest: from a bad NTP server to a wrong day
 OLD_REPLICAS = 8  # of a chunk server, to damage one of: most younger ones belong to files that were replaced since
 Undo = Callable[[], None]
 
@@ -29,10 +32,16 @@ Undo = Callable[[], None]
 class Surgeon:
     """Used by one thread for the masters and one for the chunk servers; what both touch is under a lock."""
 
-    def __init__(self, cluster: ClusterUnderTest, network: Namespaces | None = None) -> None:
+    def __init__(
+        self,
+        cluster: ClusterUnderTest,
+        network: Namespaces | None = None,
+        disks: SmallDisks | None = None,
+        clocks: Clocks | None = None,
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self.moments_s: list[tuple[Fault, float, float]] = []  # when each struck, and when all was whole again
-        self._cluster, self._network = cluster, network
+        self._cluster, self._network, self._disks, self._clocks = cluster, network, disks, clocks
         self._hands = threading.Lock()  # processes are started and ended one at a time
         self._masters = [master.name for master in cluster.config.masters]
         self._servers = [server.name for server in cluster.config.chunk_servers]
@@ -52,7 +61,14 @@ class Surgeon:
             FaultKind.FLIP_A_BIT: self._flip_a_bit,
             FaultKind.FILL_LEADERS_DISK: lambda _: self._fill(cluster.leader()),
             FaultKind.FILL_CHUNK_SERVERS_DISK: lambda fault: self._fill(self._server(fault)),
+            FaultKind.FAIL_LEADERS_DISK: lambda _: self._break_disks([cluster.leader()]),
+            FaultKind.FAIL_CHUNK_SERVERS_DISK: lambda fault: self._break_disks([self._server(fault)]),
+            FaultKind.CUT_LEADERS_POWER: lambda _: self._cut_power([cluster.leader()]),
+            FaultKind.CUT_CHUNK_SERVERS_POWER: lambda fault: self._cut_power([self._server(fault)]),
+            FaultKind.JUMP_LEADERS_CLOCK: lambda fault: self._jump(cluster.leader(), fault),
+            FaultKind.JUMP_CHUNK_SERVERS_CLOCK: lambda fault: self._jump(self._server(fault), fault),
             FaultKind.KILL_EVERYTHING: lambda _: self._kill(cluster.names()),
+            FaultKind.CUT_ALL_POWER: lambda _: self._cut_power(cluster.names()),
         }
 
     def begin(self, fault: Fault) -> Undo:
@@ -161,6 +177,42 @@ class Surgeon:
             self._start([name])
 
         return undo
+
+    def _break_disks(self, names: Sequence[str]) -> Undo:
+        """Let every call on these nodes' disks fail; a node that goes on without its disk is started anew at last."""
+        disks = self._disks
+        assert disks is not None, "a plan with faults of disks needs some"
+        for name in names:
+            disks.cut_power(self._cluster.folder / name)
+
+        def undo() -> None:
+            for name in names:
+                with contextlib.suppress(DfsError):  # it has ended by itself
+                    self._cluster.kill(name)
+                disks.restore_power(self._cluster.folder / name)
+            self._start(names)
+
+        return undo
+
+    def _cut_power(self, names: Sequence[str]) -> Undo:
+        """First the disks, so that nothing comes there any more from processes that run for a moment longer."""
+        undo = self._break_disks(names)
+        with self._hands:
+            for name in names:
+                with contextlib.suppress(DfsError):  # it has ended by itself
+                    self._cluster.kill(name)
+        return undo
+
+    # --- clocks
+
+    def _jump(self, name: str, fault: Fault) -> Undo:
+        clocks = self._clocks
+        assert clocks is not None, "a plan with faults of clocks needs some"
+        shortest_s, longest_s = CLOCK_JUMP_S
+        share = fault.choice * 2 % 1
+        size_s = shortest_s * (longest_s / shortest_s) ** share
+        clocks.set(name, size_s if fault.choice < 0.5 else -size_s)
+        return lambda: clocks.set(name, 0.0)
 
     # --- network
 

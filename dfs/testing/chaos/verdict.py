@@ -56,9 +56,16 @@ class Verdict:
         return "\n".join(lines)
 
 
-def judge(seed: int, duration_s: float, history: History, moments: Sequence[Moment], faults: dict[str, int]) -> Verdict:
-    """Check every object's history by itself, and count."""
-    broken = []
+def judge(
+    seed: int,
+    duration_s: float,
+    history: History,
+    moments: Sequence[Moment],
+    faults: dict[str, int],
+    broken_logs: Sequence[str] = (),
+) -> Verdict:
+    """Check every object's history by itself, and count; `broken_logs`: what their own judge found."""
+    broken = list(broken_logs)
     for key, calls in sorted(split(history.calls).items(), key=lambda item: str(item[0])):
         found = check(calls, BOOK if "book" in str(key) else YARD)
         if not found.is_linearizable:
