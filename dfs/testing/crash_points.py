@@ -283,7 +283,7 @@ class CrashWorld:
                 chunk = state.chunk(handle)
                 if chunk is None or server.store.server_id not in chunk.servers:
                     found.append(f"{server.name} holds chunk {handle.hex()}, which is in no file")
-            found += [f"{server.name} holds tail {tail.handle.hex()}" for tail in server.tails.held()]
+            found += [f"{server.name} holds tail {tail.handle.hex()}" for tail in server.service.tails.held()]
         return found
 
 
@@ -305,7 +305,7 @@ class _Keeper:
             disk_wait_ms=lambda: 0,
             scrub=ScrubStatus,
         )
-        self._tails = TailReports(server.tails, server.store.server_id, masters, cluster.key)
+        self._tails = TailReports(server.service.tails, server.store.server_id, masters, cluster.key)
 
     def beat(self) -> None:
         self._heartbeats.beat()

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from dfs.chunk.memstore import MemoryStore
 from dfs.chunk.service import ChunkService
-from dfs.chunk.tail_service import TailService
 from dfs.client import ClusterAccess, DfsClient
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
 from dfs.config import ClusterConfig, MasterConfig
@@ -80,10 +79,6 @@ class MemoryChunkServer:
     def _handle(self, channel: Channel) -> None:
         if self.intercept is None or self.intercept(channel):
             self.service.handle(channel)
-
-    @property
-    def tails(self) -> TailService:
-        return self._service.tails
 
     def stop(self) -> None:
         """Close the port and all connections."""
