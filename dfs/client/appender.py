@@ -53,6 +53,9 @@ from dfs.net.parts import RecordGroup
 CONNECT_TIMEOUT_S = 2.0  # to the head of a tail
 APPEND_TIMEOUT_S = 8.0  # for a batch to be durable on a chain; longer than a chain waits for its own servers
 BATCH_SIZE_MAX = GROUP_SIZE_MAX  # bytes of several records in one batch
+PIECE_SIZE_MIN = (
+    64 * 1024
+)  # bytes of a record from which it is sent by itself; copying smaller ones together is cheaper
 WAITING_SIZE_MAX = 64 * 1024 * 1024  # bytes that wait to be sent; `append` waits then, too
 WAITING_COUNT_MAX = 16 * GROUP_RECORDS_MAX  # records, likewise
 CLOSE_TIMEOUT_S = 3.0  # to say goodbye; nothing depends on it but the memory of the masters
@@ -295,7 +298,6 @@ class Appender:
             tuple(crc32c(record) for record in records),
             is_closing,
         )
-        payload = records[0] if len(records) == 1 else b"".join(records)
         attempt = 0
         broken = _Broken()
         while True:
@@ -303,7 +305,7 @@ class Appender:
             if max(group.lengths, default=0) > self._record_size_max:
                 raise _too_large(max(group.lengths), self._record_size_max)
             try:
-                return self._attempt(target, group, payload, deadline)
+                return self._attempt(target, group, records, deadline)
             except DfsError as error:
                 reason = error
             self._target = None
@@ -317,10 +319,20 @@ class Appender:
             if attempt > 1:
                 time.sleep(min(backoff_s(attempt, random.random()), deadline.remaining_s()))  # noqa: S311
 
-    def _attempt(self, target: _Target, group: RecordGroup, payload: Buffer, deadline: Deadline) -> AppendRecordsReply:
+    def _attempt(
+        self, target: _Target, group: RecordGroup, records: tuple[Buffer, ...], deadline: Deadline
+    ) -> AppendRecordsReply:
+        size, request = sum(group.lengths), AppendRecords(target.handle, target.token, group)
+        is_joined = size < len(records) * PIECE_SIZE_MIN or len(records) < 2
         with self._pool.channel(target.head, deadline.no_later_than(CONNECT_TIMEOUT_S), bulk=True) as channel:
             sending = deadline.no_later_than(APPEND_TIMEOUT_S)
-            channel.send(AppendRecords(target.handle, target.token, group), sending, payload=payload)
+            if is_joined:
+                payload = records[0] if len(records) == 1 else b"".join(records)
+                channel.send(request, sending, payload=payload)
+            else:
+                channel.send(request, sending, payload_size=size)
+                for record in records:
+                    channel.send_bytes(record, sending)
             return expect(channel.receive(sending).message, AppendRecordsReply)
 
     def _open(self, broken: _Broken, deadline: Deadline, *, is_again: bool = False) -> _Target:

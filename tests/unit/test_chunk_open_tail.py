@@ -75,6 +75,14 @@ def test_server_down_the_chain_orders_nothing_itself(tmp_path: Path) -> None:
     assert TailLog(tmp_path / TAIL, HANDLE).content(tail.fence()) == b"onetwo"
 
 
+def test_round_with_a_wrong_byte_ends_the_tail_and_is_not_durable(tmp_path: Path) -> None:
+    tail = tail_in(tmp_path, is_head=False)
+    tail.replicate(replicated(0, 1, b"one"), b"one")
+    with pytest.raises(TailClosed, match="checksum"):
+        tail.replicate(replicated(3, 2, b"two"), b"twO")
+    assert TailLog(tmp_path / TAIL, HANDLE).content(tail.fence()) == b"one"
+
+
 def test_round_that_ends_in_a_bug_ends_the_tail(tmp_path: Path) -> None:
     """Its records were ordered, and are not in the file: what is ordered behind them would stand at wrong offsets."""
 

@@ -6,19 +6,21 @@ Owns: sealing on one server, on real files. Refuses to know: who decides the len
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from dfs.checksum import BLOCK_SIZE, crc32c
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.store import FileStore
 from dfs.chunk.tail_folders import TailFolders
-from dfs.chunk.tail_log import JOURNAL_START
+from dfs.chunk.tail_log import JOURNAL_START, Round
 from dfs.chunk.tail_service import TailService
 from dfs.errors import ChunkCorrupt, StaleReplica, TailClosed
 from dfs.ids import ChunkHandle
@@ -190,3 +192,38 @@ def test_bytes_that_rotted_between_seal_and_replica_are_not_published(
         file.write(b"?")
     with started(tmp_path / "d") as server, pytest.raises(ChunkCorrupt):
         server.publish()
+
+
+def test_bytes_that_rotted_before_the_seal_are_not_published(tmp_path: Path) -> None:
+    with started(tmp_path / "d") as server:
+        server.fill()
+        (tail,) = (tmp_path / "d" / "tails").iterdir()
+        with tail.open("r+b") as file:
+            file.seek(SEALED - 1)
+            file.write(bytes([RECORDS[2][-1] ^ 1]))
+        with pytest.raises(ChunkCorrupt):
+            server.publish()
+        assert (server.left(), server.store.handles()) == ([".tail"], [])
+        assert server.publish(len(RECORDS[0])).crc == crc32c(RECORDS[0]), "what is before it is sound"
+
+
+def test_a_tail_of_the_first_format_is_sealed_by_copying(tmp_path: Path) -> None:
+    with started(tmp_path / "d"):
+        pass
+    frames, offset = [frame_of_format_1(msgspec.msgpack.encode((0, 1 << 22, 1 << 20, ())), b"")], 0
+    for number, record in enumerate(RECORDS, 1):
+        item = Round(offset, (RecordGroup(A, number, 1, (len(record),), (crc32c(record),)),))
+        frames.append(frame_of_format_1(msgspec.msgpack.encode(item), record))
+        offset += len(record)
+    (tmp_path / "d" / "tails" / HANDLE.hex()).write_bytes(b"".join(frames))
+    with started(tmp_path / "d") as server:
+        assert (server.fence().length, server.fence().published_length) == (offset, -1)
+        reply = server.publish()
+        assert server.publish() == reply
+        assert server.fence().published_length == SEALED
+        server.check_sealed(reply)
+
+
+def frame_of_format_1(head: bytes, data: bytes) -> bytes:
+    sizes = struct.pack("<II", len(head), len(data))
+    return HANDLE + sizes + struct.pack("<I", crc32c(head, crc32c(sizes))) + head + data
