@@ -37,8 +37,9 @@ def begin_tail(parts: StateParts, command: BeginTail) -> Done:
             "put) to merge them"
         )
     replication = parts.replication if file is None else file.replication
-    reserved = command.size_max * replication
-    parts.require_room(int(file is None), reserved, place)
+    reserved = command.size_max * replication if command.reserves else 0
+    parts.require_room(int(file is None), reserved or replication, place)
+    parts.require_total(0, command.size_max * replication)
     parts.tails.require_memory()
     parts.tails.open(TailRecord(path, command.handle, command.servers, parts.clock_ms, reserved))
     if file is None:

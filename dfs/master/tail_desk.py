@@ -239,7 +239,8 @@ class TailDesk:
         if made.servers != tuple(server.server_id for server in chain):
             raise ProtocolError(f"tail {id_text(handle)} was made by other servers than those of its chain")
         try:
-            await self._leadership.decree(BeginTail(message.path, inode, version, handle, made.servers, size_max))
+            begin = BeginTail(message.path, inode, version, handle, made.servers, size_max, reserves=True)
+            await self._leadership.decree(begin)
         except Conflict:
             return None  # the file changed meanwhile
         except QuotaExceeded:

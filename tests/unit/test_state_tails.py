@@ -54,7 +54,7 @@ class Master:
         status = self.state.stat(path) if self.exists(path) else None
         inode, version = (status.inode, status.version) if status is not None else (0, 0)
         fields = {"path": path, "inode": inode, "version": version, "handle": self.handle(), "servers": SERVERS}
-        return self.apply(BeginTail(**{**fields, "size_max": 100, **changed}))
+        return self.apply(BeginTail(**{**fields, "size_max": 100, "reserves": True, **changed}))
 
     def commit(self, length: int, *appenders: AppenderState, path: str = "/log", **changed: Any) -> m.Message:
         tail = self.state.tails.at(path)
@@ -304,6 +304,16 @@ def test_a_tail_has_the_room_of_all_quotas_reserved(master: Master) -> None:
     master.commit(300, path="/d/e/log")
     assert master.state.room_at("/d/e/x") == (0, "/d/e")
     assert refusal(master.begin("/d/e/log", size_max=1)) == QuotaExceeded.code
+
+
+def test_a_command_of_an_earlier_version_reserves_nothing(master: Master) -> None:
+    """It stands in the journal, and was carried out when it came: what was appended since must not be lost now."""
+    master.call(m.MakeDirectory, "/d")
+    master.call(m.SetQuota, "/d", 0, 200)
+    assert refusal(master.begin("/d/log")) == QuotaExceeded.code
+    assert master.begin("/d/log", reserves=False) == m.Done()
+    assert master.state.room_at("/d/x") == (200, "/d")
+    assert master.commit(100, path="/d/log") == m.Done()
 
 
 def test_what_is_reserved_is_in_every_dump(master: Master) -> None:
