@@ -257,7 +257,7 @@ def test_dumps_and_exports_keep_tails_and_appenders(master: Master) -> None:
     imported = load_export(export_lines(master.state.dump(), cluster="demo", log_index=7), "file")
     for other in (loaded, imported):
         other.check_invariants()
-        assert list(other.dump()) == list(master.state.dump())
+        assert list(other.dump())[1:] == list(master.state.dump())[1:], "all but when its life began"
         assert other.tails.all() == master.state.tails.all()
         assert other.tails.seeds(other.stat("/a").inode) == master.state.tails.seeds(master.state.stat("/a").inode)
 
