@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from dfs.checksum import BLOCK_SIZE, Buffer, block_checksums, combine_blocks
+from dfs.checksum import BLOCK_SIZE, Buffer, block_checksums, combine_blocks, crc32c
 from dfs.chunk.layout import CHUNK_SIZE_MAX, Tail
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import ChunkStore
@@ -63,7 +63,7 @@ from dfs.net.messages import (
     ReplicateRecords,
     ReplicateRecordsReply,
 )
-from dfs.net.parts import HeldTail
+from dfs.net.parts import HeldTail, RecordGroup
 
 TAILS_MAX = 1024  # open at the same time on one server
 PAYLOAD_TIMEOUT_S = 30.0  # for the records of a request whose head is here
@@ -72,6 +72,7 @@ CREATE_TIMEOUT_S = 5.0  # for the rest of a chain to make its tails
 TAIL_PAYLOAD_MAX = CHUNK_SIZE_MAX // RECORDS_PER_CHUNK_MIN  # bytes with one message: the largest possible record
 assert TAIL_PAYLOAD_MAX >= ROUND_SIZE_MAX
 COMBINED_RECORDS_MAX = 4096  # of a tail, whose checksums are combined in less time than their bytes are read again
+LARGE_RECORD_SIZE = 64 * 1024  # bytes of a record, on average, from which each is received and checked by itself
 PUBLISH_PIECE_SIZE = 16 * BLOCK_SIZE  # bytes written at a time
 
 TAIL_MESSAGES = (AppendRecords, CreateTail, FenceTail, PublishTail, ReadTail, ReplicateRecords)
@@ -121,8 +122,8 @@ class TailService:
         try:
             # A round of another server must not wait for memory: that server's own rounds may be what it waits for.
             with self._budget.lent(size if isinstance(message, AppendRecords) else 0):
-                data = _payload(channel, size)
-                reply, payload = self.reply(message, data)
+                data = receive_records(channel, groups, size)
+                reply, payload = self._carry_out(message, data)
         except DfsError as error:
             if channel.is_broken:  # lost, or only refused before its payload was read
                 if not isinstance(error, Overloaded):
@@ -136,8 +137,16 @@ class TailService:
         """Carry one of TAIL_MESSAGES out; return the reply with its payload, or raise."""
         match request:
             case AppendRecords():
-                self._check_token(request.token, request.handle, Rights.APPEND)
                 check_records((request.group,), data)
+            case ReplicateRecords():
+                check_records(request.groups, data)
+        return self._carry_out(request, data)
+
+    def _carry_out(self, request: Message, data: Buffer) -> tuple[Message, bytes | None]:
+        """Do so with records that were checked."""
+        match request:
+            case AppendRecords():
+                self._check_token(request.token, request.handle, Rights.APPEND)
                 return self._opened(request.handle).append(request, data), None
             case ReplicateRecords():
                 self._check_token(request.token, request.handle, Rights.APPEND)
@@ -383,10 +392,29 @@ class TailService:
             log.info("tail_dropped", handle=handle)
 
 
-def _payload(channel: Channel, size: int) -> bytearray:
+def receive_records(channel: Channel, groups: Sequence[RecordGroup], size: int) -> bytearray:
+    """Return the payload; raise `ChunkCorrupt` when it is read to its end and is not these records.
+
+    A large record is checked while the next one is on its way.
+    """
     data = bytearray(size)
-    if size:
-        channel.receive_into(memoryview(data), Deadline.after(PAYLOAD_TIMEOUT_S))
+    view, deadline = memoryview(data), Deadline.after(PAYLOAD_TIMEOUT_S)
+    count = sum(len(group.lengths) for group in groups)
+    if not 1 < count <= size // LARGE_RECORD_SIZE:
+        channel.receive_into(view, deadline)
+        check_records(groups, data)
+        return data
+    position, is_sound = 0, True
+    for group in groups:
+        for index, length in enumerate(group.lengths):
+            piece = view[position : position + max(0, length)]
+            channel.receive_into(piece, deadline)
+            position += len(piece)
+            is_sound = is_sound and index < len(group.crcs) and crc32c(piece) == group.crcs[index]
+    channel.receive_into(view[position:], deadline)
+    if not is_sound:
+        check_records(groups, data)  # says what is wrong
+        raise ChunkCorrupt("a record does not match its checksum on arrival; send it again")
     return data
 
 

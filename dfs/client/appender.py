@@ -14,6 +14,7 @@ import random
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -88,6 +89,7 @@ class _Pending:
     """A record that waits for its offset."""
 
     data: Buffer
+    crc: int
     outcome: Future[int]
 
 
@@ -163,7 +165,7 @@ class Appender:
             raise InvalidArgument("a record has at least one byte")
         if self._record_size_max and size > self._record_size_max:
             raise _too_large(size, self._record_size_max)
-        pending = _Pending(data, Future())
+        pending = _Pending(data, crc32c(data), Future())  # here: the thread that sends has other things to wait for
         deadline = Deadline.after(self._timeout_s)
         with self._changed:
             while self._is_full(size) and self._failure is None:
@@ -233,7 +235,7 @@ class Appender:
         try:
             self._open(_Broken(), Deadline.after(self._timeout_s))  # also tells how large a batch may be
             while batch := self._next_batch():
-                reply = self._send(tuple(item.data for item in batch), Deadline.after(self._timeout_s))
+                reply = self._send(batch, Deadline.after(self._timeout_s))
                 self._finish(batch, reply)
         except DfsError as error:
             self._give_up(batch, error)
@@ -287,15 +289,16 @@ class Appender:
 
     # --- sending -----------------------------------------------------------------------------------------------
 
-    def _send(self, records: tuple[Buffer, ...], deadline: Deadline, *, is_closing: bool = False) -> AppendRecordsReply:
+    def _send(self, batch: Sequence[_Pending], deadline: Deadline, *, is_closing: bool = False) -> AppendRecordsReply:
         """Append a batch, again at each new tail under the same sequences, until its outcome is known."""
         next_sequence = self._acknowledged + 1
+        records = tuple(item.data for item in batch)
         group = RecordGroup(
             self.identity,
             next_sequence,
             next_sequence,
             tuple(memoryview(record).nbytes for record in records),
-            tuple(crc32c(record) for record in records),
+            tuple(item.crc for item in batch),
             is_closing,
         )
         attempt = 0
