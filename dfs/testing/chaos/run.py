@@ -70,8 +70,7 @@ def run_chaos(
                 worker.join()
         cluster.wait_healthy()
         with cluster.client(timeout_s=60) as client:
-            last_look(history, client, YARDS, BOOKS)
-            broken = last_look_at_logs(history, logs, client)
+            broken = [*last_look(history, client, YARDS, BOOKS), *last_look_at_logs(history, logs, client)]
         crashed = [worker.crash for worker in workers if worker.crash is not None]
         if crashed:
             raise crashed[0]
