@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from contextvars import Context
 from dataclasses import dataclass, field
 
+from dfs.chaos.linearizability import check, split
 from dfs.errors import DfsError, DiskFailed, DiskFull
-from dfs.testing.linearizability import check, split
 from dfs.testing.raft_clients import MODEL, Client, History
 from dfs.testing.raft_examination import examine
 from dfs.testing.raft_plan import Plan

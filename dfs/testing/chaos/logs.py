@@ -1,7 +1,7 @@
 """Clients that append to shared logs, read them while they grow, and copy them; and the judge of what they saw.
 
 Owns: those clients, and every promise about a growing file. Refuses to know: faults, and how a record is made
-(dfs.testing.records).
+(dfs.chaos.records).
 
 A log is judged in the end, by its last content. Offsets tell the one order of all records, so nothing is searched:
 the order must agree with the clock, and every look at the log must be a beginning of it that is long enough.
@@ -14,11 +14,11 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from dfs.chaos.history import History
+from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
 from dfs.checksum import crc32c
 from dfs.client import DfsClient
 from dfs.client.appender import Appender
-from dfs.testing.chaos.history import History
-from dfs.testing.records import Acknowledged, check_exactly_once, make_record
 
 SIZE_MIN, SIZE_MAX = 40, 24_000  # bytes of a record; the largest is below a quarter of a small chunk
 BATCH_MAX = 4  # records that an appender has outstanding

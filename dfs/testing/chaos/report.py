@@ -13,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from dfs.testing.chaos.verdict import Verdict, at_share
+from dfs.chaos.verdict import at_share
+from dfs.testing.chaos.verdict import Verdict
 
 _HEAD = """# Reliability
 
