@@ -6,6 +6,7 @@ Owns: the order of starting and stopping. Refuses to know: what the parts do.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
 import signal
@@ -14,7 +15,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from dfs.chunk.copy_queue import COPIERS
+from dfs.chunk.disk import RecentSpace
 from dfs.chunk.disk_watch import DiskWatch
+from dfs.chunk.door import LocalDoor
 from dfs.chunk.heartbeat import Heartbeats, ServerCard
 from dfs.chunk.leader import LeaderConnection
 from dfs.chunk.orders import DeletionOrders
@@ -26,15 +29,17 @@ from dfs.chunk.store import FileStore
 from dfs.chunk.tail_folders import TailFolders
 from dfs.chunk.tail_reports import TailReports
 from dfs.config import ChunkServerConfig, ClusterConfig
-from dfs.errors import DfsError
+from dfs.errors import ConfigError, DfsError
+from dfs.ids import ServerId
 from dfs.log import configure, get_logger
 from dfs.net.auth import ClusterKey
 from dfs.net.listener import CONNECTIONS_MAX, Listener, ServeLimits, serve_forever
+from dfs.net.local import LocalListener
 from dfs.net.metrics_port import open_metrics_port
 
 DRAIN_S = 1.0  # how long work in progress may take to end after a stop; writers try again elsewhere
 THREAD_END_S = 1.0  # how long the other threads may take
-DESCRIPTORS_WANTED = 2 * CONNECTIONS_MAX + 1024  # each connection with a file, the descriptor cache, onward connections
+DESCRIPTORS_WANTED = 3 * CONNECTIONS_MAX + 1024  # a file for each connection, the door's, the cache's, onward ones
 
 log = get_logger(__name__)
 
@@ -62,7 +67,13 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
     with contextlib.ExitStack() as stack:
         listener = Listener.bind(server.address)  # first: a taken port must not cost a scan of all disks
         stack.callback(listener.close)
-        store = FileStore(server.data_dirs, config.name, disk_reserve=config.disk_reserve, fsync=config.fsync)
+        store = FileStore(
+            server.data_dirs,
+            config.name,
+            disk_reserve=config.disk_reserve,
+            fsync=config.fsync,
+            probe=RecentSpace(),
+        )
         stack.callback(store.close)
         service = ChunkService(
             store=store,
@@ -96,18 +107,19 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
         )
         tail_reports = TailReports(service.tails, store.server_id, [master.address for master in config.masters], key)
         stack.callback(tail_reports.close)
-        threads = [
-            threading.Thread(target=tail_reports.run, args=(stop,), name="dfs tail reports", daemon=True),
-            threading.Thread(target=heartbeats.run, args=(stop,), name="dfs heartbeats", daemon=True),
-            threading.Thread(target=orders.run, args=(stop,), name="dfs orders", daemon=True),
-            threading.Thread(target=store.compactor.run, args=(stop,), name="dfs compaction", daemon=True),
-            threading.Thread(target=scrubber.run, args=(stop,), name="dfs scrubber", daemon=True),
-            threading.Thread(target=watch.run, args=(stop,), name="dfs disk watch", daemon=True),
-            *(
-                threading.Thread(target=replicator.run, args=(stop,), name=f"dfs copier {number}", daemon=True)
-                for number in range(1, COPIERS + 1)
-            ),
+        works: list[tuple[str, Callable[[threading.Event], None]]] = [
+            ("tail reports", tail_reports.run),
+            ("heartbeats", heartbeats.run),
+            ("orders", orders.run),
+            ("compaction", store.compactor.run),
+            ("scrubber", scrubber.run),
+            ("disk watch", watch.run),
+            *((f"copier {number}", replicator.run) for number in range(1, COPIERS + 1)),
         ]
+        if config.local_reads and (door := _open_door(store.server_id)) is not None:
+            stack.callback(door.close)
+            works.append(("local door", functools.partial(_serve_door, door, key, service.door)))
+        threads = [threading.Thread(target=work, args=(stop,), name=f"dfs {name}", daemon=True) for name, work in works]
         for thread in threads:
             thread.start()
         stack.callback(_open_metrics(config, server, service, store, leader))
@@ -122,6 +134,29 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
             for thread in threads:
                 thread.join(THREAD_END_S)
         log.info("stopped")
+
+
+def _open_door(server_id: ServerId) -> LocalListener | None:
+    """Open the door for readers of this machine; without one they come over the network."""
+    try:
+        return LocalListener.open(server_id)
+    except ConfigError as error:
+        log.warning("local_door_closed", reason=error.message, effect="readers of this machine use the network")
+        return None
+
+
+def _started(
+    works: list[tuple[str, Callable[[threading.Event], None]]], stop: threading.Event
+) -> list[threading.Thread]:
+    """Start a thread for each work; return them."""
+    threads = [threading.Thread(target=work, args=(stop,), name=f"dfs {name}", daemon=True) for name, work in works]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _serve_door(door: LocalListener, key: ClusterKey, service: LocalDoor, stop: threading.Event) -> None:
+    serve_forever(door, key, service.handle, ServeLimits(drain_s=0.0), stop)
 
 
 def _open_metrics(
