@@ -130,9 +130,10 @@ class LocalReplicas:
     def close(self) -> None:
         with self._lock:
             self._is_closed = True
+            old, doors = [*self._held.values()], [*self._doors.values()]
             self._held.clear()
-            doors = [*self._doors.values()]
             self._doors.clear()
+        _let_go(old)
         for door in doors:
             door.close()
 
