@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sim chaos fuzz report check format bench clean
+.PHONY: help demo test sim chaos fuzz report check format bench performance clean
 
 help: ## list these words
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r word text; do printf '  make %-8s %s\n' "$$word" "$$text"; done
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r word text; do printf '  make %-11s %s\n' "$$word" "$$text"; done
 
 demo: $(VENV)/.run ## store real files in a fresh local cluster, kill the leader meanwhile, read all back (3 minutes)
 	@$(BIN)/python -m bench.demo
@@ -47,9 +47,16 @@ format: $(VENV)/.dev ## let ruff format the code and sort the imports
 	@$(BIN)/ruff check --quiet --fix --select I,RUF022 .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(VENV)/.run ## measure beside cp and the local disk in the same run; QUICK=1, or ARGS='--against DIR' for a mounted peer
-	@$(BIN)/python -m bench.first $(if $(QUICK),--size 256 --rounds 1)
-	@$(BIN)/python -m bench.calls $(if $(QUICK),--count 200 --rounds 1 --size 64) $(ARGS)
+bench: $(VENV)/.run ## measure all beside cp, the disk and a raw socket: QUICK=1, ONLY=tree,calls, AGAINST=/mnt/peer, PLOTS=1
+	@$(BIN)/python -m bench $(if $(QUICK),--preset quick) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(AGAINST),--against $(AGAINST)) $(ARGS)
+	@$(if $(PLOTS),$(PIP) install -e '.[bench]' && $(BIN)/python -m bench.growth $(if $(QUICK),--preset quick))
+
+performance: $(VENV)/.run ## write docs/performance.md anew on a quiet machine (15 minutes; QUICK=1)
+	@$(PIP) install -e '.[bench]'
+	@$(BIN)/python -m bench $(if $(QUICK),--preset quick) --json build/bench.json
+	@$(BIN)/python -m bench.growth $(if $(QUICK),--preset quick) --json build/growth.json --plots build
+	@$(BIN)/python -m bench.performance build/bench.json build/growth.json docs/performance.md
 
 clean: ## remove the virtual environment and all caches
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -270,7 +270,8 @@ def tell_order(copies: dict[str, list[tuple[str, str]]]) -> None:
         runs = [(kind, sum(1 for _ in run)) for kind, run in itertools.groupby(kind.lower() for _, kind in found)]
         told = [f"{count} {'urgent' if kind == 'true' else 'ordinary'}" for kind, count in runs]
         print(f"  {name} copied: " + ", ".join(told[:ORDER_SHOWN]) + (", …" if len(told) > ORDER_SHOWN else ""))
-    merged = [kind.lower() == "true" for _, kind in sorted(itertools.chain.from_iterable(copies.values()))]
+    ended = sorted(itertools.chain.from_iterable(copies.values()))
+    merged = [kind.lower() == "true" for _, kind in ended]
     if True not in merged:
         print("  no chunk was ever down to one replica: what a late server held was copied before it counted as dead")
         return
@@ -279,6 +280,11 @@ def tell_order(copies: dict[str, list[tuple[str, str]]]) -> None:
         f"  of all copies {first:,} ended before the first urgent one, {merged[first:last].count(False):,} ordinary"
         f" ones between it and the last of {merged.count(True):,} urgent ones, {len(merged) - last:,} afterwards"
     )
+    begun_s, urgent_s, ended_s = (
+        dt.datetime.fromisoformat(ended[index][0]).timestamp() for index in (first, last - 1, -1)
+    )
+    print(f"  after the first urgent one the last one ended {urgent_s - begun_s:.1f} s later, the last of all ", end="")
+    print(f"{ended_s - begun_s:.1f} s later")
 
 
 def store(cluster: ClusterUnderTest, client: DfsClient, source: Path) -> None:

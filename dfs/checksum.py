@@ -102,3 +102,46 @@ def combine_blocks(checksums: Buffer, size: int) -> int:
     for crc in crcs[:-1]:
         total = low[total & 255] ^ second[total >> 8 & 255] ^ third[total >> 16 & 255] ^ high[total >> 24] ^ crc
     return combine(total, crcs[-1], size - (len(crcs) - 1) * BLOCK_SIZE)
+
+
+# Cut ranges: what is no whole blocks is verified with the CRCs of what its first and last block have besides it.
+
+_EDGES = struct.Struct("<II")
+EDGES_SIZE = _EDGES.size  # bytes of the two CRCs of one range
+_ZEROS = memoryview(bytes(BLOCK_SIZE))
+
+
+def covering(offset: int, length: int, size: int) -> tuple[int, int]:
+    """Return the [start, end) of the blocks that bytes [`offset`, +`length`) of `size` bytes touch."""
+    end = offset + length
+    return offset - offset % BLOCK_SIZE, min(size, end + -end % BLOCK_SIZE)
+
+
+def edges_of(blocks: memoryview, skip: int, length: int) -> bytes:
+    """Return the CRCs of what the first and the last of `blocks` have before and behind bytes [`skip`, +`length`)."""
+    return _EDGES.pack(crc32c(blocks[:skip]), crc32c(blocks[skip + length :]))
+
+
+def first_bad_cut(data: memoryview, offset: int, size: int, checksums: Buffer, edges: Buffer) -> int | None:
+    """Return the index of the first touched block that refutes `data`, `None` when all agree.
+
+    `data` are the bytes at `offset` of `size` bytes; `checksums` the list of the blocks they touch; `edges` as from
+    `edges_of`. Whoever made the edges cannot hide a wrong byte of `data` by mistake: each block's CRC is that of its
+    writer, and is met only by the bytes it was made from, wherever the block is cut.
+    """
+    start, end = covering(offset, len(data), size)
+    before, behind = _EDGES.unpack(edges)
+    count = block_count(end - start)
+    if len(checksums) != count * CRC_SIZE:
+        return 0
+    position = 0
+    for index, wanted in enumerate(struct.unpack(f"<{count}I", checksums)):
+        block_end = min(end, start + (index + 1) * BLOCK_SIZE)
+        stop = min(len(data), block_end - offset)
+        crc = crc32c(data[position:stop], 0 if index else before)
+        if rest := block_end - offset - stop:  # advance over the rest, then add what it is (combine() by the hardware)
+            crc = crc32c(_ZEROS[:rest], crc) ^ crc32c(_ZEROS[:rest]) ^ behind
+        if crc != wanted:
+            return index
+        position = stop
+    return None

@@ -101,6 +101,7 @@ class ClusterConfig:
     chunk_size: int = 64 * MIB
     disk_reserve: int = 1 * GIB  # free bytes that a data directory keeps; below it no new chunk is taken
     fsync: bool = True
+    local_reads: bool = True  # whether readers on a chunk server's machine are given its open files
     heartbeat_interval_s: float = 1.0
     dead_after_s: float = 10.0
     repair_after_s: float = 60.0
@@ -263,6 +264,7 @@ _CLUSTER_VALUES: dict[str, tuple[str, Callable[[str], object]]] = {  # key in th
     "chunk_size": ("chunk_size", _chunk_size),
     "disk_reserve": ("disk_reserve", parse_size),
     "fsync": ("fsync", _boolean),
+    "local_reads": ("local_reads", _boolean),
     "heartbeat_interval": ("heartbeat_interval_s", _positive_duration),
     "dead_after": ("dead_after_s", _positive_duration),
     "repair_after": ("repair_after_s", _positive_duration),

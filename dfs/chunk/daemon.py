@@ -27,15 +27,19 @@ from dfs.chunk.store import FileStore
 from dfs.chunk.tail_folders import TailFolders
 from dfs.chunk.tail_reports import TailReports
 from dfs.config import ChunkServerConfig, ClusterConfig
-from dfs.errors import DfsError
+from dfs.errors import ConfigError, DfsError
+from dfs.ids import ServerId
 from dfs.log import configure, get_logger
 from dfs.net.auth import ClusterKey
 from dfs.net.listener import CONNECTIONS_MAX, Listener, ServeLimits, serve_forever
+from dfs.net.local import LocalListener
 from dfs.net.metrics_port import open_metrics_port
 
 DRAIN_S = 1.0  # how long work in progress may take to end after a stop; writers try again elsewhere
 THREAD_END_S = 1.0  # how long the other threads may take
-DESCRIPTORS_WANTED = 2 * CONNECTIONS_MAX + 1024  # each connection with a file, the descriptor cache, onward connections
+DESCRIPTORS_WANTED = (
+    3 * CONNECTIONS_MAX + 1024
+)  # each connection with a file, those at the door, the descriptor cache, onward ones
 
 log = get_logger(__name__)
 
@@ -115,6 +119,11 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
                 for number in range(1, COPIERS + 1)
             ),
         ]
+        if config.local_reads and (door := _open_door(store.server_id)) is not None:
+            stack.callback(door.close)
+            limits = ServeLimits(drain_s=0.0)
+            arguments = (door, key, service.door.handle, limits, stop)
+            threads.append(threading.Thread(target=serve_forever, args=arguments, name="dfs local door", daemon=True))
         for thread in threads:
             thread.start()
         stack.callback(_open_metrics(config, server, service, store, leader))
@@ -129,6 +138,15 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
             for thread in threads:
                 thread.join(THREAD_END_S)
         log.info("stopped")
+
+
+def _open_door(server_id: ServerId) -> LocalListener | None:
+    """Open the door for readers of this machine; without one they come over the network."""
+    try:
+        return LocalListener.open(server_id)
+    except ConfigError as error:
+        log.warning("local_door_closed", reason=error.message, effect="readers of this machine use the network")
+        return None
 
 
 def _open_metrics(

@@ -30,6 +30,10 @@ class OpenReplica:
         self.is_kept = True
         self._cache = cache
 
+    @property
+    def is_alone(self) -> bool:
+        return True
+
     def __enter__(self) -> OpenReplica:
         return self
 

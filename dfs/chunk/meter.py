@@ -16,6 +16,7 @@ class ChunkMeter:
     def __init__(self) -> None:
         self.reads, self.writes = Times(), Times()
         self.bytes = Totals()  # in, out
+        self.handed_over = Totals()  # replicas, to readers of this machine; what they read is not counted
         self.refused = Totals()  # by code
 
     def read(self, size: int, begun_s: float) -> None:

@@ -67,6 +67,11 @@ class ChunkMetrics:
         yield gauge("dfs_chunk_streams", "Chunks being read or written.", self._service.active_streams)
         yield counter("dfs_chunk_received_bytes", "Bytes of chunks written here.", moved.get("in", 0))
         yield counter("dfs_chunk_sent_bytes", "Bytes of chunks sent to readers.", moved.get("out", 0))
+        yield counter(
+            "dfs_chunk_handed_over_replicas",
+            "Open files given to readers of this machine; what they read is not in the bytes sent.",
+            meter.handed_over.values().get("replicas", 0),
+        )
         yield times("dfs_chunk_read_seconds", "Time to answer a read, its bytes sent.", meter.reads.snapshot())
         yield times(
             "dfs_chunk_write_seconds",

@@ -6,17 +6,19 @@ Both stores pass tests/contract/test_chunk_store.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from dfs.checksum import BLOCK_SIZE, CRC_SIZE, Buffer, block_count, combine_blocks
+from dfs.checksum import BLOCK_SIZE, CRC_SIZE, Buffer, block_count, combine_blocks, covering, edges_of
 from dfs.chunk.changes import ReplicaChanges
 from dfs.chunk.layout import CHUNK_SIZE_MAX, Tail
-from dfs.errors import ChunkCorrupt, InvalidArgument, LimitExceeded
+from dfs.errors import ChunkCorrupt, DiskFailed, InvalidArgument, LimitExceeded
 from dfs.ids import ChunkHandle, ServerId, id_text
+from dfs.net.messages import RANGES_MAX, RANGES_SIZE_MAX
 from dfs.net.parts import DiskReport, ReplicaReport
 
 
@@ -78,6 +80,10 @@ class ReplicaReader(Protocol):
     def start(self) -> int: ...
 
     @property
+    def is_alone(self) -> bool:
+        """Whether the descriptor's file holds this replica and nothing else: then others may be given it."""
+
+    @property
     def tail(self) -> Tail: ...
 
     def __enter__(self) -> ReplicaReader: ...
@@ -99,6 +105,13 @@ class ChunkStore(Protocol):
 
     def create(self, handle: ChunkHandle) -> ReplicaWriter:
         """Begin a new replica. Raise `ChunkExists`, `DiskFull`, `DiskFailed` or `Overloaded`."""
+
+    def adopt(self, path: Path, tail: Tail) -> bool:
+        """Let a file that begins with the data of a replica become that replica, whatever stands behind the data.
+
+        False, and nothing done, when the store would not keep such a replica in such a file: write it then. Raise
+        `ChunkExists`, `DiskFull` or `DiskFailed`; after any failure the data are still in the file.
+        """
 
     def open(self, handle: ChunkHandle) -> ReplicaReader:
         """Open a replica to read it; raise `ChunkNotFound`, `ChunkCorrupt` (it is quarantined then), `DiskFailed`."""
@@ -156,6 +169,43 @@ class BlockSequence:
             raise InvalidArgument(f"chunk {name}: {self.length} bytes were written, {length} are to be sealed")
         if combine_blocks(self.checksums, length) != crc:
             raise ChunkCorrupt(f"chunk {name}: its blocks are sound but do not add up to the CRC it is sealed with")
+
+
+def ranges_size(handle: ChunkHandle, offsets: Sequence[int], lengths: Sequence[int]) -> int:
+    """Return the bytes of all ranges of a ReadRanges; raise `InvalidArgument` when it asks for what cannot be."""
+    size = sum(lengths)
+    is_sound = len(offsets) == len(lengths) and 0 < len(offsets) <= RANGES_MAX and 0 < size <= RANGES_SIZE_MAX
+    if not is_sound or min(offsets) < 0 or min(lengths) <= 0:
+        raise InvalidArgument(
+            f"{len(offsets)} ranges of {size} bytes of chunk {id_text(handle)} are asked for; 1 to {RANGES_MAX} that "
+            f"are not empty, of at most {RANGES_SIZE_MAX} bytes in all, can be"
+        )
+    return size
+
+
+def read_cut_ranges(
+    opened: ReplicaReader, offsets: Sequence[int], lengths: Sequence[int]
+) -> tuple[bytearray, bytes, bytes]:
+    """Return (data, checksums, edges) of ranges as in ReadRangesReply; raise `InvalidArgument` or `DiskFailed`."""
+    tail, data, checksums, edges = opened.tail, bytearray(), bytearray(), bytearray()
+    for offset, length in zip(offsets, lengths, strict=True):
+        start, end = covering(offset, length, tail.length)
+        checksums += checksums_of(tail, start, max(end, offset + length) - start)
+        blocks, skip = memoryview(read_range(opened.fd, opened.start + start, end - start)), offset - start
+        edges += edges_of(blocks, skip, length)
+        data += blocks[skip : skip + length]
+    return data, bytes(checksums), bytes(edges)
+
+
+def read_range(fd: int, offset: int, length: int) -> bytes:
+    """Return exactly these bytes of a replica's file; raise `DiskFailed`."""
+    try:
+        data = os.pread(fd, length, offset)
+    except OSError as error:
+        raise DiskFailed(f"a replica cannot be read: {error.strerror}") from None
+    if len(data) != length:
+        raise DiskFailed(f"the file of a replica ends before byte {offset + length}")
+    return data
 
 
 def checksums_of(tail: Tail, offset: int, length: int) -> bytes:

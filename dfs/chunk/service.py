@@ -9,7 +9,6 @@ writer notices and stops or sends everything. So pooled connections survive refu
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +16,11 @@ from pathlib import Path
 from dfs import __version__
 from dfs.checksum import BLOCK_SIZE
 from dfs.chunk.chain import STALL_MAX_S, ChunkTransfer, Upstream, check_chain
+from dfs.chunk.door import LocalDoor
 from dfs.chunk.meter import ChunkMeter
 from dfs.chunk.peers import PeerConnections
-from dfs.chunk.replicas import ChunkStore, checksums_of
-from dfs.chunk.streams import BUFFER_SIZE, READS_MAX, STREAMS_MAX, Streams
+from dfs.chunk.replicas import ChunkStore, checksums_of, ranges_size, read_cut_ranges, read_range
+from dfs.chunk.streams import BUFFER_SIZE, RANGES_MEMORY_MAX, READS_MAX, STREAMS_MAX, ByteBudget, Streams
 from dfs.chunk.tail_folders import TailFolders
 from dfs.chunk.tail_service import TAIL_MESSAGES, TailService
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
@@ -38,6 +38,8 @@ from dfs.net.messages import (
     Pong,
     ReadChunk,
     ReadChunkReply,
+    ReadRanges,
+    ReadRangesReply,
     StoreChunk,
     VerifyReplica,
     VerifyReplicaReply,
@@ -77,7 +79,9 @@ class ChunkService:
         self._writes = Streams("chunk writes", STREAMS_MAX, BUFFER_SIZE)
         self._reads = Streams("chunk reads", READS_MAX)
         self._client_seen_s = float("-inf")
+        self._ranges = ByteBudget("ranges being read", RANGES_MEMORY_MAX)
         self.meter = ChunkMeter()
+        self.door = LocalDoor(store, self._check_token, self._reads, self.meter)
         self.tails = TailService(tail_folders, store, self._peers, self._check_token)
 
     @property
@@ -119,6 +123,9 @@ class ChunkService:
         try:
             if isinstance(received.message, ReadChunk):
                 self._read(channel, received, received.message)
+                return
+            if isinstance(received.message, ReadRanges):
+                self._read_ranges(channel, received, received.message)
                 return
             reply = self._reply(received.message)
         except DfsError as error:
@@ -165,18 +172,39 @@ class ChunkService:
             reply = ReadChunkReply(tail.length, checksums_of(tail, request.offset, request.length), tail.crc)
             try:
                 if request.length <= SMALL_READ_SIZE:
-                    data = _read_range(opened.fd, start, request.length)
+                    data = read_range(opened.fd, start, request.length)
                     channel.send(reply, deadline, request_id=received.request_id, payload=data)
                 else:
                     channel.send(reply, deadline, request_id=received.request_id, payload_size=request.length)
                     channel.send_file(opened.fd, start, request.length, deadline)
             except DiskFailed as error:
-                log.error("replica_unreadable", handle=request.handle, reason=error.message)
-                self._store.verify(request.handle)  # a second look judges the replica or its disk
+                self._suspect(request.handle, error)
                 raise
         self.meter.read(request.length, begun_s)
         if not request.is_copy:
             self._client_seen_s = time.monotonic()
+
+    def _read_ranges(self, channel: Channel, received: Received, request: ReadRanges) -> None:
+        """Send the bytes of several ranges; raise only while nothing was sent, or with the channel broken."""
+        self._check_token(request.token, request.handle, Rights.READ)
+        size, begun_s = ranges_size(request.handle, request.offsets, request.lengths), time.perf_counter()
+        with self._reads.turn(), self._ranges.lent(size):
+            with self._store.open(request.handle) as opened:
+                tail = opened.tail
+                try:
+                    data, checksums, edges = read_cut_ranges(opened, request.offsets, request.lengths)
+                except DiskFailed as error:
+                    self._suspect(request.handle, error)
+                    raise
+            reply = ReadRangesReply(tail.length, tail.crc, checksums, edges)
+            channel.send(reply, received.deadline(READ_TIME_MAX_S), request_id=received.request_id, payload=data)
+        self.meter.read(size, begun_s)
+        self._client_seen_s = time.monotonic()
+
+    def _suspect(self, handle: ChunkHandle, error: DiskFailed) -> None:
+        """Take a second look at a replica that could not be read: it judges the replica or its disk."""
+        log.error("replica_unreadable", handle=handle, reason=error.message)
+        self._store.verify(handle)
 
     # --- writing ----------------------------------------------------------------------------------------
 
@@ -236,13 +264,3 @@ class ChunkService:
         self.meter.wrote(len(data), begun_s)
         self._client_seen_s = time.monotonic()
         return reply
-
-
-def _read_range(fd: int, offset: int, length: int) -> bytes:
-    try:
-        data = os.pread(fd, length, offset)
-    except OSError as error:
-        raise DiskFailed(f"a replica cannot be read: {error.strerror}") from None
-    if len(data) != length:
-        raise DiskFailed(f"the file of a replica ends before byte {offset + length}")
-    return data

@@ -16,6 +16,7 @@ STREAMS_MAX = 64  # chunks being written here at the same time; more only make e
 READS_MAX = 256  # reads being answered at the same time; they cost a thread and a descriptor, no buffer
 STREAM_WAIT_S = 1.0  # how long a request waits for its turn before it is refused
 APPENDS_SIZE_MAX = 256 * 1024 * 1024  # bytes of records that wait for their round
+RANGES_MEMORY_MAX = 64 * 1024 * 1024  # bytes of ranges being read: unlike blocks they pass through this process
 BUFFER_SIZE = 16 * BLOCK_SIZE  # bytes of one stream's buffer; measured: 256 KiB to 1 MiB are equally fast
 
 

@@ -38,6 +38,10 @@ class OpenRecord:
         self._files = files
         self._file = file
 
+    @property
+    def is_alone(self) -> bool:
+        return False
+
     def __enter__(self) -> OpenRecord:
         return self
 

@@ -116,14 +116,17 @@ class Cli:
     def client(self) -> DfsClient:
         """The one client of this run, connected when first needed."""
         if self._client is None:
+            from dfs.client.access import ReadRules
             from dfs.client.filesystem import DfsClient
 
             access, timeout_s = self.access()
+            settings = self.settings
             self._client = DfsClient(
                 access,
                 timeout_s=self.timeout_s or self.settings.timeout_s or timeout_s,
                 replication=self.settings.replication,
                 stale_s=self.stale_s,
+                reads=ReadRules(local=settings.local_reads, hedged=settings.hedged_reads, rack=settings.rack or ""),
             )
         return self._client
 

@@ -29,9 +29,13 @@ EXPLAINED: Final = {  # for the shell; the docstring below tells people
     "secret_file": "the file with the cluster's secret",
     "replication": "replicas of new files, 0 for the cluster's default",
     "timeout_s": "seconds that one call may take",
+    "local_reads": "yes or no: read through open files of chunk servers on this machine",
+    "hedged_reads": "yes or no: ask a second replica when the first is slow",
+    "rack": "the rack of this machine; replicas in it are read first",
     "output": "text or json",
 }
 _LOCAL_PATHS: Final = ("config", "secret_file")
+_YES_OR_NO: Final = ("local_reads", "hedged_reads")
 
 
 class _Key(click.ParamType):  # type: ignore[type-arg]
@@ -62,6 +66,9 @@ def config_verb(cli: Cli, key: str | None, value: str | None, unset: str | None,
     secret_file  the file with the cluster's secret
     replication  replicas of new files, 0 for the cluster's default
     timeout_s    seconds that one call may take
+    local_reads  yes or no: read through open files of chunk servers on this machine
+    hedged_reads yes or no: ask a second replica when the first is slow
+    rack         the rack of this machine; replicas in it are read first
     output       text or json
     """
     if unset is not None:
@@ -99,6 +106,8 @@ def _parsed(key: str, value: str) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip())
     if key in _LOCAL_PATHS:
         return str(Path(value).expanduser().absolute())
+    if key in _YES_OR_NO:
+        return {"yes": True, "no": False}.get(value, value)
     if key in ("replication", "timeout_s"):
         try:
             return int(value) if key == "replication" else float(value)
@@ -146,4 +155,6 @@ def _overrides(cli: Cli) -> dict[str, tuple[Any, str]]:
 def _text(value: Any) -> str:
     if value is None or value == ():
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return output.display(",".join(value) if isinstance(value, tuple) else str(value))

@@ -10,13 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dfs.client.access import ClusterAccess
+    from dfs.client.access import ClusterAccess, ReadRules
     from dfs.client.filesystem import DfsClient, FileChecksum
 
-__all__ = ["ClusterAccess", "DfsClient", "FileChecksum"]
+__all__ = ["ClusterAccess", "DfsClient", "FileChecksum", "ReadRules"]
 
 
-_PLACES = {"ClusterAccess": "access", "DfsClient": "filesystem", "FileChecksum": "filesystem"}
+_PLACES = {"ClusterAccess": "access", "DfsClient": "filesystem", "FileChecksum": "filesystem", "ReadRules": "access"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
-"""What a client must know to find its cluster: a name, some masters and the secret's file.
+"""What a client must know to find its cluster, a name, some masters and the secret's file, and how it is to read.
 
-Owns: `ClusterAccess`. Refuses to know: where a user's settings come from, and how masters are talked to.
+Owns: `ClusterAccess` and `ReadRules`. Refuses to know: where a user's settings come from, and how masters are talked
+to.
 """
 
 from __future__ import annotations
@@ -31,3 +32,19 @@ class ClusterAccess:
     def from_config(cls, config: ClusterConfig) -> ClusterAccess:
         """Return the access that cluster.ini describes."""
         return cls(config.name, tuple(master.address for master in config.masters), config.secret_file)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadRules:
+    """How chunks are read. None of it changes what is read: every way is verified block by block.
+
+    `local`: through open files that chunk servers of this machine hand over. `hedged`: a slow replica gets a rival.
+    `rack`: where this client is; replicas of the same rack are near ("": not known).
+    """
+
+    local: bool = True
+    hedged: bool = True
+    rack: str = ""
+
+
+READ_RULES = ReadRules()

@@ -15,13 +15,17 @@ from typing import BinaryIO
 from msgspec import structs
 
 from dfs.checksum import BLOCK_SIZE, combine, crc32c
+from dfs.client.buffers import BufferPool
 from dfs.client.discovery import Masters
+from dfs.client.extent_table import ExtentTable
 from dfs.client.local_files import TargetFile, check_absent, local_error
+from dfs.client.open_file import DfsFile
 from dfs.client.parallel import Cancellation, Meter, in_order
 from dfs.client.plan import ReadPlan, clip_range, plan_reads
 from dfs.client.pool import ChannelPool
+from dfs.client.readings import PIECE_SIZE
 from dfs.client.tail_reads import TailSource
-from dfs.client.transfer import PIECE_SIZE, Transfer
+from dfs.client.transfer import Transfer
 from dfs.clock import Deadline
 from dfs.errors import (
     Conflict,
@@ -39,10 +43,10 @@ from dfs.net.messages import CloseTail, Done, Locate, LocateReply
 from dfs.net.parts import FileStatus, Kind, LocatedExtent, ServerInfo
 
 STREAM_PIECE_SIZE = 4 * 1024 * 1024  # bytes of one piece that `read` yields
-STREAM_WINDOW = 8  # pieces read ahead; with the size above they bound the memory of a stream to 32 MiB
+STREAM_WINDOW = 4  # pieces read ahead; with the size above they bound the memory of a stream to 16 MiB
+STREAM_BUFFERS = STREAM_WINDOW + 4  # used again and again: those ahead, and what a caller holds for a moment
 FOLLOW_WAIT_S = 2.0  # that the head of a tail is asked to wait for new records
 FOLLOW_ROUNDS = 2  # without records, before the masters are asked whether it is still the tail
-FOLLOW_PAUSE_S = 0.2  # between two looks at a file without a tail
 RESTARTS_MAX = 3  # of a get whose file is replaced while it runs
 assert STREAM_PIECE_SIZE % BLOCK_SIZE == 0
 assert PAYLOAD_SIZE_MAX % BLOCK_SIZE == 0
@@ -131,6 +135,14 @@ class _Version:
             index += len(page.extents)
             page = self._locate(index, self.status.version, Deadline.after(self._timeout_s))
 
+    def table(self) -> ExtentTable:
+        """Return the places of all bytes that are not in the tail; pages are fetched when they are needed."""
+
+        def locate(index: int) -> LocateReply:
+            return self._locate(index, self.status.version, Deadline.after(self._timeout_s))
+
+        return ExtentTable(self._first, locate)
+
     def tasks(self, start: int, end: int, piece_size: int) -> Iterator[_Task | _TailTask]:
         """Yield the reads that bring file bytes [`start`, `end`), in order."""
         base = self.tail.base if self.tail is not None else end
@@ -193,9 +205,9 @@ class _IntoFile:
 class _IntoMemory:
     """Destination: all blocks of one plan in one buffer of their own."""
 
-    def __init__(self, plan: ReadPlan) -> None:
+    def __init__(self, plan: ReadPlan, buffers: BufferPool) -> None:
         self._plan = plan
-        self._buffer = memoryview(bytearray(plan.block_length))
+        self._buffer = buffers.take(plan.block_length)
 
     def window(self, position: int, size: int) -> memoryview:
         start = position - self._plan.block_offset
@@ -260,7 +272,7 @@ class Download:
         meter = Meter(progress)
         if not isinstance(target, Path):
             version = self._open(path)
-            for piece in self._stream(version, *clip_range(version.status.size, offset, length)):
+            for piece in self.stream(version, *clip_range(version.status.size, offset, length)):
                 _write_stream(target, piece)
                 meter.advance(len(piece))
             return version.status
@@ -292,7 +304,20 @@ class Download:
         """Locate the file now, and yield its bytes in order."""
         _check_range(offset, length)
         version = self._open(path)
-        return self._stream(version, *clip_range(version.status.size, offset, length))
+        return self.stream(version, *clip_range(version.status.size, offset, length))
+
+    def open(self, path: str) -> DfsFile:
+        """Return the present version of a file, held open for reading."""
+        version = self._open(path)
+        return DfsFile(
+            version.status,
+            version.table(),
+            self._transfer.reader,
+            sealed_size=version.status.size if version.tail is None else version.tail.base,
+            stream=lambda start, end: self.stream(version, start, end),
+            relocate=version.relocate,
+            parallel=self._parallel,
+        )
 
     def checksum(self, path: str) -> FileChecksum:
         """Compose the CRC of a whole file; chunks that belong to it as a whole are not read."""
@@ -326,25 +351,25 @@ class Download:
         """Return the status of a file with what is committed in its open tail."""
         return self._open(path).status
 
-    def follow(self, path: str, offset: int) -> Iterator[bytes]:
+    def follow(self, path: str, offset: int, pause_s: float) -> Iterator[bytes]:
         """Yield the content from an offset on, and what is appended, for ever; `Conflict` when the file is replaced."""
         version = self._open(path)
         while True:
             size = version.status.size
             if offset > size:
                 raise Conflict(f"{path!r} has {size} bytes, less than the {offset} that were read already")
-            for piece in self._stream(version, offset, size):
+            for piece in self.stream(version, offset, size):
                 offset += len(piece)
                 yield bytes(piece)
-            for record in self._new_records(version, offset):
+            for record in self._new_records(version, offset, pause_s):
                 offset += len(record)
                 yield record
             version = _Version(self._masters, self._pool, path, self._timeout_s, version=version.status.version)
 
-    def _new_records(self, version: _Version, offset: int) -> Iterator[bytes]:
+    def _new_records(self, version: _Version, offset: int, pause_s: float) -> Iterator[bytes]:
         """Yield records as they are committed to the tail, until it ends or says nothing for a while."""
         if version.tail is None:
-            time.sleep(FOLLOW_PAUSE_S)
+            time.sleep(pause_s)
             return
         quiet = 0
         while quiet < FOLLOW_ROUNDS:
@@ -369,7 +394,7 @@ class Download:
                 if not piece:
                     raise StaleReplica(f"the tail of {version.path!r} ends before byte {end}, which was committed")
             except DfsError as error:
-                pieces += map(bytes, self._stream(version.again(error), position, end))
+                pieces += map(bytes, self.stream(version.again(error), position, end))
                 break
             pieces.append(piece)
             position += len(piece)
@@ -395,14 +420,16 @@ class Download:
         done = sum(in_order(part, tasks, cancellation, workers=self._parallel, window=2 * self._parallel))
         _check_complete(version, done, end - start)
 
-    def _stream(self, version: _Version, start: int, end: int) -> Iterator[memoryview]:
+    def stream(self, version: _Version, start: int, end: int) -> Iterator[memoryview]:
+        """Yield bytes in order, fetched ahead, in pieces that belong to the caller."""
+        buffers = BufferPool(STREAM_PIECE_SIZE + BLOCK_SIZE, STREAM_BUFFERS)
         cancellation = Cancellation()
         done = 0
 
         def part(task: _Task | _TailTask) -> memoryview:
             if isinstance(task, _TailTask):
                 return memoryview(self._tail_bytes(version, task.start, task.end))
-            destination = _IntoMemory(task.plan)
+            destination = _IntoMemory(task.plan, buffers)
             self._transfer.read(
                 task.plan, task.replicas, destination, cancellation, relocate=version.relocate, path=version.path
             )

@@ -19,7 +19,7 @@ import msgspec
 
 from dfs import paths
 from dfs.checksum import Buffer
-from dfs.client.access import ClusterAccess
+from dfs.client.access import READ_RULES, ClusterAccess, ReadRules
 from dfs.client.admin import ClusterAdmin
 from dfs.client.appender import Appender
 from dfs.client.calls import Calls
@@ -27,11 +27,14 @@ from dfs.client.compaction import Compaction, is_fragmented
 from dfs.client.discovery import Masters
 from dfs.client.download import Download, FileChecksum
 from dfs.client.inspection import Inspection
+from dfs.client.local_replicas import LocalReplicas
+from dfs.client.open_file import DfsFile
 from dfs.client.packs import Packer, PackEvents, PackItem, PackRules
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
 from dfs.client.quotas import Quotas
 from dfs.client.repacking import Repacking, RepackReport
+from dfs.client.replica_reads import ReadCounts, ReplicaReader
 from dfs.client.reserve import ChunkReserve
 from dfs.client.servers import ServerAdmin
 from dfs.client.snapshots import Snapshots
@@ -81,6 +84,7 @@ T = TypeVar("T", bound=Message)
 TIMEOUT_S = 30.0  # default of every call
 PARALLEL = 4  # default number of chunks that are read at once
 PARALLEL_MAX = 32
+FOLLOW_PAUSE_S = 0.2  # between two looks at a file to which no records are appended
 STALE_MAX_S = 86_400.0  # the oldest answer that may be asked for
 MASTER_STATUS_TIMEOUT_S = 3.0  # a master that says nothing for so long counts as silent
 
@@ -103,6 +107,7 @@ class DfsClient:
         replication: int = 0,
         parallel: int = PARALLEL,
         stale_s: float = 0.0,
+        reads: ReadRules = READ_RULES,
     ) -> None:
         if not timeout_s > 0:
             raise InvalidArgument(f"a timeout of {timeout_s} s is not positive; nothing could ever succeed")
@@ -116,10 +121,14 @@ class DfsClient:
         self._timeout_s = timeout_s
         self._replication = replication
         self._parallel = parallel
-        self._pool = ChannelPool(ClusterKey.load(access.secret_file, access.cluster))
+        key = ClusterKey.load(access.secret_file, access.cluster)
+        self._pool = ChannelPool(key)
+        self._local = LocalReplicas(key, is_used=reads.local)
         self._masters = Masters(access.cluster, access.masters, self._pool)
         self._calls = Calls(self._masters)
-        self._transfer = Transfer(self._pool, ServerHealth(), timeout_s)
+        health = ServerHealth()
+        reader = ReplicaReader(self._pool, health, self._local, timeout_s, rack=reads.rack, is_hedged=reads.hedged)
+        self._transfer = Transfer(self._pool, health, reader)
         self._reserve = ChunkReserve(self._masters, self._transfer.health)
 
     def __enter__(self) -> DfsClient:
@@ -133,6 +142,12 @@ class DfsClient:
     def close(self) -> None:
         """Close all connections; calls after it fail."""
         self._pool.close()
+        self._local.close()
+
+    @property
+    def read_counts(self) -> ReadCounts:
+        """How the reads of this client were served."""
+        return self._transfer.reader.counts
 
     # --- looking ------------------------------------------------------------------------------------
 
@@ -287,12 +302,13 @@ class DfsClient:
         with self.appender(path) as appender:
             return appender.append(data).result()
 
-    def follow(self, path: str, *, offset: int = 0) -> Iterator[bytes]:
+    def follow(self, path: str, *, offset: int = 0, pause_s: float = FOLLOW_PAUSE_S) -> Iterator[bytes]:
         """Yield the content from an offset on, then what is appended as it commits, for ever.
 
+        While no records are appended the masters are asked every `pause_s` whether that has begun.
         Raise `Conflict` when the file is replaced or becomes shorter, `NotFound` when it is deleted.
         """
-        return self._download().follow(paths.normalise(path), offset)
+        return self._download().follow(paths.normalise(path), offset, pause_s)
 
     def get(
         self,
@@ -316,6 +332,13 @@ class DfsClient:
     def read(self, path: str, *, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
         """Yield the content in order, verified, in pieces of a few MiB that belong to the caller."""
         return self._download().read(paths.normalise(path), offset=offset, length=length)
+
+    def open(self, path: str) -> DfsFile:
+        """Return the present version of a file as an open file: a binary stream, and reads at any place.
+
+        The caller closes it, before this client.
+        """
+        return self._download().open(paths.normalise(path))
 
     def checksum(self, path: str) -> FileChecksum:
         """Return the CRC32C of the content, composed from the chunks' checksums; only parts of chunks are read."""

@@ -7,7 +7,7 @@ noise are arguments. Refuses to know: sockets, threads, clocks and files.
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dfs.checksum import BLOCK_SIZE
@@ -19,6 +19,7 @@ MASTERS_MAX = 16  # addresses a client keeps, given ones and those it was pointe
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 0.25  # short: an election is over in about a second, and nobody should wait for long after it
 SERVER_BAD_S = 10.0  # a chunk server that failed is asked last for so long; by then the master knows, if it is dead
+SERVER_SLOW_S = 2.0  # one that was overtaken is not read from first for so long
 SERVERS_REMEMBERED_MAX = 1024
 ATTEMPT_GROWTH_MAX = 8  # a silent master gets up to so many times the first attempt's time
 
@@ -184,12 +185,17 @@ def blamed(error: DfsError, chain: Sequence[ServerInfo]) -> tuple[ServerInfo, ..
     return tuple(server for server in chain if server.address in named) or tuple(chain[:1])
 
 
+def _nowhere(_server: ServerInfo) -> int:
+    return 0
+
+
 class ServerHealth:
     """Which chunk servers failed lately. Each change is one dict operation, so that threads may share it."""
 
     def __init__(self, bad_s: float = SERVER_BAD_S) -> None:
         self._bad_s = bad_s
         self._bad_until_s: dict[ServerId, float] = {}
+        self._slow_until_s: dict[ServerId, float] = {}
 
     def failed(self, server: ServerInfo, now_s: float) -> None:
         if len(self._bad_until_s) >= SERVERS_REMEMBERED_MAX:
@@ -204,13 +210,31 @@ class ServerHealth:
         """Return the servers to be left out of new chunks."""
         return {key for key, until in self._bad_until_s.copy().items() if until > now_s}
 
-    def order(self, servers: Sequence[ServerInfo], now_s: float, turn: int) -> list[ServerInfo]:
-        """Return all of `servers`: good live ones first, rotated by `turn` to spread load; then those that failed
-        lately; then those that the master holds for dead."""
-        ranks: tuple[list[ServerInfo], list[ServerInfo], list[ServerInfo]] = ([], [], [])
-        bad = self.bad(now_s)
+    def slowed(self, server: ServerInfo, now_s: float) -> None:
+        """Note that a server was overtaken by another one: for a while it is not read from first."""
+        if server.server_id in self._slow_until_s or len(self._slow_until_s) < SERVERS_REMEMBERED_MAX:
+            self._slow_until_s[server.server_id] = now_s + SERVER_SLOW_S
+
+    def order(
+        self, servers: Sequence[ServerInfo], now_s: float, turn: int, distance: Callable[[ServerInfo], int] = _nowhere
+    ) -> list[ServerInfo]:
+        """Return all of `servers`: good live ones first, near ones before far ones (`distance`), equally near ones
+        rotated by `turn` to spread load; then those that were slow, those that failed lately, and those that the
+        master holds for dead."""
+        good: dict[int, list[ServerInfo]] = {}
+        rest: tuple[list[ServerInfo], list[ServerInfo], list[ServerInfo]] = ([], [], [])
+        bad = self.bad(now_s) if self._bad_until_s else ()
         for server in servers:
-            ranks[2 if not server.is_alive else 1 if server.server_id in bad else 0].append(server)
-        good = ranks[0]
-        cut = turn % len(good) if good else 0
-        return [*good[cut:], *good[:cut], *ranks[1], *ranks[2]]
+            if not server.is_alive:
+                rest[2].append(server)
+            elif server.server_id in bad:
+                rest[1].append(server)
+            elif self._slow_until_s.get(server.server_id, 0.0) > now_s:
+                rest[0].append(server)
+            else:
+                good.setdefault(distance(server), []).append(server)
+        ordered = []
+        for _, group in sorted(good.items()):
+            cut = turn % len(group)
+            ordered += [*group[cut:], *group[:cut]]
+        return [*ordered, *rest[0], *rest[1], *rest[2]]

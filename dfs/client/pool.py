@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
-from dfs.errors import InvalidArgument, ProtocolError
+from dfs.errors import ConnectionFailed, DeadlineExceeded, InvalidArgument, ProtocolError
 from dfs.net.auth import ClusterKey
 from dfs.net.blocking import Channel
 from dfs.net.messages import ErrorReply, Message
@@ -133,3 +133,14 @@ def exchange(
         name = type(received.message).__name__
         raise ProtocolError(f"{channel.address} sent a {name} that does not answer {type(message).__name__}")
     return received.message
+
+
+@contextmanager
+def stalls_as_failures(address: str, stall_s: float) -> Iterator[None]:
+    """Make a passed stall limit what it means: this server failed, another one may do."""
+    try:
+        yield
+    except DeadlineExceeded as error:
+        raise ConnectionFailed(
+            f"{address} made no progress within {stall_s:g} s ({error.message})", address=address
+        ) from None

@@ -50,6 +50,9 @@ class Settings:
     replication: int = 0
     timeout_s: float | None = None
     output: str | None = None
+    local_reads: bool = True
+    hedged_reads: bool = True
+    rack: str | None = None
     unknown: dict[str, Any] = field(default_factory=dict)  # keys of other versions, kept as they are
 
     def __post_init__(self) -> None:
@@ -125,6 +128,10 @@ def _is_timeout(value: object) -> bool:
     return value is None or (type(value) in (int, float) and 0 < value <= TIMEOUT_S_MAX)  # type: ignore[operator]
 
 
+def _is_yes_or_no(value: object) -> bool:
+    return isinstance(value, bool)
+
+
 # key -> (what a value must fulfil, the same in words)
 _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "cwd": (_is_stored_path, "an absolute path of the cluster"),
@@ -135,6 +142,9 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "secret_file": (_is_text_or_unset, "the path of the cluster's secret file"),
     "replication": (_is_replication, f"a whole number from 1 to {REPLICATION_MAX}, or 0 for the cluster's default"),
     "timeout_s": (_is_timeout, f"a number of seconds above 0 and at most {TIMEOUT_S_MAX:.0f}"),
+    "local_reads": (_is_yes_or_no, "yes or no"),
+    "hedged_reads": (_is_yes_or_no, "yes or no"),
+    "rack": (_is_text_or_unset, "the name of a rack"),
     "output": (lambda value: value is None or value in OUTPUTS, f"one of {', '.join(OUTPUTS)}"),
 }
 KEYS: Final = tuple(_RULES)

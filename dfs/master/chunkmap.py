@@ -107,13 +107,14 @@ class ChunkMap:
         replicas = chunk.replicas
         return ChunkView(chunk.length, chunk.crc, replicas.goal, replicas.servers, chunk.reference_count)
 
-    def handles(self) -> Iterator[list[ChunkHandle]]:
+    def handles(self, first_piece: int = 0) -> Iterator[list[ChunkHandle]]:
         """Yield all handles in pieces, each as it is when its turn comes. Changes in between are allowed.
 
-        A chunk that is known from the first piece to the last is in one of them.
+        A chunk that is known from the first piece to the last is in one of them. They begin with number `first_piece`
+        and go round; their number never changes.
         """
-        for shard in self._shards:
-            yield list(shard)
+        for number in range(_SHARDS):
+            yield list(self._shards[(first_piece + number) % _SHARDS])
 
     def handles_on(self, server_id: ServerId) -> Iterator[list[ChunkHandle]]:
         """Yield the handles of the chunks that are registered on a server, in pieces as `handles` does."""

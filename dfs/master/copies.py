@@ -27,11 +27,15 @@ TARGET_FAULTS = frozenset({"disk_full", "disk_failed", "internal", "chunk_exists
 
 @dataclass(slots=True)
 class CopyOrder:
-    """A plan under way. `seen_s`: when its server last showed that it knows it, or when it was sent first."""
+    """A plan under way. `seen_s`: when its server last showed that it knows it, or when it was sent first.
+
+    `is_hastened`: it became urgent afterwards. That its server mentions it does not say that the server knows that.
+    """
 
     plan: CopyPlan
     ordered_s: float
     is_sent: bool = False
+    is_hastened: bool = False
     seen_s: float = 0.0
     beats_unseen: int = 0
 
@@ -91,8 +95,13 @@ class CopyBook:
         self._by_handle[plan.handle] = order
 
     def take_due(self, server_id: ServerId) -> list[CopyOrder]:
-        """Return the orders to send now, urgent ones first: new ones, and those that the server seems not to know."""
-        due = [order for order in self.of(server_id) if not order.is_sent or order.beats_unseen >= RESEND_BEATS]
+        """Return the orders to send now, urgent ones first: new ones, those that the server seems not to know, and
+        those that became urgent."""
+        due = [
+            order
+            for order in self.of(server_id)
+            if order.is_hastened or not order.is_sent or order.beats_unseen >= RESEND_BEATS
+        ]
         for order in due:
             order.is_sent, order.beats_unseen = True, 0
         return sorted(due, key=lambda order: not order.plan.is_urgent)
@@ -131,9 +140,9 @@ class CopyBook:
         return failed
 
     def hasten(self, order: CopyOrder) -> None:
-        """Tell its server that the chunk has become urgent."""
+        """Tell its server that the chunk has become urgent, with every answer until the order ends: one may be lost."""
         order.plan = replace(order.plan, is_urgent=True)
-        order.is_sent = False
+        order.is_hastened = True
 
     def drop_target(self, server_id: ServerId) -> int:
         """Forget the orders of a server that died or started anew; return how many there were."""

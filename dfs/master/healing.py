@@ -55,18 +55,21 @@ class Healing:
         self.copies.drop_target(server_id)
         self.trims.drop_server(server_id)
 
-    def heard(self, message: Heartbeat) -> None:
-        """Take in how orders went; the chunk map knows of the changes already."""
+    def heard(self, message: Heartbeat) -> bool:
+        """Take in how orders went; the chunk map knows of the changes already. Return whether any order ended."""
         server_id, now_s = message.server_id, self._clock.monotonic()
-        for order in self.copies.finish(server_id, (replica.handle for replica in message.added)):
+        finished = self.copies.finish(server_id, (replica.handle for replica in message.added))
+        for order in finished:
             self._finished(order, now_s)
-        for order in self.copies.fail(server_id, message.copy_failures, now_s):
+        failed = self.copies.fail(server_id, message.copy_failures, now_s)
+        for order in failed:
             self.meter(order).failed_count += 1
             text = next((f.text for f in message.copy_failures if f.handle == order.plan.handle), "")
             log.warning("copy_failed", handle=order.plan.handle, server=self._name(server_id), reason=text)
         self.copies.mention(server_id, message.copying, now_s)
         for handle in message.removed:
             self.trims.drop(server_id, handle)
+        return bool(finished or failed)
 
     def _finished(self, order: CopyOrder, now_s: float) -> None:
         self.meter(order).note(order.plan.chunk.length, now_s)

@@ -261,13 +261,16 @@ class SurplusDuty:
         for number, (server_id, handle, due_s) in enumerate(looked_at, 1):
             if number % SWEPT_PER_SLICE == 0:
                 await asyncio.sleep(0)
+            book = books.get(server_id)
+            if book is not None and not (is_short or book.room or handle in book):
+                continue  # as many orders as it may have are on their way: no need to judge this one yet
             chunk = self._state.chunk(handle)
             if chunk is None or server_id in chunk.servers:
                 trims.drop(server_id, handle)
             elif self._healing.is_spare(server_id, handle, confirmed):
-                if due_s <= now_s and server_id in books:
-                    books[server_id].add(ReplicaReport(handle, chunk.length, chunk.crc), now_s)
-            elif server_id in books and books[server_id].was_sent(handle):
+                if due_s <= now_s and book is not None:
+                    book.add(ReplicaReport(handle, chunk.length, chunk.crc), now_s)
+            elif book is not None and book.was_sent(handle):
                 trims.drop(server_id, handle)  # it may be gone by now: an order to copy it there keeps or fetches it
             elif server_id in confirmed:
                 needed[server_id].append(ReplicaChange(handle, True, chunk.length, chunk.crc))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from dfs.clock import Clock
@@ -27,6 +27,7 @@ from dfs.master.survey import Bucket, Survey, Work
 BUCKET_MAX = 20_000  # chunks of one bucket that are kept in mind; the next walk finds the rest
 MOVES_MAX = 500  # likewise of chunks that may take one flow of balance
 LOW_WATER = 200  # chunks of a bucket below which a walk is worth while, if the tallies tell of more
+KNOWN_PER_PIECE = 4_000  # chunks that are known already, looked at again between two breaths
 PAUSE_FACTOR = 8  # a look that took a while is not taken again before so many times that while
 
 log = get_logger(__name__)
@@ -48,6 +49,7 @@ class Lookout:
         self._backlog: dict[Bucket, dict[ChunkHandle, None]] = {}
         self._not_before_s = 0.0
         self._walk_not_before_s = 0.0
+        self._next_piece = 0  # of the map, where the next walk begins
 
     def roster(self) -> Roster:
         """Judge all servers as of now."""
@@ -93,20 +95,36 @@ class Lookout:
         return len(self._backlog.get(bucket, ()))
 
     async def _walk(self, survey: Survey) -> None:
-        """Look every chunk up, and remember those that wait."""
+        """Look chunks up until all that wait are known, or as many as are kept in mind.
+
+        The next walk begins where this one ended: so a repair that takes many walks sees the map once, not once a walk.
+        """
         backlog: dict[Bucket, dict[ChunkHandle, None]] = {bucket: {} for bucket in survey.counts}
         busy_s = 0.0
-        for handles in self._state.chunk_handle_pieces():
+        for number, handles in self._pieces():
             begun_s = self._clock.monotonic()
             for handle, bucket in self._state.select_chunks(handles, survey.wanted):
                 found = backlog[bucket]
-                if len(found) < (MOVES_MAX if bucket.work is Work.MOVE else BUCKET_MAX):
+                if len(found) < _kept_max(bucket):
                     found[handle] = None
             busy_s += self._clock.monotonic() - begun_s
+            if all(len(backlog[bucket]) >= min(count, _kept_max(bucket)) for bucket, count in survey.counts.items()):
+                self._next_piece = number
+                break
             await asyncio.sleep(0)
         self._backlog = backlog
         self._walk_not_before_s = self._clock.monotonic() + PAUSE_FACTOR * busy_s
         log.debug("chunk_map_walked", waiting=sum(map(len, backlog.values())), busy_s=round(busy_s, 3))
+
+    def _pieces(self) -> Iterator[tuple[int, list[ChunkHandle]]]:
+        """Yield (number of the piece to begin with, were this the last one, handles): what is known already, the map.
+
+        The piece in which a walk ends may hold more than was kept: the next one begins with it again.
+        """
+        known = [handle for handles in self._backlog.values() for handle in handles]
+        for start in range(0, len(known), KNOWN_PER_PIECE):
+            yield self._next_piece, known[start : start + KNOWN_PER_PIECE]
+        yield from enumerate(self._state.chunk_handle_pieces(self._next_piece), self._next_piece)
 
     # --- the backlog ------------------------------------------------------------------------------------
 
@@ -125,3 +143,7 @@ class Lookout:
     def give_back(self, bucket: Bucket, handles: Iterable[ChunkHandle]) -> None:
         """Let chunks wait at the end of the bucket: those behind them may find a place sooner."""
         self._backlog.setdefault(bucket, {}).update(dict.fromkeys(handles))
+
+
+def _kept_max(bucket: Bucket) -> int:
+    return MOVES_MAX if bucket.work is Work.MOVE else BUCKET_MAX

@@ -190,8 +190,8 @@ class Reports:
             raise
         await self._forget_garbage(message.server_id, message.removed)
         desk.book.confirm(message.removed)
-        self._healing.heard(message)
-        await self._healing.refill(message.server_id)
+        if self._healing.heard(message):
+            await self._healing.refill(message.server_id)
         copies, rate_max = self._healing.orders_for(message.server_id) if self._leadership.is_leader else ((), 0)
         return HeartbeatReply(
             must_register=False,

@@ -298,6 +298,10 @@ class MasterState:
         """Open tails and appenders; for reading only."""
         return self._parts.tails
 
+    def room_at(self, path: str) -> tuple[int, str]:
+        """Return how many stored bytes the quotas above a path leave, and the directory whose it is ("": none has)."""
+        return self._parts.quotas.room(self._parts.namespace.look(path))
+
     def walk_page(self, path: str, after: str, extents_told: int, limit: int) -> WalkPage:
         """Return a page of the files at and below `path`, see dfs.master.file_walk."""
         return walk_page(self._parts.find(path), after, extents_told, limit)
@@ -343,12 +347,13 @@ class MasterState:
         """Return all known handles; of a million, 30 ms: walks on the loop take `chunk_handle_pieces`."""
         return list(chain.from_iterable(self._parts.chunks.handles()))
 
-    def chunk_handle_pieces(self) -> Iterator[list[ChunkHandle]]:
+    def chunk_handle_pieces(self, first_piece: int = 0) -> Iterator[list[ChunkHandle]]:
         """Yield all known handles in pieces, each as of its moment; commands may be applied in between.
 
         A chunk that is known from the first piece to the last is in one of them. Of a million, 4,000 are in a piece.
+        The pieces begin with number `first_piece`, go round, and are always as many.
         """
-        return self._parts.chunks.handles()
+        return self._parts.chunks.handles(first_piece)
 
     def select_chunks(
         self, handles: Iterable[ChunkHandle], wanted: Mapping[tuple[tuple[ServerId, ...], int], KeyT]

@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
+import select
 import socket
+from collections.abc import Sequence
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from dfs.checksum import Buffer
 from dfs.clock import Deadline
@@ -22,7 +24,7 @@ from dfs.net.auth import ClusterKey
 from dfs.net.frames import PREFIX_SIZE, decode_prefix, encode_frame
 from dfs.net.messages import ErrorReply, Message, decode, encode
 from dfs.net.session import NONCE_SIZE, Handshake, Role
-from dfs.net.sockets import address_text, lost_error
+from dfs.net.sockets import lost_error, peer_text
 from dfs.net.stream import MSG_MORE, SocketStream
 
 SKIP_PIECE_SIZE = 64 * 1024  # bytes thrown away at a time
@@ -121,6 +123,14 @@ class Channel:
         self._stream.send(view, deadline, MSG_MORE if left else 0)
         self._send_left = left
 
+    def send_descriptor(self, message: Message, fd: int, deadline: Deadline, *, request_id: int = 0) -> None:
+        """Send a message without payload and a copy of a descriptor with it: over a Unix socket only."""
+        if self._send_left:
+            raise self._misused(f"{self._send_left} bytes of a promised payload were not sent")
+        self._stream.send_descriptor(
+            encode_frame(message.type_code, encode(message), request_id=request_id), fd, deadline
+        )
+
     def send_file(self, fd: int, offset: int, size: int, deadline: Deadline) -> None:
         """Send the next `size` bytes of a promised payload from a file, without copying them into this process.
 
@@ -177,6 +187,10 @@ class Channel:
         """Say whether something, or the end of the connection, came before the deadline."""
         return self._stream.wait_readable(deadline)
 
+    def fileno(self) -> int:
+        """Return the socket's number, to wait for several channels at once; -1 when it is closed."""
+        return self._stream.fileno()
+
     # --- calling ------------------------------------------------------------------------------------
 
     def call(self, message: Message, deadline: Deadline) -> Message:
@@ -223,7 +237,7 @@ class Channel:
         """End the connection; again is harmless."""
         self._stream.close()
 
-    def __enter__(self) -> Channel:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -236,13 +250,25 @@ class Channel:
         return InternalError(f"a connection to {self.address} was misused: {story}; this is a bug of dfs")
 
 
+def first_readable(channels: Sequence[Channel], deadline: Deadline) -> Channel | None:
+    """Return the first of `channels`, none of which has been read ahead of, at which something or its end comes."""
+    poller = select.poll()
+    by_number = {channel.fileno(): channel for channel in channels}
+    if -1 in by_number:  # closed by another thread: its end has come
+        return by_number[-1]
+    for number in by_number:
+        poller.register(number, select.POLLIN)
+    found = poller.poll(math.ceil(deadline.remaining_s() * 1000))
+    return by_number[found[0][0]] if found else None
+
+
 # --- the server's side, in the two steps that the listener needs ----------------------------------------------
 
 
 def accepted_stream(sock: socket.socket) -> SocketStream:
     """Return the stream of an accepted socket before its handshake; raise `ConnectionFailed` when it is gone."""
     try:
-        return SocketStream(sock, address_text(sock.getpeername()))
+        return SocketStream(sock, peer_text(sock))
     except OSError as error:
         sock.close()
         raise lost_error("a new peer", error) from None
@@ -252,6 +278,11 @@ def accept_stream(stream: SocketStream, key: ClusterKey, deadline: Deadline) -> 
     """Return the channel of an accepted stream once its peer has proved itself; the stream is closed on any error."""
     _shake_hands(stream, Role.ACCEPTOR, key, deadline)
     return Channel(stream)
+
+
+def initiate_stream(stream: SocketStream, key: ClusterKey, deadline: Deadline) -> None:
+    """Do the handshake of whoever connected; the stream is closed on any error."""
+    _shake_hands(stream, Role.INITIATOR, key, deadline)
 
 
 def _shake_hands(stream: SocketStream, role: Role, key: ClusterKey, deadline: Deadline) -> None:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import struct
+from functools import lru_cache
 from typing import Any
 
 from dfs.config import split_address
 from dfs.errors import ConfigError, ConnectionFailed, DeadlineExceeded, DfsError
+
+_CREDENTIALS = struct.Struct("@iII")  # of SO_PEERCRED: process, user, group
 
 KEEPALIVE_IDLE_S = 60  # then the kernel probes: a peer whose power failed does not hold a connection for ever
 KEEPALIVE_INTERVAL_S = 15
@@ -87,6 +91,26 @@ def address_text(name: object) -> str:
         return "unknown"
     host, port = name[:2]
     return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+
+
+def peer_text(sock: socket.socket) -> str:
+    """Return how to call the peer of an accepted connection; raise OSError when it is gone."""
+    if sock.family == socket.AF_UNIX:
+        pid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0]
+        return f"process {pid} of this machine"
+    return address_text(sock.getpeername())
+
+
+@lru_cache(maxsize=1024)
+def is_own_address(address: str) -> bool:
+    """Whether `host:port` is of this machine (of its network namespace): only then can one listen there."""
+    try:
+        family, kind, protocol, name = resolve(address)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind((name[0], 0, *name[2:]))
+    except (OSError, DfsError):
+        return False
+    return True
 
 
 def connect_error(address: str, error: OSError) -> DfsError:

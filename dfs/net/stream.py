@@ -1,4 +1,4 @@
-"""A connected TCP socket as a stream of bytes with deadlines: the wall between the blocking driver and the system.
+"""A connected socket as a stream of bytes with deadlines: the wall between the blocking driver and the system.
 
 Owns: the socket, its read-ahead buffer, its kernel timeouts, and the translation of its errors. Refuses to know:
 frames, handshakes and messages (dfs.net.blocking).
@@ -31,6 +31,7 @@ READ_AHEAD_SIZE: Final = 16 * 1024  # bytes: a prefix and its header arrive in o
 SEND_FILE_PIECE_MAX: Final = 1 << 30  # bytes in one sendfile, below the 2 GiB where systems disagree
 MSG_MORE: Final[int] = getattr(socket, "MSG_MORE", 0)  # more follows at once: do not send a small packet yet
 _MSG_WAITALL: Final[int] = getattr(socket, "MSG_WAITALL", 0)
+_DESCRIPTOR = struct.Struct("@i")
 _TIMEVAL = struct.Struct("@ll")  # of setsockopt: seconds, microseconds
 _FILE_ERRORS = frozenset({errno.EIO, errno.EINVAL, errno.ESTALE, errno.EOVERFLOW})
 
@@ -119,6 +120,20 @@ class SocketStream:
             sent = len(head)
         self.send(body[sent - len(head) :], deadline)
 
+    def send_descriptor(self, data: bytes, fd: int, deadline: Deadline) -> None:
+        """Send `data`, and with its first byte a copy of the descriptor: over a Unix socket only."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(fd))]
+        sent = 0
+        while not sent:
+            self._arm(socket.SO_SNDTIMEO, deadline, "sending to")
+            try:
+                sent = self._socket.sendmsg((data,), rights)
+            except BlockingIOError:
+                continue
+            except (OSError, ValueError) as error:
+                raise self._lost(error) from None
+        self.send(data[sent:], deadline)
+
     def send_file(self, fd: int, offset: int, size: int, deadline: Deadline) -> None:
         """Send bytes of a file without copying them into this process; raise `DiskFailed` when it cannot be read or
         is shorter."""
@@ -176,7 +191,7 @@ class SocketStream:
         while True:
             self._arm(socket.SO_RCVTIMEO, deadline, "waiting for")
             try:
-                count = self._socket.recv_into(buffer, 0, flags)
+                count = self._receive_some(buffer, flags)
             except BlockingIOError:
                 continue  # the kernel's wait ended: look at the deadline
             except (OSError, ValueError) as error:
@@ -184,6 +199,14 @@ class SocketStream:
             if not count:
                 raise self._lost(None)
             return count
+
+    def _receive_some(self, buffer: memoryview, flags: int) -> int:
+        """Ask the kernel once; what may come besides bytes is a subclass's business."""
+        return self._socket.recv_into(buffer, 0, flags)
+
+    def fileno(self) -> int:
+        """Return the socket's number, to wait for several at once; -1 when it is closed."""
+        return self._socket.fileno()
 
     def wait_readable(self, deadline: Deadline) -> bool:
         """Say whether bytes, or the end of the stream, came before the deadline."""

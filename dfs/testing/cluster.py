@@ -15,30 +15,20 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Final
 
-from dfs.client import ClusterAccess, DfsClient
+from dfs.client import ClusterAccess, DfsClient, ReadRules
 from dfs.clock import Deadline
 from dfs.config import MIB, load_config
 from dfs.errors import DeadlineExceeded, DfsError
 from dfs.local.cluster import LocalCluster
+from dfs.local.loopback import cluster_ini
 from dfs.net.parts import MasterStatus
-from dfs.testing.ports import free_ports
 from dfs.testing.replicas import StoredReplica, stored_in
 
 WAIT_S = 60.0  # patience on a busy test machine; nothing waits that long on a good day
-LOOPBACK = "127.0.0.1"
 EVERYWHERE: Final[Mapping[str, str]] = {}
-_FAST: Final = {  # the defaults are for machines rooms apart
-    "replication": "3",
-    "disk_reserve": "64 MiB",
-    "heartbeat_interval": "300 ms",
-    "dead_after": "3 s",
-    "repair_after": "6 s",
-    "balance": "no",
-    "client_timeout": "20 s",
-}
 
 
 class ClusterUnderTest:
@@ -94,11 +84,23 @@ class ClusterUnderTest:
         self.local.up(wait_s)
 
     def client(
-        self, *, timeout_s: float | None = None, replication: int = 0, parallel: int = 4, stale_s: float = 0.0
+        self,
+        *,
+        timeout_s: float | None = None,
+        replication: int = 0,
+        parallel: int = 4,
+        stale_s: float = 0.0,
+        reads: ReadRules | None = None,
     ) -> DfsClient:
         """Return a new client; the caller closes it."""
-        timeout_s = self.config.client_timeout_s if timeout_s is None else timeout_s
-        return DfsClient(self.access, timeout_s=timeout_s, replication=replication, parallel=parallel, stale_s=stale_s)
+        return DfsClient(
+            self.access,
+            timeout_s=self.config.client_timeout_s if timeout_s is None else timeout_s,
+            replication=replication,
+            parallel=parallel,
+            stale_s=stale_s,
+            reads=reads or ReadRules(),
+        )
 
     def run_cli(self, *arguments: str, stdin: bytes = b"", timeout_s: float = 60) -> subprocess.CompletedProcess[bytes]:
         """Run `dfs` with these arguments as a user of this cluster would; never raises for its exit code."""
@@ -179,33 +181,3 @@ def wait_until(condition: Callable[[], bool], wait_s: float, what: str, *, inter
         if deadline.has_passed:
             raise DeadlineExceeded(f"it did not come true within {wait_s:g} s that {what}")
         time.sleep(interval_s)
-
-
-def cluster_ini(
-    masters: int,
-    chunk_servers: int,
-    disks: int,
-    settings: Mapping[str, str],
-    hosts: Mapping[str, str] = MappingProxyType({}),
-) -> str:
-    """Return the text of a cluster.ini on free ports, quick to notice deaths; on loopback where `hosts` is silent."""
-    ports = iter(free_ports(2 * masters + chunk_servers))
-    values = {"name": "test", "secret_file": "cluster.secret", "run_dir": "run", **_FAST, **settings}
-    lines = ["[cluster]", *(f"{key} = {value}" for key, value in values.items())]
-    for number in range(1, masters + 1):
-        host = hosts.get(f"m{number}", LOOPBACK)
-        lines += [
-            f"[master:m{number}]",
-            f"address = {host}:{next(ports)}",
-            f"raft_address = {host}:{next(ports)}",
-            f"data_dir = m{number}",
-        ]
-    for number in range(1, chunk_servers + 1):
-        folders = ", ".join(f"c{number}/disk{disk}" for disk in range(1, disks + 1))
-        lines += [
-            f"[chunk:c{number}]",
-            f"address = {hosts.get(f'c{number}', LOOPBACK)}:{next(ports)}",
-            f"data_dirs = {folders}",
-            f"rack = r{number}",
-        ]
-    return "\n".join(lines) + "\n"

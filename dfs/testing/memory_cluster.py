@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 from dfs.chunk.memstore import MemoryStore
 from dfs.chunk.service import ChunkService
-from dfs.client import ClusterAccess, DfsClient
-from dfs.clock import Deadline
+from dfs.client import ClusterAccess, DfsClient, ReadRules
+from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
 from dfs.config import ClusterConfig, MasterConfig
 from dfs.ids import ChunkHandle, new_server_id
 from dfs.master.memory_log import MemoryGroup
@@ -30,6 +30,7 @@ from dfs.net.aio import AioServer
 from dfs.net.auth import ClusterKey, make_secret
 from dfs.net.blocking import Channel
 from dfs.net.listener import Listener, ServeLimits, serve_forever
+from dfs.net.local import LocalListener
 from dfs.net.messages import ChunkReport, Heartbeat, Message, RegisterServer
 from dfs.net.parts import DiskReport, ReplicaReport
 
@@ -53,6 +54,7 @@ class MemoryChunkServer:
         self.store = MemoryStore(new_server_id(), CAPACITY)
         self.intercept: Callable[[Channel], bool] | None = None
         self._key = key
+        self._door: threading.Thread | None = None
         self.address = ""
         self.start()
 
@@ -76,6 +78,14 @@ class MemoryChunkServer:
         )
         self._thread.start()
 
+    def open_door(self) -> None:
+        """Hand open replicas over to readers in this process, as a daemon does to those of its machine."""
+        door = LocalListener.open(self.store.server_id)
+        self._door = threading.Thread(
+            target=serve_forever, args=(door, self._key, self.service.door.handle, LIMITS, self._stop), daemon=True
+        )
+        self._door.start()
+
     def _handle(self, channel: Channel) -> None:
         if self.intercept is None or self.intercept(channel):
             self.service.handle(channel)
@@ -84,6 +94,8 @@ class MemoryChunkServer:
         """Close the port and all connections."""
         self._stop.set()
         self._thread.join()
+        if self._door is not None:
+            self._door.join()
         self.service.close()
 
     def damage(self, handle: ChunkHandle, offset: int = 0) -> None:
@@ -96,11 +108,13 @@ class MemoryChunkServer:
 class MemoryMaster:
     """One master; it answers at its port, whoever leads."""
 
-    def __init__(self, config: ClusterConfig, name: str, group: MemoryGroup, key: ClusterKey) -> None:
+    def __init__(self, config: ClusterConfig, name: str, group: MemoryGroup, key: ClusterKey, clock: Clock) -> None:
         self.name = name
         self.state = MasterState(trash_keep_ms=int(config.trash_keep_s * 1000), replication=config.replication)
         self.log = group.join(name, self.state, self._on_leadership)
-        self.service = MasterService(config=config, name=name, state=self.state, replicated=self.log, key=key)
+        self.service = MasterService(
+            config=config, name=name, state=self.state, replicated=self.log, key=key, clock=clock
+        )
         self.server: AioServer | None = None
         self.heard: list[Message] = []
 
@@ -119,7 +133,9 @@ class MemoryCluster:
         chunk_servers: int = 3,
         chunk_size: int = 256 * 1024,
         replication: int = 3,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        """`clock`: the masters'."""
         secret = folder / "secret"
         make_secret(secret)
         self.key = ClusterKey.load(secret, CLUSTER)
@@ -128,7 +144,9 @@ class MemoryCluster:
         self._thread.start()
         self.config = self._make_config(folder, secret, masters, chunk_size, replication)
         self.group = MemoryGroup([master.name for master in self.config.masters])
-        self.masters = [MemoryMaster(self.config, master.name, self.group, self.key) for master in self.config.masters]
+        self.masters = [
+            MemoryMaster(self.config, master.name, self.group, self.key, clock) for master in self.config.masters
+        ]
         self.run(self._start_masters())
         self.chunk_servers = [
             MemoryChunkServer(f"c{number}", self.key, folder / f"c{number}") for number in range(1, chunk_servers + 1)
@@ -176,8 +194,8 @@ class MemoryCluster:
     def access(self) -> ClusterAccess:
         return ClusterAccess.from_config(self.config)
 
-    def client(self, *, timeout_s: float = 10.0, parallel: int = 4) -> DfsClient:
-        return DfsClient(self.access(), timeout_s=timeout_s, parallel=parallel)
+    def client(self, *, timeout_s: float = 10.0, parallel: int = 4, reads: ReadRules | None = None) -> DfsClient:
+        return DfsClient(self.access(), timeout_s=timeout_s, parallel=parallel, reads=reads or ReadRules())
 
     def master(self, name: str) -> MemoryMaster:
         return next(master for master in self.masters if master.name == name)

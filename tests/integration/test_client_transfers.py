@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dfs.checksum import BLOCK_SIZE, crc32c
-from dfs.client import DfsClient, transfer
+from dfs.client import DfsClient, replica_reads, transfer
 from dfs.errors import (
     AlreadyExists,
     ChainBroken,
@@ -58,7 +58,7 @@ def client(cluster: MemoryCluster) -> Iterator[DfsClient]:
 
 @pytest.fixture
 def quick_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "READ_STALL_S", 0.3)
+    monkeypatch.setattr(replica_reads, "READ_STALL_S", 0.3)
     monkeypatch.setattr(transfer, "WRITE_STALL_S", 0.5)
     monkeypatch.setattr(transfer, "FINISH_TIMEOUT_S", 0.5)
 

@@ -14,8 +14,11 @@ from dfs.checksum import (
     block_count,
     combine,
     combine_blocks,
+    covering,
     crc32c,
+    edges_of,
     first_bad_block,
+    first_bad_cut,
 )
 
 sizes = st.one_of(
@@ -83,3 +86,41 @@ def test_any_buffer_has_the_same_checksum() -> None:
     data = sample(1000)
     assert crc32c(data) == crc32c(bytearray(data)) == crc32c(memoryview(data))
     assert block_checksums(data) == block_checksums(memoryview(bytearray(data)))
+
+
+def cut(data: bytes, offset: int, length: int) -> tuple[bytes, bytes]:
+    """Return the checksum list and the edges of a range, as a server tells them."""
+    start, end = covering(offset, length, len(data))
+    return block_checksums(data[start:end]), edges_of(memoryview(data)[start:end], offset - start, length)
+
+
+@given(size=sizes.filter(bool), where=st.floats(0, 1, exclude_max=True), share=st.floats(0, 1, exclude_min=True))
+def test_any_range_is_verified_by_the_checksums_of_its_blocks(size: int, where: float, share: float) -> None:
+    data = sample(size)
+    offset = int(size * where)
+    length = max(1, int((size - offset) * share))
+    checksums, edges = cut(data, offset, length)
+    assert first_bad_cut(memoryview(data)[offset : offset + length], offset, size, checksums, edges) is None
+
+
+@given(size=sizes.filter(bool), where=st.floats(0, 1, exclude_max=True), at=st.floats(0, 1, exclude_max=True))
+def test_a_flipped_bit_in_a_range_or_in_its_edges_names_its_block(size: int, where: float, at: float) -> None:
+    data = sample(size)
+    offset = int(size * where)
+    length = max(1, (size - offset) // 2)
+    checksums, edges = cut(data, offset, length)
+    damaged = bytearray(data)
+    position = offset + int(length * at)
+    damaged[position] ^= 4
+    found = first_bad_cut(memoryview(damaged)[offset : offset + length], offset, size, checksums, edges)
+    assert found == position // BLOCK_SIZE - offset // BLOCK_SIZE
+    wrong_edges = bytes([edges[0] ^ 1]) + edges[1:]
+    assert first_bad_cut(memoryview(data)[offset : offset + length], offset, size, checksums, wrong_edges) == 0
+
+
+def test_a_range_of_other_bytes_and_a_list_of_another_length_are_refused() -> None:
+    data = sample(200_000)
+    checksums, edges = cut(data, 70_000, 5_000)
+    assert first_bad_cut(memoryview(data)[70_001:75_001], 70_000, len(data), checksums, edges) == 0
+    assert first_bad_cut(memoryview(data)[70_000:75_000], 70_000, len(data), checksums + checksums, edges) == 0
+    assert first_bad_cut(memoryview(data)[70_000:75_000], 70_000, len(data), b"", edges) == 0

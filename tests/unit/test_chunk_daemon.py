@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dfs.chunk import daemon
 from dfs.chunk.daemon import run, serve
+from dfs.chunk.identity import IDENTITY_FILE
 from dfs.clock import Deadline
 from dfs.config import ChunkServerConfig, ClusterConfig, MasterConfig
 from dfs.errors import ConfigError, ConnectionFailed
+from dfs.ids import ServerId
 from dfs.net.auth import ClusterKey, make_secret
 from dfs.net.blocking import Channel
 from dfs.net.listener import Listener
+from dfs.net.local import LocalChannel
 from dfs.net.messages import Ping, Pong
 
 
@@ -37,6 +42,15 @@ def config(tmp_path: Path) -> ClusterConfig:
     )
 
 
+def connected(address: str, key: ClusterKey, deadline: Deadline) -> Channel:
+    """Connect to a chunk server that is about to listen."""
+    while True:
+        try:
+            return Channel.connect(address, key, deadline)
+        except ConnectionFailed:
+            deadline.check("waiting for a chunk server to listen")
+
+
 def test_chunk_server_answers_until_it_is_stopped_even_without_a_master(config: ClusterConfig) -> None:
     server = config.chunk_server("c1")
     key = ClusterKey.load(config.secret_file, config.name)
@@ -45,13 +59,7 @@ def test_chunk_server_answers_until_it_is_stopped_even_without_a_master(config: 
     thread.start()
     deadline = Deadline.after(20)
     try:
-        while True:
-            try:
-                channel = Channel.connect(server.address, key, deadline)
-                break
-            except ConnectionFailed:
-                deadline.check("waiting for a chunk server to listen")
-        with channel:
+        with connected(server.address, key, deadline) as channel:
             reply = channel.call(Ping(), deadline)
             assert isinstance(reply, Pong)
             assert (reply.node, reply.role) == ("c1", "chunk")
@@ -78,3 +86,29 @@ def test_start_with_a_taken_port_or_without_its_secret_is_refused(
         run(config, "c1", log_level="error")
     with pytest.raises(ConfigError, match="c9"):
         run(config, "c9", log_level="error")
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_the_local_door_is_open_where_the_configuration_says_so(config: ClusterConfig, is_open: bool) -> None:
+    config = replace(config, local_reads=is_open)
+    server = config.chunk_server("c1")
+    key = ClusterKey.load(config.secret_file, config.name)
+    stop = threading.Event()
+    thread = threading.Thread(target=serve, args=(config, server, key, stop), daemon=True)
+    thread.start()
+    deadline = Deadline.after(20)
+    try:
+        connected(server.address, key, deadline).close()
+        identity = json.loads((server.data_dirs[0] / IDENTITY_FILE).read_text("utf-8"))
+        server_id = ServerId(bytes.fromhex(identity["server_id"]))
+        if is_open:
+            LocalChannel.enter(server_id, key, deadline).close()
+        else:
+            with pytest.raises(ConnectionFailed):
+                LocalChannel.enter(server_id, key, deadline)
+    finally:
+        stop.set()
+        thread.join(20)
+    assert not thread.is_alive()
+    with pytest.raises(ConnectionFailed):
+        LocalChannel.enter(server_id, key, Deadline.after(5))

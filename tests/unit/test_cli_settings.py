@@ -17,7 +17,7 @@ from click.testing import Result
 from dfs.cli.cluster import _config_to_start
 from dfs.cli.context import Cli
 from dfs.cli.group import cli
-from dfs.client import DfsClient
+from dfs.client import DfsClient, ReadRules
 from dfs.client.plan import MASTERS_MAX
 from dfs.client.settings import MASTERS_MAX as SETTINGS_MASTERS_MAX
 from dfs.config import EMBEDDED_DEFAULT
@@ -118,7 +118,16 @@ def test_replication_and_timeout_of_the_settings_reach_the_client(
     run("config", "config", write_config(tmp_path / "1", "x"))
     run("config", "replication", "2")
     assert run("ls", "/", connected=False).exit_code == 0
-    assert seen == {"timeout_s": 30.0, "replication": 2, "stale_s": 0.0}
+    assert seen == {"timeout_s": 30.0, "replication": 2, "stale_s": 0.0, "reads": ReadRules()}
+    for key, value in (("local_reads", "no"), ("hedged_reads", "no"), ("rack", "r7")):
+        assert run("config", key, value).exit_code == 0
+        assert run("config", key).output == f"{value}\n"
+    run("ls", "/", connected=False)
+    assert seen["reads"] == ReadRules(local=False, hedged=False, rack="r7")
+    assert "yes or no" in run("config", "local_reads", "perhaps").stderr
+    run("config", "local_reads", "yes")
+    run("ls", "/", connected=False)
+    assert seen["reads"] == ReadRules(local=True, hedged=False, rack="r7")
     run("config", "timeout_s", "11")
     run("ls", "/", connected=False)
     assert seen["timeout_s"] == 11.0

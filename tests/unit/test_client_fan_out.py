@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from dfs.client.fan_out import FAN_OUT_SIZE_MAX
+from dfs.client.local_replicas import LocalReplicas
 from dfs.client.parallel import Cancellation
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
+from dfs.client.replica_reads import ReplicaReader
 from dfs.client.transfer import ChunkNotWritten, Transfer, WriteTarget
 from dfs.errors import Retry, TokenExpired
 from dfs.fast_paths import VARIABLE
@@ -37,8 +39,8 @@ def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lo
 def transfer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Transfer]:
     """The fast way, and the one along the chain."""
     monkeypatch.setenv(VARIABLE, request.param)
-    pool = ChannelPool(KEY)
-    yield Transfer(pool, ServerHealth(), 10.0)
+    pool, health = ChannelPool(KEY), ServerHealth()
+    yield Transfer(pool, health, ReplicaReader(pool, health, LocalReplicas(KEY, is_used=False), 10.0))
     pool.close()
 
 

@@ -205,3 +205,18 @@ def test_a_server_that_worked_is_good_again() -> None:
     assert health.bad(1) == {server(1).server_id}
     health.worked(server(1))
     assert not health.bad(1)
+
+
+def test_near_replicas_come_before_far_ones_and_slow_ones_after_both() -> None:
+    health = ServerHealth(bad_s=10)
+    servers = [server(1), server(2), server(3), server(4), server(5)]
+    distances = {"c1": 2, "c2": 0, "c3": 1, "c4": 0, "c5": 0}
+    health.slowed(servers[4], now_s=100)
+
+    def order(now_s: float, turn: int) -> list[str]:
+        return [found.name for found in health.order(servers, now_s, turn, lambda found: distances[found.name])]
+
+    assert order(101, 0) == ["c2", "c4", "c3", "c1", "c5"]
+    assert order(101, 1) == ["c4", "c2", "c3", "c1", "c5"], "load is spread over equally near ones"
+    assert order(200, 0) == ["c2", "c4", "c5", "c3", "c1"]
+    assert not health.bad(101), "a slow server is still written to"

@@ -42,6 +42,21 @@ def test_urgent_orders_are_sent_first_and_each_once() -> None:
     book.check_invariants()
 
 
+def test_a_server_that_has_an_order_hears_that_it_became_urgent_though_it_mentions_it() -> None:
+    book = CopyBook()
+    for number in (1, 2):
+        book.add(plan(number), 0.0)
+    book.take_due(TARGET)
+    book.mention(TARGET, [handle(1), handle(2)], 1.0)
+    book.hasten(next(order for order in book if order.plan.handle == handle(2)))
+    for beat in range(3):  # an answer may be lost: it is told until the copy has ended
+        book.mention(TARGET, [handle(1), handle(2)], 2.0 + beat)
+        (order,) = book.take_due(TARGET)
+        assert (order.plan.handle, order.plan.is_urgent) == (handle(2), True)
+    book.finish(TARGET, [handle(2)])
+    assert book.take_due(TARGET) == []
+
+
 def test_an_order_that_is_not_mentioned_is_sent_again_and_lost_in_the_end() -> None:
     book = CopyBook()
     book.add(plan(), 0.0)

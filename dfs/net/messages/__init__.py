@@ -164,6 +164,14 @@ from dfs.net.messages.tails import (
     TailReport,
     TailReportReply,
 )
+from dfs.net.messages.vectors import (
+    RANGES_MAX,
+    RANGES_SIZE_MAX,
+    OpenReplica,
+    OpenReplicaReply,
+    ReadRanges,
+    ReadRangesReply,
+)
 
 __all__ = [
     "ALLOCATE_COUNT_MAX",
@@ -187,6 +195,8 @@ __all__ = [
     "OUTSTANDING_CALLS_MAX",
     "PACKED_FILES_MAX",
     "QUOTAS_PAGE_MAX",
+    "RANGES_MAX",
+    "RANGES_SIZE_MAX",
     "RECORDS_PER_CHUNK_MIN",
     "REPLICATION_MAX",
     "REPORT_PAGE_MAX",
@@ -248,6 +258,8 @@ __all__ = [
     "MakeDirectory",
     "Message",
     "Mutation",
+    "OpenReplica",
+    "OpenReplicaReply",
     "OpenTail",
     "OpenTailReply",
     "Ping",
@@ -259,6 +271,8 @@ __all__ = [
     "ReadCheckpointReply",
     "ReadChunk",
     "ReadChunkReply",
+    "ReadRanges",
+    "ReadRangesReply",
     "ReadTail",
     "ReadTailReply",
     "RegisterServer",

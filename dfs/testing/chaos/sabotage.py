@@ -20,7 +20,7 @@ from typing import Any
 from unittest import mock
 
 from dfs.chunk.tails import OpenTail
-from dfs.client import transfer
+from dfs.client import local_replicas, readings
 from dfs.master import access, raft_journal
 from dfs.master.service import MasterService
 from dfs.master.state import MasterState
@@ -99,12 +99,19 @@ class Saboteur:
     @staticmethod
     def _block_checksums() -> contextlib.AbstractContextManager[Any]:
         """Believe any bytes that a chunk server sends; for clients."""
-        return mock.patch.object(transfer, "first_bad_block", return_value=None)
+        stack = contextlib.ExitStack()
+        for module, name in (
+            (readings, "first_bad_block"),
+            (readings, "first_bad_cut"),
+            (local_replicas, "first_bad_block"),
+        ):
+            stack.enter_context(mock.patch.object(module, name, return_value=None))
+        return stack
 
     @staticmethod
     def _sealing_fence() -> contextlib.AbstractContextManager[Any]:
         """Tell a master how long a tail is, and go on appending to it."""
-        return mock.patch.object(OpenTail, "fence", lambda self: self.durable)
+        return mock.patch.multiple(OpenTail, fence=lambda self: self.durable, end=lambda _self: None)
 
     @staticmethod
     def _version_pin() -> contextlib.AbstractContextManager[Any]:

@@ -1,0 +1,277 @@
+"""Get the bytes of a chunk from whichever replica gives them right, and soon.
+
+Owns: the choice of the replica, the nearest good one first, second requests to another when one is slow, stall limits,
+and what becomes of a replica that failed. Refuses to know: files, what is asked for and how it is verified
+(dfs.client.readings), and how a descriptor comes to this process (dfs.client.local_replicas).
+
+There is no limit on the whole time of a read: it may go on as long as it makes progress.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from dfs.client.hedging import Hedging
+from dfs.client.local_replicas import LocalReplicas
+from dfs.client.parallel import Cancellation
+from dfs.client.plan import ReadPlan, ServerHealth, backoff_s
+from dfs.client.pool import ChannelPool, exchange
+from dfs.client.readings import Reading
+from dfs.clock import Deadline
+from dfs.errors import (
+    ChunkCorrupt,
+    ChunkNotFound,
+    ConnectionFailed,
+    DeadlineExceeded,
+    DfsError,
+    LocalFileError,
+    NoQuorum,
+    ProtocolError,
+    Retry,
+    StaleReplica,
+)
+from dfs.ids import id_text
+from dfs.log import get_logger
+from dfs.net.blocking import Channel, expect, first_readable
+from dfs.net.messages import VerifyReplica, VerifyReplicaReply
+from dfs.net.parts import LocatedExtent, ServerInfo
+from dfs.net.sockets import is_own_address
+
+CONNECT_TIMEOUT_S = 2.0  # to a chunk server; there are others
+READ_STALL_S = 5.0  # a replica that gives nothing for so long is left for another one; doubles when all are slow
+READ_STALL_GROWTH_MAX = 8
+READ_TIME_S = 600.0  # told to the server as our patience with a whole read; ours is the stall limit
+VERIFY_TIMEOUT_S = 5.0  # for a suspected replica to check itself; it goes on alone after that
+
+Relocate = Callable[[ReadPlan, Deadline], tuple[LocatedExtent, tuple[ServerInfo, ...]]]
+
+log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class ReadCounts:
+    """How reads were served: wholly by an open file of this machine, over the network, and of those by a second request
+    (`hedged`: sent, `hedges_won`: answered first)."""
+
+    local: int = 0
+    remote: int = 0
+    hedged: int = 0
+    hedges_won: int = 0
+
+
+class ReplicaReader:
+    """Thread-safe; shared by all reads of a client, so that they learn of bad and slow servers from each other."""
+
+    def __init__(
+        self,
+        pool: ChannelPool,
+        health: ServerHealth,
+        local: LocalReplicas,
+        timeout_s: float,
+        *,
+        rack: str = "",
+        is_hedged: bool = True,
+    ) -> None:
+        """`rack`: where this client is ("": not known); `is_hedged`: whether slow replicas get a rival."""
+        self._pool = pool
+        self._health = health
+        self._local = local
+        self._timeout_s = timeout_s
+        self._rack = rack
+        self._hedging = Hedging() if is_hedged else None
+        self._lock = threading.Lock()
+        self.counts = ReadCounts()
+
+    def read(self, reading: Reading, cancellation: Cancellation, *, relocate: Relocate, path: str) -> None:
+        """Bring all bytes of a reading, verified, from any replica.
+
+        When all fail, `relocate` asks the masters for present places and tokens, until nothing was got for the timeout.
+        """
+        deadline = Deadline.after(self._timeout_s)
+        rounds = 0
+        while True:
+            before = reading.left
+            may_get_better = self._read_round(
+                reading, cancellation, READ_STALL_S * min(2**rounds, READ_STALL_GROWTH_MAX)
+            )
+            if not reading.left:
+                return
+            if reading.left < before:
+                deadline = Deadline.after(self._timeout_s)
+            if deadline.has_passed or not may_get_better:
+                raise _unreadable(reading, path)
+            rounds += 1
+            time.sleep(min(backoff_s(rounds, random.random()), deadline.remaining_s()))  # noqa: S311
+            cancellation.check()
+            try:
+                reading.extent, reading.replicas = relocate(reading.plan, deadline)
+            except (ConnectionFailed, NoQuorum, DeadlineExceeded) as error:
+                reading.reasons.setdefault("the masters", error.message)
+                raise _unreadable(reading, path) from None
+
+    def _read_round(self, reading: Reading, cancellation: Cancellation, stall_s: float) -> bool:
+        """Ask each replica once, until all is read; return whether asking again later may help."""
+        may_get_better = not reading.replicas
+        now_s, turn = time.monotonic(), reading.plan.extent_index
+        order = self._health.order(reading.replicas, now_s, turn, self._distance)
+        for number, server in enumerate(order):
+            cancellation.check()
+            reading.server = server
+            try:
+                self._read_from(server, order[number + 1 :], reading, cancellation, stall_s)
+            except LocalFileError:
+                raise
+            except DfsError as error:
+                cancellation.check()
+                failure = self._note_failure(reading, error, stall_s)
+                may_get_better = may_get_better or failure.retry is not Retry.NEVER
+            else:
+                self._health.worked(reading.server)
+                return True
+        return may_get_better
+
+    def _distance(self, server: ServerInfo) -> int:
+        """Return 0 for this machine, 1 for this rack, 2 for the rest."""
+        if is_own_address(server.address):
+            return 0
+        return 1 if self._rack and server.rack == self._rack else 2
+
+    def _read_from(
+        self,
+        server: ServerInfo,
+        rivals: Sequence[ServerInfo],
+        reading: Reading,
+        cancellation: Cancellation,
+        stall_s: float,
+    ) -> None:
+        """Read on at one replica: what its open file has in memory first, then over the network."""
+        self._read_locally(server, reading, cancellation)
+        if not reading.left:
+            self._count(local=1)
+            return
+        while reading.left:
+            with ExitStack() as stack:
+                channel = stack.enter_context(self._asked(server, reading, cancellation, stall_s))
+                if self._hedging is not None:
+                    channel = self._first_to_answer(channel, rivals, reading, cancellation, stall_s, stack)
+                reading.receive(channel, stall_s, cancellation)
+            server = reading.server or server  # a rival that won is asked for the rest, too
+        self._count(remote=1)
+
+    def _read_locally(self, server: ServerInfo, reading: Reading, cancellation: Cancellation) -> None:
+        replica = self._local.find(server, reading.extent)
+        if replica is None:
+            return
+        try:
+            reading.read_local(replica, cancellation)
+        except ChunkCorrupt as error:
+            self._local.drop(server, reading.extent.handle)
+            handle = id_text(reading.extent.handle)
+            raise ChunkCorrupt(
+                f"the replica of chunk {handle} at {server.address}: {error.message}",
+                handle=handle,
+                server=server.address,
+            ) from None
+
+    @contextmanager
+    def _asked(
+        self, server: ServerInfo, reading: Reading, cancellation: Cancellation, stall_s: float
+    ) -> Iterator[Channel]:
+        """Lend a channel over which a server was asked."""
+        connect = Deadline.after(min(CONNECT_TIMEOUT_S, stall_s))
+        with self._pool.channel(server.address, connect, bulk=True) as channel, cancellation.watched(channel):
+            channel.send(reading.request(), Deadline.after(READ_TIME_S))
+            yield channel
+
+    def _first_to_answer(
+        self,
+        channel: Channel,
+        rivals: Sequence[ServerInfo],
+        reading: Reading,
+        cancellation: Cancellation,
+        stall_s: float,
+        stack: ExitStack,
+    ) -> Channel:
+        """Return the channel to take the answer from: when it is late, another replica is asked, too, and the first
+        word counts. The loser is closed: its answer would be in the way of the next one."""
+        assert self._hedging is not None
+        server, begun_s, size = reading.server, time.monotonic(), reading.left
+        is_late = not channel.wait_readable(Deadline.after(min(stall_s, self._hedging.patience_s(size))))
+        self._hedging.answered(size, time.monotonic() - begun_s)
+        rival = next((rival for rival in rivals if rival.is_alive), None)
+        if not is_late or rival is None or not self._hedging.take():
+            return channel
+        self._count(hedged=1)
+        try:
+            other = stack.enter_context(self._asked(rival, reading, cancellation, stall_s))
+        except DfsError as error:
+            cancellation.check()
+            log.debug("second_request_failed", server=rival.address, reason=error.message)
+            return channel
+        first = first_readable((channel, other), Deadline.after(stall_s))
+        if first is not other:
+            other.close()
+            return channel
+        channel.close()
+        reading.server = rival
+        self._count(hedges_won=1)
+        log.info("slow_replica_overtaken", handle=reading.extent.handle, rival=rival.address, slow=channel.address)
+        if server is not None:
+            self._health.slowed(server, time.monotonic())
+        return other
+
+    def _count(self, *, local: int = 0, remote: int = 0, hedged: int = 0, hedges_won: int = 0) -> None:
+        counts = self.counts
+        with self._lock:
+            counts.local += local
+            counts.remote += remote
+            counts.hedged += hedged
+            counts.hedges_won += hedges_won
+
+    def _note_failure(self, reading: Reading, error: DfsError, stall_s: float) -> DfsError:
+        """Note what a replica failed with, and return it: a passed stall limit means that this server failed."""
+        server, handle = reading.server, reading.extent.handle
+        assert server is not None
+        if isinstance(error, DeadlineExceeded):
+            text = f"{server.address} made no progress within {stall_s:g} s ({error.message})"
+            error = ConnectionFailed(text, address=server.address)
+        reading.reasons[f"{server.name} ({server.address})"] = error.message
+        reading.last_error = error
+        log.warning("replica_read_failed", handle=handle, server=server.address, code=error.code, reason=error.message)
+        if isinstance(error, (ConnectionFailed, ProtocolError)):
+            self._health.failed(server, time.monotonic())
+        elif isinstance(error, (ChunkCorrupt, StaleReplica)) and server.address not in reading.verified:
+            reading.verified.add(server.address)
+            self._report_replica(server, reading.extent)
+        return error
+
+    def _report_replica(self, server: ServerInfo, extent: LocatedExtent) -> None:
+        """Make a server check its replica: the way by which damage that a reader met is repaired."""
+        deadline = Deadline.after(VERIFY_TIMEOUT_S)
+        try:
+            with self._pool.channel(server.address, deadline) as channel:
+                reply = expect(
+                    exchange(channel, VerifyReplica(extent.handle, extent.token), deadline), VerifyReplicaReply
+                )
+        except DfsError as error:
+            log.warning("replica_not_reported", handle=extent.handle, server=server.address, reason=error.message)
+        else:
+            log.warning("replica_reported", handle=extent.handle, server=server.address, is_good=reply.is_good)
+
+
+def _unreadable(reading: Reading, path: str) -> DfsError:
+    plan = reading.plan
+    reasons = "; ".join(f"{server}: {reason}" for server, reason in reading.reasons.items())
+    text = (
+        f"bytes {plan.file_offset} to {plan.file_offset + plan.length} of {path!r} (chunk "
+        f"{id_text(plan.extent.handle)}) cannot be read: {reasons or 'no chunk server holds a replica of it'}; see "
+        "`dfs fsck` and `dfs status`"
+    )
+    error = reading.last_error
+    cls: type[DfsError] = type(error) if error is not None and reading.reasons else ChunkNotFound
+    return cls(text, handle=id_text(plan.extent.handle))
