@@ -24,10 +24,10 @@ from dfs.clock import Deadline
 from dfs.config import load_config
 from dfs.ids import ChunkHandle, ServerId
 from dfs.local.cluster import LocalCluster
+from dfs.local.ports import free_ports
 from dfs.net.messages import REPORT_PAGE_MAX, CommitFile, StatReply
 from dfs.net.parts import NewChunk, NewExtent
 from dfs.testing.cluster import ClusterUnderTest, wait_until
-from dfs.testing.ports import free_ports
 
 NAMES = ("c1", "c2", "c3", "c4")
 CHUNKS_PER_FILE = 1000

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from dfs.chunk.copy_queue import COPIERS
+from dfs.chunk.disk import RecentSpace
 from dfs.chunk.disk_watch import DiskWatch
 from dfs.chunk.heartbeat import Heartbeats, ServerCard
 from dfs.chunk.leader import LeaderConnection
@@ -66,7 +67,13 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
     with contextlib.ExitStack() as stack:
         listener = Listener.bind(server.address)  # first: a taken port must not cost a scan of all disks
         stack.callback(listener.close)
-        store = FileStore(server.data_dirs, config.name, disk_reserve=config.disk_reserve, fsync=config.fsync)
+        store = FileStore(
+            server.data_dirs,
+            config.name,
+            disk_reserve=config.disk_reserve,
+            fsync=config.fsync,
+            probe=RecentSpace(),
+        )
         stack.callback(store.close)
         service = ChunkService(
             store=store,

@@ -20,13 +20,14 @@ from dfs.chunk.identity import DataDirectory, sync_directory
 from dfs.chunk.layout import TRAILER_SIZE, Tail, data_length, decode_tail, file_size
 from dfs.chunk.quarantine import Quarantine
 from dfs.chunk.replicas import Replica, Space, SpaceProbe
-from dfs.clock import Clock
+from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import ChunkCorrupt, DfsError, DiskFailed, DiskFull, Overloaded, VersionMismatch
 from dfs.ids import ID_SIZE, ChunkHandle, id_text
 from dfs.log import get_logger
 from dfs.net.parts import DiskReport
 
 FOLDER_COUNT = 256  # below chunks/, named by the first byte of a handle
+SPACE_AGE_MAX_S = 0.02  # of what is known of free space: a disk takes no more in it than any reserve allows for
 FULL_RETRY_S = 10.0  # how long a disk that said "no space" is left alone, whatever its free bytes
 
 _FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -39,6 +40,24 @@ def measure_space(path: Path) -> Space:
     """Return the space of the file system that holds `path`."""
     figures = os.statvfs(path)
     return Space(figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize)
+
+
+class RecentSpace:
+    """A probe that asks the file system anew at most every `SPACE_AGE_MAX_S`. Safe in any thread."""
+
+    def __init__(self, probe: SpaceProbe = measure_space, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._probe = probe
+        self._clock = clock
+        self._seen: dict[Path, tuple[float, Space]] = {}
+
+    def __call__(self, path: Path) -> Space:
+        now_s = self._clock.monotonic()
+        seen = self._seen.get(path)
+        if seen is not None and now_s < seen[0]:
+            return seen[1]
+        space = self._probe(path)
+        self._seen[path] = now_s + SPACE_AGE_MAX_S, space
+        return space
 
 
 class Disk:

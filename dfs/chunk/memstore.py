@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 from types import TracebackType
 
 from dfs.checksum import Buffer, first_bad_block
@@ -57,6 +58,9 @@ class MemoryStore:
             self.take_room(1, reserve_only=True)
             self._being_written.add(handle)
         return MemoryReplicaWriter(self, handle, os.memfd_create(id_text(handle)))
+
+    def adopt(self, path: Path, tail: Tail) -> bool:  # noqa: ARG002 - what is in memory is in no file
+        return False
 
     def take_room(self, size: int, *, reserve_only: bool = False) -> None:
         """Count `size` bytes as used (negative: given back); raise `DiskFull`."""

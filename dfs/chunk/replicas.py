@@ -106,6 +106,13 @@ class ChunkStore(Protocol):
     def create(self, handle: ChunkHandle) -> ReplicaWriter:
         """Begin a new replica. Raise `ChunkExists`, `DiskFull`, `DiskFailed` or `Overloaded`."""
 
+    def adopt(self, path: Path, tail: Tail) -> bool:
+        """Let a file that begins with the data of a replica become that replica, whatever stands behind the data.
+
+        False, and nothing done, when the store would not keep such a replica in such a file: write it then. Raise
+        `ChunkExists`, `DiskFull` or `DiskFailed`; after any failure the data are still in the file.
+        """
+
     def open(self, handle: ChunkHandle) -> ReplicaReader:
         """Open a replica to read it; raise `ChunkNotFound`, `ChunkCorrupt` (it is quarantined then), `DiskFailed`."""
 

@@ -27,7 +27,7 @@ from dfs.chunk.compaction import Compactor
 from dfs.chunk.descriptors import FD_CACHE_MAX, DescriptorCache, OpenReplica
 from dfs.chunk.disk import FOLDER_COUNT, Disk, measure_space, read_open_tail
 from dfs.chunk.identity import claim, sync_directory
-from dfs.chunk.layout import encode_tail
+from dfs.chunk.layout import Tail, encode_tail, file_size
 from dfs.chunk.replicas import BlockSequence, Pace, Replica, Space, SpaceProbe, checksums_of
 from dfs.chunk.volume_files import OpenRecord
 from dfs.chunk.volumes import VOLUME_CHUNK_MAX, VOLUME_SIZE, VolumeSet
@@ -211,6 +211,45 @@ class FileStore:
         if not self.volume_chunk_max:
             writer.begin_file()
         return writer
+
+    def adopt(self, path: Path, tail: Tail) -> bool:
+        homes = [disk for disk in self._disks if path.parent.parent == disk.path]
+        if not homes or tail.length <= self.volume_chunk_max:
+            return False
+        handle, disk = tail.handle, homes[0]
+        with self._lock:
+            if handle in self._index or handle in self._busy or handle in self._ending:
+                raise ChunkExists(f"chunk {id_text(handle)} exists here already; write under a new handle")
+            self._busy.add(handle)
+            disk.writers += 1
+        try:
+            self._adopt_file(disk, path, tail)
+            self.add(Replica(handle, tail.length, tail.crc, self.now_ms()), disk)
+        except FileNotFoundError:
+            disk.check_place()
+            raise ChunkNotFound(f"{path} vanished before it was chunk {id_text(handle)}") from None
+        except OSError as error:
+            raise disk.judge(error, f"publishing chunk {id_text(handle)}") from None
+        finally:
+            self.finish_writing(handle, disk)
+        return True
+
+    def _adopt_file(self, disk: Disk, path: Path, tail: Tail) -> None:
+        """Cut the file to what a replica is, durably, and only then give it the name of one; raise OSError."""
+        disk.check_room(0)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            _write_all(fd, memoryview(encode_tail(tail.handle, tail.length, tail.crc, tail.checksums)), tail.length)
+            os.ftruncate(fd, file_size(tail.length))
+            if self.fsync:
+                os.fdatasync(fd)
+        finally:
+            os.close(fd)
+        target = disk.chunk_path(tail.handle)
+        path.rename(target)
+        if self.fsync:
+            sync_directory(target.parent)
+            sync_directory(path.parent)
 
     def _choose_disk(self) -> Disk:
         """Return the disk with the most free bytes per present writer, so that parallel writes use all of them."""

@@ -13,7 +13,14 @@ import msgspec
 
 from dfs.errors import AppenderUnknown, Conflict, InvalidArgument, LimitExceeded, TailClosed
 from dfs.ids import ID_SIZE, id_text
-from dfs.net.messages import APPENDERS_MAX, GROUP_RECORDS_MAX, GROUP_SIZE_MAX, OFFSETS_MAX, RESULTS_MAX
+from dfs.net.messages import (
+    APPENDERS_MAX,
+    GROUP_RECORDS_MAX,
+    GROUP_SIZE_MAX,
+    OFFSETS_MAX,
+    RECORDS_PER_CHUNK_MIN,
+    RESULTS_MAX,
+)
 from dfs.net.parts import AppenderState, RecordGroup
 
 
@@ -95,10 +102,11 @@ class Ledger:
 
     def _check_room(self, group: RecordGroup, known: _Known | None, size: int, last: int) -> None:
         count = len(group.lengths)
-        if size > self._size_max:
-            raise LimitExceeded(f"{size} bytes in one call never fit a tail of {self._size_max}; send fewer records")
+        if size > self._record_size_max * RECORDS_PER_CHUNK_MIN:
+            raise LimitExceeded(f"{size} bytes in one call never fit a tail; send fewer records")
         if self.length + size > self._size_max:
-            raise TailClosed(f"the tail holds {self.length} bytes and takes {self._size_max}; ask for the next one")
+            text = f"the tail holds {self.length} bytes and takes {self._size_max}; ask for the next one"
+            raise TailClosed(text, room=str(size))
         if last + count - group.first_unacked >= RESULTS_MAX or self._kept + count > OFFSETS_MAX:
             raise LimitExceeded(
                 f"the outcomes of {last + count + 1 - group.first_unacked} records of appender "

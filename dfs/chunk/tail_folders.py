@@ -12,8 +12,10 @@ from pathlib import Path
 
 from dfs.chunk.disk import Disk
 from dfs.chunk.identity import sync_directory
+from dfs.chunk.tail_log import TAIL_SUFFIX
+from dfs.chunk.tail_seal import SEAL_SUFFIX
 from dfs.errors import DfsError, DiskFailed, DiskFull
-from dfs.ids import ID_SIZE
+from dfs.ids import ID_SIZE, ChunkHandle
 from dfs.log import get_logger
 
 TAIL_FOLDER = "tails"  # in each data directory
@@ -36,13 +38,13 @@ class TailFolders:
         return cls([disk.path / TAIL_FOLDER for disk in disks if disk.is_in_place()], disks)
 
     def load(self) -> Iterator[Path]:
-        """Make what is missing, durably, and yield the tails; a folder that cannot be read is left out."""
+        """Make what is missing, durably, and yield the files of tails; a folder that cannot be read is left out."""
         for folder in list(self._folders):
             try:
                 if not folder.exists():
                     folder.mkdir(mode=0o700)
                     sync_directory(folder.parent)
-                found = [path for path in folder.iterdir() if _is_tail(path)]
+                found = [path for path in folder.iterdir() if tail_handle(path) is not None]
             except OSError as error:
                 log.error("tails_unreadable", folder=folder, reason=error.strerror or str(error))
                 self._folders.remove(folder)
@@ -74,8 +76,12 @@ class TailFolders:
         return DiskFailed(f"{doing} failed: {error.strerror or error}; write elsewhere")
 
 
-def _is_tail(path: Path) -> bool:
+def tail_handle(path: Path) -> ChunkHandle | None:
+    """Return whose file this is, None when it is not named like one of a tail."""
+    if path.suffix not in ("", TAIL_SUFFIX, SEAL_SUFFIX):
+        return None
     try:
-        return len(bytes.fromhex(path.name)) == ID_SIZE
+        handle = bytes.fromhex(path.stem)
     except ValueError:
-        return False
+        return None
+    return ChunkHandle(handle) if len(handle) == ID_SIZE else None

@@ -15,17 +15,19 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from dfs.checksum import BLOCK_SIZE, Buffer, block_checksums, combine_blocks
-from dfs.chunk.layout import CHUNK_SIZE_MAX
+from dfs.checksum import BLOCK_SIZE, Buffer, block_checksums, combine_blocks, crc32c
+from dfs.chunk.layout import CHUNK_SIZE_MAX, Tail
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import ChunkStore
 from dfs.chunk.streams import APPENDS_SIZE_MAX, ByteBudget
-from dfs.chunk.tail_folders import TailFolders
-from dfs.chunk.tail_log import TailFile, TailLog, TailStart, check_records
+from dfs.chunk.tail_folders import TailFolders, tail_handle
+from dfs.chunk.tail_log import TAIL_SUFFIX, TailFile, TailLog, TailStart, check_records, read_data
+from dfs.chunk.tail_seal import Seal, read_seal, seal_path, write_seal
 from dfs.chunk.tails import ROUND_SIZE_MAX, Forward, OpenTail, check_read
 from dfs.clock import Deadline
 from dfs.errors import (
     ChainBroken,
+    ChunkCorrupt,
     ChunkExists,
     ChunkNotFound,
     DfsError,
@@ -61,7 +63,7 @@ from dfs.net.messages import (
     ReplicateRecords,
     ReplicateRecordsReply,
 )
-from dfs.net.parts import HeldTail
+from dfs.net.parts import HeldTail, RecordGroup
 
 TAILS_MAX = 1024  # open at the same time on one server
 PAYLOAD_TIMEOUT_S = 30.0  # for the records of a request whose head is here
@@ -69,6 +71,8 @@ REPLY_TIMEOUT_S = 30.0  # for a peer to take a reply
 CREATE_TIMEOUT_S = 5.0  # for the rest of a chain to make its tails
 TAIL_PAYLOAD_MAX = CHUNK_SIZE_MAX // RECORDS_PER_CHUNK_MIN  # bytes with one message: the largest possible record
 assert TAIL_PAYLOAD_MAX >= ROUND_SIZE_MAX
+COMBINED_RECORDS_MAX = 4096  # of a tail, whose checksums are combined in less time than their bytes are read again
+LARGE_RECORD_SIZE = 64 * 1024  # bytes of a record, on average, from which each is received and checked by itself
 PUBLISH_PIECE_SIZE = 16 * BLOCK_SIZE  # bytes written at a time
 
 TAIL_MESSAGES = (AppendRecords, CreateTail, FenceTail, PublishTail, ReadTail, ReplicateRecords)
@@ -98,7 +102,9 @@ class TailService:
         self._paths: dict[ChunkHandle, Path] = {}
         self._folders = folders if isinstance(folders, TailFolders) else TailFolders(folders)
         for path in self._folders.load():
-            self._paths[ChunkHandle(bytes.fromhex(path.name))] = path
+            if (handle := tail_handle(path)) is not None:
+                is_of_format_1 = not path.suffix
+                self._paths[handle] = path if is_of_format_1 else path.with_suffix(TAIL_SUFFIX)
         if self._paths:
             log.info("tails_found", count=len(self._paths))
 
@@ -116,8 +122,8 @@ class TailService:
         try:
             # A round of another server must not wait for memory: that server's own rounds may be what it waits for.
             with self._budget.lent(size if isinstance(message, AppendRecords) else 0):
-                data = _payload(channel, size)
-                reply, payload = self.reply(message, data)
+                data = receive_records(channel, groups, size)
+                reply, payload = self._carry_out(message, data)
         except DfsError as error:
             if channel.is_broken:  # lost, or only refused before its payload was read
                 if not isinstance(error, Overloaded):
@@ -131,12 +137,19 @@ class TailService:
         """Carry one of TAIL_MESSAGES out; return the reply with its payload, or raise."""
         match request:
             case AppendRecords():
-                self._check_token(request.token, request.handle, Rights.APPEND)
                 check_records((request.group,), data)
+            case ReplicateRecords():
+                check_records(request.groups, data)
+        return self._carry_out(request, data)
+
+    def _carry_out(self, request: Message, data: Buffer) -> tuple[Message, bytes | None]:
+        """Do so with records that were checked."""
+        match request:
+            case AppendRecords():
+                self._check_token(request.token, request.handle, Rights.APPEND)
                 return self._opened(request.handle).append(request, data), None
             case ReplicateRecords():
                 self._check_token(request.token, request.handle, Rights.APPEND)
-                check_records(request.groups, data)
                 return ReplicateRecordsReply(self._opened(request.handle).replicate(request, data)), None
             case ReadTail():
                 self._check_token(request.token, request.handle, Rights.READ)
@@ -176,7 +189,7 @@ class TailService:
                 raise ChunkExists(f"tail {id_text(request.handle)} was made here before; use a new handle")
             if len(self._open) >= TAILS_MAX:
                 raise LimitExceeded(f"this server has {TAILS_MAX} open tails, the most it allows; write elsewhere")
-            path = self._paths[request.handle] = folder / id_text(request.handle)
+            path = self._paths[request.handle] = folder / f"{id_text(request.handle)}{TAIL_SUFFIX}"
         try:
             file = TailFile.create(path, request.handle, start)
         except OSError as error:
@@ -189,8 +202,10 @@ class TailService:
         except ChainBroken:
             self.drop(request.handle)
             raise
+        judge = partial(self._folders.judge, path)
+        tail = OpenTail(file, start.ledger(), forward, judge, is_head=request.is_head)
         with self._lock:
-            self._open[request.handle] = OpenTail(file, start.ledger(), forward, partial(self._folders.judge, path))
+            self._open[request.handle] = tail
         log.info("tail_made", handle=request.handle, servers=len(below) + 1)
         return CreateTailReply((self._store.server_id, *below))
 
@@ -204,6 +219,7 @@ class TailService:
             request.size_max,
             request.record_size_max,
             request.appenders,
+            is_head=False,
         )
         try:
             deadline = Deadline.after(CREATE_TIMEOUT_S)
@@ -254,18 +270,38 @@ class TailService:
             tail, path = self._open.get(handle), self._paths.get(handle)
         if path is None:
             raise ChunkNotFound(f"there is no tail {id_text(handle)} on this server")
-        length = tail.fence() if tail is not None else self._load(path, handle).length
-        published = self._store.replica(handle)
+        seal = self._seal_of(path, handle)
+        if tail is not None:
+            length = tail.fence()
+        else:
+            length = seal.length if seal is not None else self._load(path, handle).length
+        replica = self._store.replica(handle)
+        published = seal.length if seal is not None else replica.length if replica is not None else -1
         log.info("tail_fenced", handle=handle, length=length, is_fresh=tail is not None)
-        return FenceTailReply(
-            self._store.server_id, length, tail is not None, published.length if published is not None else -1
-        )
+        return FenceTailReply(self._store.server_id, length, tail is not None, published)
 
-    def _load(self, path: Path, handle: ChunkHandle) -> TailLog:
+    def _load(self, path: Path, handle: ChunkHandle, *, is_checked: bool = False) -> TailLog:
+        with self._errors_judged(path, "reading"):
+            return TailLog(path, handle, is_checked=is_checked)
+
+    def _load_to_seal(self, path: Path, handle: ChunkHandle, length: int, *, is_fresh: bool) -> TailLog:
+        """Read a tail; few records that this process wrote itself are checked by the caller, all at once."""
+        if is_fresh:
+            log = self._load(path, handle, is_checked=True)
+            if log.record_count(length) <= COMBINED_RECORDS_MAX:
+                return log
+        return self._load(path, handle)
+
+    def _seal_of(self, path: Path, handle: ChunkHandle) -> Seal | None:
+        with self._errors_judged(path, "reading"):
+            return read_seal(seal_path(path, handle), handle)
+
+    @contextlib.contextmanager
+    def _errors_judged(self, path: Path, doing: str) -> Iterator[None]:
         try:
-            return TailLog(path, handle)
+            yield
         except OSError as error:
-            raise self._folders.judge(path, error, f"reading tail {path}") from None
+            raise self._folders.judge(path, error, f"{doing} tail {path}") from None
 
     def _publish(self, handle: ChunkHandle, length: int) -> PublishTailReply:
         """Make a sealed replica of the first `length` bytes; again gives the same, another length is refused."""
@@ -274,20 +310,53 @@ class TailService:
         if path is None:
             raise ChunkNotFound(f"there is no tail {id_text(handle)} on this server")
         if tail is not None:
-            tail.fence()
+            tail.end()
         with self._publishing:
-            content = self._load(path, handle)
-            ledger = content.ledger(length)
+            seal = self._seal_of(path, handle)
             replica = self._store.replica(handle)
-            if replica is not None and replica.length != length:
-                raise StaleReplica(f"tail {id_text(handle)} was published with {replica.length} bytes, not {length}")
-            data = content.content(length)
-            checksums = block_checksums(data)
-            crc = combine_blocks(checksums, length)
-            if replica is None and length:
-                self._write_replica(handle, memoryview(data), checksums, crc)
+            for known in (seal, replica):
+                if known is not None and known.length != length:
+                    raise StaleReplica(f"tail {id_text(handle)} was published with {known.length} bytes, not {length}")
+            content = None if seal is not None else self._load_to_seal(path, handle, length, is_fresh=tail is not None)
+            checksums = b"" if replica is not None else self._checksums(path, length, content)
+            if content is not None:
+                crc = replica.crc if replica is not None else combine_blocks(checksums, length)
+                if content.record_count(length) <= COMBINED_RECORDS_MAX and content.crc(length) != crc:
+                    raise ChunkCorrupt(f"tail {id_text(handle)} is damaged: its records do not have their checksums")
+                ledger = content.ledger(length)
+                seal = Seal(length, crc, ledger.changed(), ledger.closed())
+            assert seal is not None, "it was there, or it was made"
+            if replica is None:
+                if combine_blocks(checksums, length) != seal.crc:
+                    raise ChunkCorrupt(f"tail {id_text(handle)} is damaged: its bytes are not those that were sealed")
+                self._make_replica(path, Tail(handle, length, seal.crc, checksums), seal, content)
         log.info("tail_published", handle=handle, length=length)
-        return PublishTailReply(self._store.server_id, length, crc, ledger.changed(), ledger.closed())
+        return PublishTailReply(self._store.server_id, length, seal.crc, seal.appenders, seal.closed)
+
+    def _checksums(self, path: Path, length: int, content: TailLog | None) -> bytes:
+        """Return the checksum list of the first bytes of a tail, read from its file."""
+        with self._errors_judged(path, "reading"):
+            if content is not None and path.suffix != TAIL_SUFFIX:
+                return block_checksums(content.content(length))
+            return b"".join(map(block_checksums, read_data(path, length))) if length else b""
+
+    def _make_replica(self, path: Path, tail: Tail, seal: Seal, content: TailLog | None) -> None:
+        """Let the file of a tail become the sealed replica, or copy it into one.
+
+        The seal comes first: what is cut off the file is the journal.
+        """
+        handle, length = tail.handle, tail.length
+        if content is None or path.suffix == TAIL_SUFFIX:
+            with self._errors_judged(path, "sealing"):
+                write_seal(seal_path(path, handle), handle, seal)
+            if length and not self._store.adopt(path, tail):
+                with self._errors_judged(path, "reading"):
+                    data = b"".join(read_data(path, length))
+                self._write_replica(handle, memoryview(data), tail.checksums, tail.crc)
+        elif length:
+            with self._errors_judged(path, "reading"):
+                data = content.content(length)
+            self._write_replica(handle, memoryview(data), tail.checksums, tail.crc)
 
     def _write_replica(self, handle: ChunkHandle, data: memoryview, checksums: bytes, crc: int) -> None:
         writer = self._store.create(handle)
@@ -319,13 +388,33 @@ class TailService:
         if path is not None:
             with contextlib.suppress(OSError):  # the next start finds it again, and reports it again
                 path.unlink(missing_ok=True)
+                seal_path(path, handle).unlink(missing_ok=True)
             log.info("tail_dropped", handle=handle)
 
 
-def _payload(channel: Channel, size: int) -> bytearray:
+def receive_records(channel: Channel, groups: Sequence[RecordGroup], size: int) -> bytearray:
+    """Return the payload; raise `ChunkCorrupt` when it is read to its end and is not these records.
+
+    A large record is checked while the next one is on its way.
+    """
     data = bytearray(size)
-    if size:
-        channel.receive_into(memoryview(data), Deadline.after(PAYLOAD_TIMEOUT_S))
+    view, deadline = memoryview(data), Deadline.after(PAYLOAD_TIMEOUT_S)
+    count = sum(len(group.lengths) for group in groups)
+    if not 1 < count <= size // LARGE_RECORD_SIZE:
+        channel.receive_into(view, deadline)
+        check_records(groups, data)
+        return data
+    position, is_sound = 0, True
+    for group in groups:
+        for index, length in enumerate(group.lengths):
+            piece = view[position : position + max(0, length)]
+            channel.receive_into(piece, deadline)
+            position += len(piece)
+            is_sound = is_sound and index < len(group.crcs) and crc32c(piece) == group.crcs[index]
+    channel.receive_into(view[position:], deadline)
+    if not is_sound:
+        check_records(groups, data)  # says what is wrong
+        raise ChunkCorrupt("a record does not match its checksum on arrival; send it again")
     return data
 
 

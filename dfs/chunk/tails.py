@@ -8,9 +8,10 @@ Every failure ends the tail for ever: no step here is tried again.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,15 +55,23 @@ class _Job:
 class OpenTail:
     """A tail that this process made and has served ever since. Safe in any thread."""
 
-    def __init__(self, file: TailFile, ledger: Ledger, forward: Forward | None, judge: Judge | None = None) -> None:
-        """`forward`: the way to the rest of the chain, None at its end."""
+    def __init__(
+        self,
+        file: TailFile,
+        ledger: Ledger,
+        forward: Forward | None,
+        judge: Judge | None = None,
+        *,
+        is_head: bool = True,
+    ) -> None:
+        """`forward`: the way to the rest of the chain, None at its end. `is_head`: as the master made this tail."""
         self.handle = file.handle
         self.file = file
         self.durable = 0  # bytes on this server's disk
         self._ledger = ledger  # in use at the head only
         self._forward = forward
         self._judge = judge or _failed_disk
-        self._is_head: bool | None = None  # by the first round; rounds of both kinds in one tail would spoil its order
+        self._is_head = is_head
         self._changed = threading.Condition()
         self._writing = threading.Lock()  # held by the one round that comes down the chain
         self._queue: list[_Job] = []
@@ -77,8 +86,8 @@ class OpenTail:
     def append(self, request: AppendRecords, data: Buffer) -> AppendRecordsReply:
         """Return when the records are durable on the whole chain; raise as `Ledger.admit`, or `TailClosed`."""
         job = _Job(request, data)
+        self._check_role(is_head=True)
         with self._changed:
-            self._take_role(is_head=True)
             self._queue.append(job)
         while True:
             with self._changed:
@@ -140,8 +149,7 @@ class OpenTail:
 
     def replicate(self, message: ReplicateRecords, data: Buffer) -> int:
         """Take the next round from the server before; return the length when it is durable here and below."""
-        with self._changed:
-            self._take_role(is_head=False)
+        self._check_role(is_head=False)
         with self._writing:
             if message.offset != self.file.length:
                 self._fail(f"a round for {message.offset} came, the tail ends at {self.file.length}", "")
@@ -149,10 +157,8 @@ class OpenTail:
                 raise self._closed()
             return self.file.length
 
-    def _take_role(self, *, is_head: bool) -> None:
-        """Raise `InvalidArgument` when the tail has the other role in its chain; the lock is held."""
-        if self._is_head is None:
-            self._is_head = is_head
+    def _check_role(self, *, is_head: bool) -> None:
+        """Raise `InvalidArgument` when the tail has the other role: rounds of both kinds would spoil its order."""
         if self._is_head is not is_head:
             role = "the head" if self._is_head else "not the head"
             raise InvalidArgument(f"this server is {role} of the chain of tail {id_text(self.handle)}")
@@ -163,12 +169,11 @@ class OpenTail:
             return False
         receipt = None
         try:
-            if self._forward is not None:
+            if self._forward is not None:  # first: the last server of a chain is what the others wait for
                 receipt = self._forward(message, data, Deadline.after(ROUND_TIMEOUT_S))
-            try:
-                self.file.append(Round(message.offset, message.groups), data)
-            except OSError as error:
-                raise self._judge(error, f"writing tail {id_text(self.handle)}") from None
+            with self._errors_judged():
+                self.file.stage(data)
+                self.file.append(Round(message.offset, message.groups))
             with self._changed:
                 if self._is_over():
                     return False  # the fence has told a shorter length: this round must never be acknowledged
@@ -186,6 +191,13 @@ class OpenTail:
                 self._committed = self.durable
                 self._changed.notify_all()
         return True
+
+    @contextlib.contextmanager
+    def _errors_judged(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._judge(error, f"writing tail {id_text(self.handle)}") from None
 
     def _is_over(self) -> bool:
         return self._is_fenced
@@ -208,6 +220,11 @@ class OpenTail:
             self._is_fenced = True
             self._changed.notify_all()
             return self.durable
+
+    def end(self) -> None:
+        """Fence, and let nothing be written to the file any more: it is about to become a sealed replica."""
+        self.fence()
+        self.file.end_writing()
 
     # --- reading ------------------------------------------------------------------------------------------
 

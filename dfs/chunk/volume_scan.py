@@ -80,7 +80,7 @@ def scan_volume(fd: int, size: int, name: VolumeName) -> ScannedVolume:
         torn.clear()
         found.headers.append(header)
         found.end = header.offset + header.size
-    if found.end < size:
+    if torn or not _is_zero(fd, found.end, size):  # zeros are written ahead of records
         lost = ",".join(header.handle.hex() for header, _ in torn)
         log.warning("volume_end_torn", volume=name.text, end=found.end, size=size, records=lost)
     return found
@@ -99,6 +99,13 @@ def _headers(fd: int, size: int, name: VolumeName) -> Iterator[RecordHeader]:
             return
         log.error("volume_damaged", volume=name.text, offset=position, size=following - position)
         position = following
+
+
+def _is_zero(fd: int, start: int, end: int) -> bool:
+    for position in range(start, end, SEARCH_WINDOW):
+        if os.pread(fd, min(SEARCH_WINDOW, end - position), position).strip(b"\0"):
+            return False
+    return True
 
 
 def _next_header(fd: int, position: int, size: int, name: VolumeName) -> int | None:

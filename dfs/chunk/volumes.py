@@ -39,6 +39,7 @@ from dfs.chunk.volume_records import (
 )
 from dfs.chunk.volume_scan import ScannedVolume, read_volume
 from dfs.errors import ChunkNotFound, DiskFailed, DiskFull
+from dfs.fast_paths import FastPath, is_on
 from dfs.ids import ChunkHandle, id_text
 from dfs.log import get_logger
 
@@ -48,6 +49,8 @@ VOLUME_SIZE = (
 )  # bytes after which a volume is full; a start reads at most one per disk record by record
 BATCH_SIZE_MAX = 8 * 1024 * 1024  # bytes in one group commit
 BUFFERS_MAX = 1000  # in one call of the system, which takes 1024
+AHEAD_SIZE = 1024 * 1024  # bytes of zeros that are written behind a small batch, for the next ones to be written over
+AHEAD_BATCH_MAX = 64 * 1024  # bytes of a batch; for a larger one the second write costs more than the sync gains
 GARBAGE_SHARE = 0.5  # of a full volume, from which on it is compacted
 
 _VOLUME, _INDEX, _DRAFT = ".vol", ".idx", ".tmp"
@@ -111,6 +114,8 @@ class VolumeSet:
         self._places: dict[ChunkHandle, Place] = {}
         self._volumes: dict[int, Volume] = {}
         self._present: tuple[Volume, int] | None = None  # the volume that is written to, and its descriptor
+        self._writes_ahead = fsync and is_on(FastPath.VOLUME_AHEAD)
+        self._ahead_end = 0  # of the bytes of the present volume that the disk has places for
         self._is_closed = False
         self._last_number = 0  # of any volume that was begun: none is used twice
         self._files = VolumeFiles()
@@ -344,8 +349,11 @@ class VolumeSet:
         try:
             _write_all(fd, buffers, volume.end)
             is_written = True
+            if self._writes_ahead:
+                self._write_ahead(fd, volume.end, volume.end + sum(map(len, buffers)))
             self._sync(fd)
         except OSError:
+            self._ahead_end = 0
             try:
                 os.ftruncate(fd, volume.end)
             except OSError:
@@ -353,6 +361,17 @@ class VolumeSet:
             if is_written:  # what is on the disk now is not known: not one more byte goes into this volume
                 self._retire()
             raise
+
+    def _write_ahead(self, fd: int, start: int, end: int) -> None:
+        """See to it that most small batches change no size and no place of the file: their sync is then one write of
+        the disk instead of a transaction of the file system. A disk without room for that does without."""
+        if end <= self._ahead_end or end - start > AHEAD_BATCH_MAX:
+            return
+        size = min(AHEAD_SIZE, self._volume_size - end)
+        if 0 < size < self.disk.space().free:  # above the reserve: what is kept for deletions is not for this
+            with contextlib.suppress(OSError):  # it was only meant to help
+                _write_all(fd, [bytes(size)], end)
+                self._ahead_end = end + size  # durable by the sync of this batch
 
     def _sync(self, fd: int) -> None:
         if self._fsync:
@@ -382,7 +401,7 @@ class VolumeSet:
             volume = Volume(name, path)
             with self._lock:
                 self._volumes[name.number] = volume
-            self._present = volume, fd
+            self._present, self._ahead_end = (volume, fd), 0
         return self._present
 
     def _retire(self) -> None:
@@ -391,9 +410,16 @@ class VolumeSet:
             return
         volume, fd = self._present
         self._present = None
-        with contextlib.suppress(OSError):  # what had to be on the disk was synced
-            os.close(fd)
+        self._let_go(volume, fd)
         self._finish(volume)
+
+    def _let_go(self, volume: Volume, fd: int) -> None:
+        """Close the volume that was written to, without the zeros behind its end."""
+        with contextlib.suppress(OSError):  # what had to be on the disk was synced
+            if self._ahead_end > volume.end:
+                os.ftruncate(fd, volume.end)
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
     def _finish(self, volume: Volume) -> None:
         """Write the index of a full volume; without one the next start reads the volume itself."""
@@ -522,7 +548,7 @@ class VolumeSet:
         with self._turns.paused():
             self._is_closed = True
             if self._present is not None:
-                os.close(self._present[1])
+                self._let_go(*self._present)
                 self._present = None
         self._files.close()
 

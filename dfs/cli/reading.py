@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, BinaryIO, Final
@@ -19,7 +18,7 @@ from dfs.cli.operands import REMOTE, Operand, operands
 from dfs.cli.quantities import Size, parse_size
 from dfs.cli.verb import pass_cli, stale_option, verb
 from dfs.cli.wall import Failures
-from dfs.errors import IsADirectory
+from dfs.errors import Conflict, IsADirectory
 from dfs.net.parts import Kind
 
 FIRST_READ_SIZE: Final = 256 * 1024  # `head` of an ordinary text file needs no more
@@ -156,7 +155,7 @@ class _From(click.ParamType):  # type: ignore[type-arg]
     "interval_s",
     type=click.FloatRange(0.05, 3600),
     metavar="SECONDS",
-    default=1.0,
+    default=0.2,
     help="Seconds between two looks of -f.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="No headers between several files.")
@@ -240,12 +239,17 @@ def _print_from(cli: Cli, operand: Operand, start: int, stdout: BinaryIO) -> int
 
 
 def _follow(cli: Cli, operand: Operand, position: int, interval_s: float, stdout: BinaryIO) -> None:
-    """Print what is added, for ever; a file that became shorter is printed from its start."""
+    """Print what is added as it commits, for ever; a file that became shorter is printed from its start."""
     while True:
-        time.sleep(interval_s)
-        size = cli.client.stat(operand.path).size
-        if size < position:
-            click.echo(f"dfs: tail: {operand.shown} was replaced by a shorter file; printing from its start", err=True)
-            position = 0
-        if size > position:
-            position = _print_from(cli, operand, position, stdout)
+        try:
+            with closing(_generator(cli.client.follow(operand.path, offset=position, pause_s=interval_s))) as pieces:
+                for piece in pieces:
+                    stdout.write(piece)
+                    stdout.flush()
+                    position += len(piece)
+        except Conflict:
+            if cli.client.stat(operand.path).size < position:
+                position = 0
+            where = f"byte {position} on" if position else "its start"
+            how = "" if position else " by a shorter file"
+            click.echo(f"dfs: tail: {operand.shown} was replaced{how}; printing from {where}", err=True)

@@ -74,6 +74,7 @@ VERBS: Final[dict[str, Entry]] = {
         ("explain", "explain", "Say in words where a path's bytes are, and what happens next."),
         ("doctor", "doctor", "Check configuration, clocks, disks, ports, versions, quorum."),
         ("admin", "admin", "Look after masters and chunk servers."),
+        ("chaos", "chaos", "Break a cluster within safe bounds, and judge whether it kept its promises."),
         ("master", "daemons", "Run one master in the foreground."),
         ("chunk", "daemons", "Run one chunk server in the foreground."),
     ),

@@ -45,9 +45,15 @@ EXIT_TERMINATED: Final = 143
 
 # What scripts may rely on; docs/cli.md and `dfs --help` print this table.
 EXIT_CODES: Final = (
-    (EXIT_OK, "done; for `test`: true; for `status` and `fsck`: healthy; for `doctor`: nothing failed"),
-    (EXIT_FAILED, "an operation failed; for `test`: false; for `status`: degraded; for `fsck`: NOT healthy"),
-    (EXIT_USAGE, "an unknown verb, a bad option or a bad argument"),
+    (
+        EXIT_OK,
+        "done; for `test`: true; for `status` and `fsck`: healthy; for `doctor`: nothing failed; for `chaos`: all held",
+    ),
+    (
+        EXIT_FAILED,
+        "an operation failed; for `test`: false; for `status`: degraded; for `fsck`: NOT healthy; for `chaos`: broken",
+    ),
+    (EXIT_USAGE, "an unknown verb, a bad option or a bad argument; for `chaos`: refused, or nothing concluded"),
     (EXIT_NOT_FOUND, "a file, directory, snapshot or server does not exist (remote or local)"),
     (EXIT_UNREACHABLE, "the cluster did not answer in time: no quorum, connection failed, deadline passed"),
     (EXIT_REFUSED, "the cluster refused this client: wrong secret or incompatible version"),

@@ -14,6 +14,7 @@ import random
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,6 +25,7 @@ from dfs.client.plan import backoff_s
 from dfs.client.pool import ChannelPool
 from dfs.clock import Deadline
 from dfs.errors import (
+    MAY_HAVE_HAPPENED,
     AppenderUnknown,
     ConnectionFailed,
     DeadlineExceeded,
@@ -52,9 +54,14 @@ from dfs.net.parts import RecordGroup
 CONNECT_TIMEOUT_S = 2.0  # to the head of a tail
 APPEND_TIMEOUT_S = 8.0  # for a batch to be durable on a chain; longer than a chain waits for its own servers
 BATCH_SIZE_MAX = GROUP_SIZE_MAX  # bytes of several records in one batch
+PIECE_SIZE_MIN = (
+    64 * 1024
+)  # bytes of a record from which it is sent by itself; copying smaller ones together is cheaper
 WAITING_SIZE_MAX = 64 * 1024 * 1024  # bytes that wait to be sent; `append` waits then, too
 WAITING_COUNT_MAX = 16 * GROUP_RECORDS_MAX  # records, likewise
 CLOSE_TIMEOUT_S = 3.0  # to say goodbye; nothing depends on it but the memory of the masters
+
+_NO_TAIL = ChunkHandle(b"")
 
 log = get_logger(__name__)
 
@@ -68,11 +75,21 @@ class _Target:
     head: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """The tail that was in use and is over; whom to leave out of the next one, and what that must be able to take."""
+
+    handle: ChunkHandle = _NO_TAIL
+    failed: tuple[str, ...] = ()
+    room: int = 0
+
+
 @dataclass(slots=True)
 class _Pending:
     """A record that waits for its offset."""
 
     data: Buffer
+    crc: int
     outcome: Future[int]
 
 
@@ -105,6 +122,7 @@ class Appender:
         self._create = create
         self._target: _Target | None = None
         self._record_size_max = 0
+        self._inode = 0  # of the file, once it is known: what is sent again must not reach another one
         self._acknowledged = 0  # sequence of the last record whose outcome is known
         self._changed = threading.Condition()
         self._waiting: deque[_Pending] = deque()
@@ -121,8 +139,8 @@ class Appender:
 
         The tail is sealed before: what the earlier appender may still have on its way names that tail, and is refused.
         """
-        before = self._open(ChunkHandle(b""), "", deadline)
-        self._open(before.handle, "", deadline)
+        before = self._open(_Broken(), deadline)
+        self._open(_Broken(before.handle), deadline)
         return self._send((), deadline).last_sequence
 
     @property
@@ -147,7 +165,7 @@ class Appender:
             raise InvalidArgument("a record has at least one byte")
         if self._record_size_max and size > self._record_size_max:
             raise _too_large(size, self._record_size_max)
-        pending = _Pending(data, Future())
+        pending = _Pending(data, crc32c(data), Future())  # here: the thread that sends has other things to wait for
         deadline = Deadline.after(self._timeout_s)
         with self._changed:
             while self._is_full(size) and self._failure is None:
@@ -215,9 +233,9 @@ class Appender:
         """The root of the appender's thread."""
         batch: list[_Pending] = []
         try:
-            self._open(ChunkHandle(b""), "", Deadline.after(self._timeout_s))  # also tells how large a batch may be
+            self._open(_Broken(), Deadline.after(self._timeout_s))  # also tells how large a batch may be
             while batch := self._next_batch():
-                reply = self._send(tuple(item.data for item in batch), Deadline.after(self._timeout_s))
+                reply = self._send(batch, Deadline.after(self._timeout_s))
                 self._finish(batch, reply)
         except DfsError as error:
             self._give_up(batch, error)
@@ -271,36 +289,32 @@ class Appender:
 
     # --- sending -----------------------------------------------------------------------------------------------
 
-    def _send(self, records: tuple[Buffer, ...], deadline: Deadline, *, is_closing: bool = False) -> AppendRecordsReply:
+    def _send(self, batch: Sequence[_Pending], deadline: Deadline, *, is_closing: bool = False) -> AppendRecordsReply:
         """Append a batch, again at each new tail under the same sequences, until its outcome is known."""
         next_sequence = self._acknowledged + 1
+        records = tuple(item.data for item in batch)
         group = RecordGroup(
             self.identity,
             next_sequence,
             next_sequence,
             tuple(memoryview(record).nbytes for record in records),
-            tuple(crc32c(record) for record in records),
+            tuple(item.crc for item in batch),
             is_closing,
         )
-        payload = records[0] if len(records) == 1 else b"".join(records)
         attempt = 0
-        broken, failed = ChunkHandle(b""), ""
+        broken = _Broken()
         while True:
-            target = self._target or self._open(broken, failed, deadline, may_create=not is_closing)
+            target = self._target or self._open(broken, deadline, is_again=attempt > 0, may_create=not is_closing)
             if max(group.lengths, default=0) > self._record_size_max:
                 raise _too_large(max(group.lengths), self._record_size_max)
             try:
-                return self._attempt(target, group, payload, deadline)
+                return self._attempt(target, group, records, deadline)
             except DfsError as error:
                 reason = error
             self._target = None
             if isinstance(reason, AppenderUnknown) or (reason.retry is Retry.NEVER and not _is_silence(reason)):
                 raise reason
-            is_broken = isinstance(reason, TailClosed | ConnectionFailed) or _is_silence(reason)
-            broken = target.handle if is_broken else ChunkHandle(b"")
-            failed = reason.details.get("failed", "") or (target.head if _is_silence(reason) else "")
-            if isinstance(reason, ConnectionFailed):
-                failed = target.head
+            broken = _broken_by(reason, target)
             log.info("append_tried_again", path=self.path, code=reason.code, reason=reason.message)
             if deadline.has_passed:
                 raise self._unknown(reason)
@@ -308,24 +322,43 @@ class Appender:
             if attempt > 1:
                 time.sleep(min(backoff_s(attempt, random.random()), deadline.remaining_s()))  # noqa: S311
 
-    def _attempt(self, target: _Target, group: RecordGroup, payload: Buffer, deadline: Deadline) -> AppendRecordsReply:
+    def _attempt(
+        self, target: _Target, group: RecordGroup, records: tuple[Buffer, ...], deadline: Deadline
+    ) -> AppendRecordsReply:
+        size, request = sum(group.lengths), AppendRecords(target.handle, target.token, group)
+        is_joined = size < len(records) * PIECE_SIZE_MIN or len(records) < 2
         with self._pool.channel(target.head, deadline.no_later_than(CONNECT_TIMEOUT_S), bulk=True) as channel:
             sending = deadline.no_later_than(APPEND_TIMEOUT_S)
-            channel.send(AppendRecords(target.handle, target.token, group), sending, payload=payload)
+            if is_joined:
+                payload = records[0] if len(records) == 1 else b"".join(records)
+                channel.send(request, sending, payload=payload)
+            else:
+                channel.send(request, sending, payload_size=size)
+                for record in records:
+                    channel.send_bytes(record, sending)
             return expect(channel.receive(sending).message, AppendRecordsReply)
 
-    def _open(self, broken: ChunkHandle, failed: str, deadline: Deadline, *, may_create: bool = True) -> _Target:
-        """Ask for a tail. Whoever only says goodbye must not bring back a file that was renamed or deleted."""
-        servers = tuple(filter(None, failed.split(",")))
-        request = OpenTail(self.path, self._create and may_create, broken, servers)
+    def _open(self, broken: _Broken, deadline: Deadline, *, is_again: bool = False, may_create: bool = True) -> _Target:
+        """Ask for the tail to use.
+
+        `is_again`: for records that were sent before, and may be in the file. `may_create`: not for one that only says
+        goodbye, which must not bring back a file that was renamed or deleted.
+        """
+        is_created = self._create and may_create
+        request = OpenTail(self.path, is_created, broken.handle, broken.failed, self._inode, broken.room)
         try:
             reply = self._masters.call(request, OpenTailReply, deadline)
         except (ConnectionFailed, DeadlineExceeded, NoQuorum, NotEnoughServers) as error:
             raise self._unknown(error) from None
+        except DfsError as error:
+            if is_again:
+                error.details[MAY_HAVE_HAPPENED] = "yes"
+            raise
         tail = reply.tail
         if not tail.chain or not 0 <= tail.chain[0] < len(reply.servers):
             raise ProtocolError("a master opened a tail on no server; is it of another version?")
         self._record_size_max = reply.record_size_max
+        self._inode = reply.inode
         self._target = _Target(tail.handle, tail.token, reply.servers[tail.chain[0]].address)
         return self._target
 
@@ -333,8 +366,18 @@ class Appender:
         return DeadlineExceeded(
             f"appending to {self.path!r} did not succeed within {self._timeout_s:g} s; the records without an offset "
             f"may be in the file or not ({error.message})",
-            may_have_happened="yes",
+            **{MAY_HAVE_HAPPENED: "yes"},
         )
+
+
+def _broken_by(error: DfsError, target: _Target) -> _Broken:
+    """Return what to tell the masters about a tail at which an attempt failed."""
+    if not isinstance(error, TailClosed | ConnectionFailed) and not _is_silence(error):
+        return _Broken()
+    is_head_lost = isinstance(error, ConnectionFailed) or (_is_silence(error) and not error.details.get("failed"))
+    failed = target.head if is_head_lost else error.details.get("failed", "")
+    room = error.details.get("room", "")
+    return _Broken(target.handle, tuple(filter(None, failed.split(","))), int(room) if room.isdecimal() else 0)
 
 
 def _is_silence(error: DfsError) -> bool:

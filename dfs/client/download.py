@@ -47,7 +47,6 @@ STREAM_WINDOW = 4  # pieces read ahead; with the size above they bound the memor
 STREAM_BUFFERS = STREAM_WINDOW + 4  # used again and again: those ahead, and what a caller holds for a moment
 FOLLOW_WAIT_S = 2.0  # that the head of a tail is asked to wait for new records
 FOLLOW_ROUNDS = 2  # without records, before the masters are asked whether it is still the tail
-FOLLOW_PAUSE_S = 0.2  # between two looks at a file without a tail
 RESTARTS_MAX = 3  # of a get whose file is replaced while it runs
 assert STREAM_PIECE_SIZE % BLOCK_SIZE == 0
 assert PAYLOAD_SIZE_MAX % BLOCK_SIZE == 0
@@ -352,7 +351,7 @@ class Download:
         """Return the status of a file with what is committed in its open tail."""
         return self._open(path).status
 
-    def follow(self, path: str, offset: int) -> Iterator[bytes]:
+    def follow(self, path: str, offset: int, pause_s: float) -> Iterator[bytes]:
         """Yield the content from an offset on, and what is appended, for ever; `Conflict` when the file is replaced."""
         version = self._open(path)
         while True:
@@ -362,15 +361,15 @@ class Download:
             for piece in self.stream(version, offset, size):
                 offset += len(piece)
                 yield bytes(piece)
-            for record in self._new_records(version, offset):
+            for record in self._new_records(version, offset, pause_s):
                 offset += len(record)
                 yield record
             version = _Version(self._masters, self._pool, path, self._timeout_s, version=version.status.version)
 
-    def _new_records(self, version: _Version, offset: int) -> Iterator[bytes]:
+    def _new_records(self, version: _Version, offset: int, pause_s: float) -> Iterator[bytes]:
         """Yield records as they are committed to the tail, until it ends or says nothing for a while."""
         if version.tail is None:
-            time.sleep(FOLLOW_PAUSE_S)
+            time.sleep(pause_s)
             return
         quiet = 0
         while quiet < FOLLOW_ROUNDS:

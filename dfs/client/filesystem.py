@@ -84,6 +84,7 @@ T = TypeVar("T", bound=Message)
 TIMEOUT_S = 30.0  # default of every call
 PARALLEL = 4  # default number of chunks that are read at once
 PARALLEL_MAX = 32
+FOLLOW_PAUSE_S = 0.2  # between two looks at a file to which no records are appended
 STALE_MAX_S = 86_400.0  # the oldest answer that may be asked for
 MASTER_STATUS_TIMEOUT_S = 3.0  # a master that says nothing for so long counts as silent
 
@@ -301,12 +302,13 @@ class DfsClient:
         with self.appender(path) as appender:
             return appender.append(data).result()
 
-    def follow(self, path: str, *, offset: int = 0) -> Iterator[bytes]:
+    def follow(self, path: str, *, offset: int = 0, pause_s: float = FOLLOW_PAUSE_S) -> Iterator[bytes]:
         """Yield the content from an offset on, then what is appended as it commits, for ever.
 
+        While no records are appended the masters are asked every `pause_s` whether that has begun.
         Raise `Conflict` when the file is replaced or becomes shorter, `NotFound` when it is deleted.
         """
-        return self._download().follow(paths.normalise(path), offset)
+        return self._download().follow(paths.normalise(path), offset, pause_s)
 
     def get(
         self,

@@ -38,16 +38,16 @@ class Cancellation:
             raise CancelledTransfer
 
     @contextmanager
-    def watched(self, channel: Channel) -> Iterator[None]:
-        """Let `cancel` wake whoever waits on `channel` inside the block."""
+    def watched(self, *channels: Channel) -> Iterator[None]:
+        """Let `cancel` wake whoever waits on one of `channels` inside the block."""
         with self._lock:
             self.check()
-            self._channels.add(channel)
+            self._channels.update(channels)
         try:
             yield
         finally:
             with self._lock:
-                self._channels.discard(channel)
+                self._channels.difference_update(channels)
 
     def cancel(self) -> None:
         with self._lock:

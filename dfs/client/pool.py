@@ -22,6 +22,11 @@ from dfs.net.messages import ErrorReply, Message
 IDLE_PER_ADDRESS_MAX = 8  # idle connections to one server
 IDLE_MAX = 64  # idle connections in all
 IDLE_AGE_MAX_S = 60.0  # an older one may be dead without a word
+FRESH_S = (
+    0.05  # one that worked so lately is lent without a look: a peer that died since then is met in the call itself
+)
+
+_NOW = Deadline(0.0)  # has passed: look, do not wait
 
 
 class ChannelPool:
@@ -37,13 +42,17 @@ class ChannelPool:
     @contextmanager
     def channel(self, address: str, deadline: Deadline, *, bulk: bool = False) -> Iterator[Channel]:
         """Lend a channel; it is kept for others when the block ends without an error, and closed otherwise."""
-        channel = self._take(address, bulk) or Channel.connect(address, self._key, deadline, bulk=bulk)
+        channel = self.take(address, deadline, bulk=bulk)
         try:
             yield channel
         except BaseException:
             channel.close()
             raise
-        self._give_back(channel, address, bulk)
+        self.give(address, channel, bulk=bulk)
+
+    def take(self, address: str, deadline: Deadline, *, bulk: bool = False) -> Channel:
+        """Return a channel that is the caller's alone, to be given back after use, or closed after an error."""
+        return self._take(address, bulk) or Channel.connect(address, self._key, deadline, bulk=bulk)
 
     def close(self) -> None:
         """Close what is idle; what is lent is closed when it comes back."""
@@ -55,7 +64,7 @@ class ChannelPool:
             channel.close()
 
     def _take(self, address: str, bulk: bool) -> Channel | None:
-        oldest = self._clock.monotonic() - IDLE_AGE_MAX_S
+        now_s = self._clock.monotonic()
         while True:
             with self._lock:
                 if self._is_closed:
@@ -65,11 +74,15 @@ class ChannelPool:
                     return None
                 since, channel = channels.pop()
             # An idle connection has nothing to say: whatever can be read is its end, or not meant for us.
-            if since >= oldest and not channel.is_broken and not channel.wait_readable(Deadline(0.0)):
+            age_s = now_s - since
+            if not channel.is_broken and (
+                age_s < FRESH_S or (age_s <= IDLE_AGE_MAX_S and not channel.wait_readable(_NOW))
+            ):
                 return channel
             channel.close()
 
-    def _give_back(self, channel: Channel, address: str, bulk: bool) -> None:
+    def give(self, address: str, channel: Channel, *, bulk: bool = False) -> None:
+        """Keep a channel for the next call, or close it when it cannot be used or there are enough."""
         now_s = self._clock.monotonic()
         closing = []
         with self._lock:

@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import msgspec
+
 from dfs.checksum import block_checksums, combine_blocks
+from dfs.client.fan_out import FAN_OUT_SIZE_MAX, ServerFailed, store_everywhere
 from dfs.client.parallel import Cancellation
 from dfs.client.plan import ReadPlan, ServerHealth, blamed
 from dfs.client.pool import ChannelPool, stalls_as_failures
@@ -27,7 +30,8 @@ from dfs.errors import (
     DfsError,
     ProtocolError,
 )
-from dfs.ids import ChunkHandle, id_text
+from dfs.fast_paths import FastPath, is_on
+from dfs.ids import ChunkHandle, ServerId, id_text
 from dfs.log import get_logger
 from dfs.net.blocking import Channel, expect
 from dfs.net.messages import (
@@ -84,6 +88,7 @@ class Transfer:
 
     def __init__(self, pool: ChannelPool, health: ServerHealth, reader: ReplicaReader) -> None:
         self._pool = pool
+        self._fans_out = is_on(FastPath.FAN_OUT)
         self.health = health
         self.reader = reader
 
@@ -121,28 +126,44 @@ class Transfer:
 
     def store_chunk(self, target: WriteTarget, data: memoryview, cancellation: Cancellation) -> NewChunk:
         """Store a chunk of at most STORE_SIZE_MAX bytes by one attempt, in one message; raise `ChunkNotWritten`."""
-        head = target.chain[0]
         checksums = block_checksums(data)
         crc = combine_blocks(checksums, len(data))
-        request = StoreChunk(
-            target.handle, target.token, tuple(server.address for server in target.chain[1:]), checksums, crc
-        )
+        request = StoreChunk(target.handle, target.token, (), checksums, crc)
         try:
-            with ExitStack() as stack:
-                with _chain_errors(target):
-                    lent = self._pool.channel(head.address, Deadline.after(CONNECT_TIMEOUT_S), bulk=True)
-                    channel = stack.enter_context(lent)
-                stack.enter_context(cancellation.watched(channel))
-                finish = Deadline.after(FINISH_TIMEOUT_S)
-                with _chain_errors(target, channel):
-                    channel.send(request, finish, payload=data)
-                    reply = expect(channel.receive(finish).message, WriteChunkReply)
-                    _check_servers(reply, target)
+            if self._fans_out and len(data) <= FAN_OUT_SIZE_MAX:
+                servers = self._store_everywhere(target, request, data, cancellation)
+            else:
+                servers = self._store_along_chain(target, request, data, cancellation)
         except ChunkNotWritten as failure:
             cancellation.check()
             self._note_not_written(target, failure)
             raise
-        return NewChunk(target.handle, len(data), crc, reply.servers)
+        return NewChunk(target.handle, len(data), crc, servers)
+
+    def _store_everywhere(
+        self, target: WriteTarget, request: StoreChunk, data: memoryview, cancellation: Cancellation
+    ) -> tuple[ServerId, ...]:
+        connect, finish = Deadline.after(CONNECT_TIMEOUT_S), Deadline.after(FINISH_TIMEOUT_S)
+        try:
+            return store_everywhere(self._pool, target.chain, request, data, cancellation, connect, finish)
+        except ServerFailed as failure:
+            raise ChunkNotWritten(failure.error, failure.failed) from None
+
+    def _store_along_chain(
+        self, target: WriteTarget, request: StoreChunk, data: memoryview, cancellation: Cancellation
+    ) -> tuple[ServerId, ...]:
+        rest = tuple(server.address for server in target.chain[1:])
+        with ExitStack() as stack:
+            with _chain_errors(target):
+                lent = self._pool.channel(target.chain[0].address, Deadline.after(CONNECT_TIMEOUT_S), bulk=True)
+                channel = stack.enter_context(lent)
+            stack.enter_context(cancellation.watched(channel))
+            finish = Deadline.after(FINISH_TIMEOUT_S)
+            with _chain_errors(target, channel):
+                channel.send(msgspec.structs.replace(request, chain=rest), finish, payload=data)
+                reply = expect(channel.receive(finish).message, WriteChunkReply)
+                _check_servers(reply, target)
+            return reply.servers
 
     def _note_not_written(self, target: WriteTarget, failure: ChunkNotWritten) -> None:
         now_s = time.monotonic()

@@ -102,7 +102,7 @@ def dump(parts: StateParts) -> Iterator[bytes]:
         (QuotaRows, ((32 + len(path), QuotaRow(path, *quota)) for path, quota in parts.quotas.items())),
         (Nodes, _node_rows(parts, trees)),
         (Sessions, _session_rows(parts)),
-        (TailRows, ((96 + len(t.path), TailRow(t.path, t.handle, t.servers, t.begun_ms)) for t in parts.tails.all())),
+        (TailRows, _tail_rows(parts)),
         (AppenderRows, _appender_rows(parts)),
         (ServerModes, _mode_rows(parts)),
     ]
@@ -188,6 +188,12 @@ def _mode_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
     for server in parts.servers.all():
         if server.is_leaving or server.maintenance_until_ms:
             yield 32, ModeRow(server.server_id, server.is_leaving, server.maintenance_until_ms)
+
+
+def _tail_rows(parts: StateParts) -> Iterator[tuple[int, TailRow]]:
+    for tail in parts.tails.all():
+        row = TailRow(tail.path, tail.handle, tail.servers, tail.begun_ms, tail.reserved)
+        yield 104 + len(tail.path), row
 
 
 def _appender_rows(parts: StateParts) -> Iterator[tuple[int, Row]]:
@@ -337,7 +343,7 @@ class Loader:
         self.parts.quotas.set(row.path, Quota(row.names, row.stored_size))
 
     def _take_tail(self, row: TailRow) -> None:
-        self.parts.tails.open(TailRecord(row.path, row.handle, row.servers, row.begun_ms))
+        self.parts.tails.open(TailRecord(row.path, row.handle, row.servers, row.begun_ms, row.reserved))
 
     def _take_appender(self, row: AppenderRow) -> None:
         item = Remembered(row.last_sequence, row.offsets, row.used_ms)

@@ -188,6 +188,7 @@ class TailRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     handle: ChunkHandle
     servers: tuple[ServerId, ...]
     begun_ms: int
+    reserved: int = 0
 
 
 class TailRows(msgspec.Struct, frozen=True, array_like=True, tag=12):

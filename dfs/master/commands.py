@@ -123,6 +123,8 @@ class BeginTail(Message, frozen=True, array_like=True):
     """Make a chunk the open tail of a file; the chain has created it already. Reply: Done.
 
     `inode` and `version` are the file's when its appenders were read (`Conflict` otherwise); 0 makes the file.
+    `reserves`: all that the tail may take counts for the quotas; commands from before that was so do not say it, and
+    must have the outcome they had: records were acknowledged since.
     """
 
     path: str
@@ -131,6 +133,7 @@ class BeginTail(Message, frozen=True, array_like=True):
     handle: ChunkHandle
     servers: tuple[ServerId, ...]  # head first
     size_max: int
+    reserves: bool = False
 
 
 @message(0x0819)

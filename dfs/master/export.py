@@ -216,6 +216,7 @@ def _record(row: Row, trees: _Trees) -> dict[str, Any]:
                 "chunk": row.handle.hex(),
                 "servers": [server.hex() for server in row.servers],
                 "begun_ms": row.begun_ms,
+                "reserved": row.reserved,
             }
         case AppenderRow():
             return {
@@ -354,7 +355,9 @@ class _Importer:
                 return ServerModes, ModeRow(server_id, record["is_leaving"], record["maintenance_until_ms"])
             case "tail":
                 handle = ChunkHandle(bytes.fromhex(record["chunk"]))
-                return TailRows, TailRow(record["path"], handle, _servers(record), record["begun_ms"])
+                return TailRows, TailRow(
+                    record["path"], handle, _servers(record), record["begun_ms"], record.get("reserved", 0)
+                )
             case "appender":
                 return AppenderRows, _appender(record)
             case "directory" | "file":

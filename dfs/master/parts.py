@@ -68,10 +68,10 @@ class StateParts:
         self.sharing = Sharing(lambda file: chunks.reference_file(file.extents, file.replication), self.released.push)
         self.namespace = Namespace(self.sharing)
         self.snapshots = SnapshotTable()
-        self.quotas = QuotaTable()
         self.servers = ServerRegistry()
         self.sessions = SessionTable()
         self.tails = TailTable()
+        self.quotas = QuotaTable(self.tails.reserved)
         self.trash = Trash()
 
     def tick(self, now_ms: int) -> None:

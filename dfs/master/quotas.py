@@ -4,12 +4,13 @@ Owns: the limits by path, and whether a growth fits them. Refuses to know: how u
 directory are exact, dfs.master.nodes), and what grows.
 
 Names are files and directories, the directory itself not counted. Bytes are stored bytes: size times replication, as
-HDFS counts them. What is live counts; what is in the trash or in snapshots does not.
+HDFS counts them. What is live counts; what is in the trash or in snapshots does not. What an open tail may still take
+is reserved for it, so that sealing it, which must not fail, never passes a quota.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from dfs.errors import QuotaExceeded
@@ -43,8 +44,10 @@ class Growth(NamedTuple):
 class QuotaTable:
     """Quotas by the path of their directory."""
 
-    def __init__(self) -> None:
+    def __init__(self, reserved: Callable[[str], int]) -> None:
+        """`reserved`: stored bytes that open tails at a path or below it may come to."""
         self._quotas: dict[str, Quota] = {}
+        self._reserved = reserved
 
     def __len__(self) -> int:
         return len(self._quotas)
@@ -86,9 +89,22 @@ class QuotaTable:
         used = directory.file_count + directory.directory_count
         if names > 0 and 0 < quota.names < used + names:
             raise QuotaExceeded(_names_text(path, quota.names, used, names), directory=path)
-        used = directory.stored_size
-        if stored_size > 0 and 0 < quota.stored_size < used + stored_size:
-            raise QuotaExceeded(_bytes_text(path, quota.stored_size, used, stored_size), directory=path)
+        used, reserved = directory.stored_size, self._reserved(path)
+        if stored_size > 0 and 0 < quota.stored_size < used + reserved + stored_size:
+            raise QuotaExceeded(_bytes_text(path, quota.stored_size, used, reserved, stored_size), directory=path)
+
+    def room(self, place: Place) -> tuple[int, str]:
+        """Return the least number of stored bytes that the quotas on the way to a place leave, and where that is.
+
+        Without any quota of bytes the place is "".
+        """
+        least, where = 0, ""
+        for path, directory in self._limited(Growth(place, 0, 0)):
+            limit = self._quotas[path].stored_size
+            left = max(0, limit - directory.stored_size - self._reserved(path))
+            if limit and (not where or left < least):
+                least, where = left, path
+        return least, where
 
     def _limited(self, growth: Growth) -> Iterator[tuple[str, Directory]]:
         """Yield the directories with a quota on the way to a growth."""
@@ -132,9 +148,10 @@ def _names_text(path: str, limit: int, used: int, more: int) -> str:
     )
 
 
-def _bytes_text(path: str, limit: int, used: int, more: int) -> str:
+def _bytes_text(path: str, limit: int, used: int, reserved: int, more: int) -> str:
+    kept = f", {reserved} are kept for records being appended" if reserved else ""
     return (
-        f"the quota of {shown(path)} is {limit} bytes with all replicas; {used} are used, {more} more are wanted. "
-        "Remove some files (what is in the trash does not count), or have the quota raised: "
+        f"the quota of {shown(path)} is {limit} bytes with all replicas; {used} are used{kept}, {more} more are "
+        "wanted. Remove some files (what is in the trash does not count), or have the quota raised: "
         f"dfs quota set --bytes SIZE {shown(path)}"
     )

@@ -298,6 +298,10 @@ class MasterState:
         """Open tails and appenders; for reading only."""
         return self._parts.tails
 
+    def room_at(self, path: str) -> tuple[int, str]:
+        """Return how many stored bytes the quotas above a path leave, and the directory whose it is ("": none has)."""
+        return self._parts.quotas.room(self._parts.namespace.look(path))
+
     def walk_page(self, path: str, after: str, extents_told: int, limit: int) -> WalkPage:
         """Return a page of the files at and below `path`, see dfs.master.file_walk."""
         return walk_page(self._parts.find(path), after, extents_told, limit)

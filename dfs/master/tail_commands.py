@@ -37,10 +37,11 @@ def begin_tail(parts: StateParts, command: BeginTail) -> Done:
             "put) to merge them"
         )
     replication = parts.replication if file is None else file.replication
-    parts.require_room(int(file is None), replication, place)  # quotas can be exceeded by what one tail takes
+    reserved = command.size_max * replication if command.reserves else 0
+    parts.require_room(int(file is None), reserved or replication, place)
     parts.require_total(0, command.size_max * replication)
     parts.tails.require_memory()
-    parts.tails.open(TailRecord(path, command.handle, command.servers, parts.clock_ms))
+    parts.tails.open(TailRecord(path, command.handle, command.servers, parts.clock_ms, reserved))
     if file is None:
         made = File(0, 0, parts.clock_ms, replication, 0, packing.EMPTY)
         parts.namespace.create_file(place, made, parts.clock_ms)

@@ -23,6 +23,7 @@ from dfs.errors import (
     NotEnoughServers,
     NotFound,
     ProtocolError,
+    QuotaExceeded,
     TailOpen,
 )
 from dfs.ids import ChunkHandle, ServerId, allocated_ms, id_text
@@ -101,6 +102,7 @@ class TailDesk:
             await self._leadership.barrier(deadline)
             await self._wait_free(message.path, deadline)
             async with self._turn(message.path):
+                self._check_identity(message)
                 tail = self._state.tails.at(message.path)
                 if tail is not None and (tail.handle == message.broken or not self._is_served(tail)):
                     await self._seal(tail)
@@ -137,6 +139,8 @@ class TailDesk:
 
     def _note(self, tail: HeldTail, now_s: float) -> None:
         before = self._seen.get(tail.handle)
+        if before is not None and before[0] < 0:
+            return  # a restarted server stays one, whatever the head still tells
         if before is None or before[0] != tail.length:
             self._seen[tail.handle] = (tail.length, now_s)
 
@@ -214,15 +218,16 @@ class TailDesk:
                 raise
             place = self._access.allocate(Allocate(1, replication))
         handle, chain = place.chunks[0].handle, [place.servers[index] for index in place.chunks[0].chain]
-        size_max = place.chunk_size
+        size_max = await self._allowed_size(message, place.replication, place.chunk_size)
         create = CreateTail(
             handle,
             self._seal_token(handle),
             tuple(server.address for server in chain[1:]),
             base,
             size_max,
-            size_max // RECORDS_PER_CHUNK_MIN,
+            place.chunk_size // RECORDS_PER_CHUNK_MIN,
             seeds,
+            is_head=True,
         )
         try:
             made = await self.ask(chain[0].address, create, CreateTailReply, CREATE_TIMEOUT_S)
@@ -234,11 +239,46 @@ class TailDesk:
         if made.servers != tuple(server.server_id for server in chain):
             raise ProtocolError(f"tail {id_text(handle)} was made by other servers than those of its chain")
         try:
-            await self._leadership.decree(BeginTail(message.path, inode, version, handle, made.servers, size_max))
+            begin = BeginTail(message.path, inode, version, handle, made.servers, size_max, reserves=True)
+            await self._leadership.decree(begin)
         except Conflict:
             return None  # the file changed meanwhile
+        except QuotaExceeded:
+            left, where = self._state.room_at(message.path)
+            if not where or left >= size_max * place.replication:
+                raise  # too many names
+            return None  # somebody else took the room meanwhile
         log.info("tail_opened", path=message.path, handle=handle, base=base, servers=len(chain))
         return self._state.tails.at(message.path)
+
+    async def _allowed_size(self, message: OpenTail, replication: int, chunk_size: int) -> int:
+        """Return how many bytes a new tail may take within all quotas; raise `QuotaExceeded`.
+
+        All of that is reserved for it. So when too little is left, other tails below the same quota are sealed: what
+        they did not use is free then.
+        """
+        wanted = max(1, message.room) * replication
+        left, where = self._state.room_at(message.path)
+        if where and left < wanted:
+            for tail in self._state.tails.below(where):
+                await self._seal(tail)
+            left, where = self._state.room_at(message.path)
+        if where and left < wanted:
+            raise QuotaExceeded(
+                f"the quota of {shown(where)} leaves {left} bytes with all replicas; records of {wanted} are to be "
+                f"appended to {shown(message.path)}. Remove some files (what is in the trash does not count), or have "
+                f"the quota raised: dfs quota set --bytes SIZE {shown(where)}",
+                directory=where,
+            )
+        return min(chunk_size, left // replication) if where else chunk_size
+
+    def _check_identity(self, message: OpenTail) -> None:
+        """Raise `Conflict` or `NotFound` when the caller appended to a file that is not at this path any more."""
+        if message.inode and self._state.stat(message.path).inode != message.inode:
+            raise Conflict(
+                f"{shown(message.path)} is another file now than the one that was appended to, which was moved or "
+                "removed; look there for the last records, then go on as a new appender"
+            )
 
     def _file(self, message: OpenTail) -> tuple[int, int, int, int]:
         """Return inode, version, size and replication of the file, zeros when it is to be made."""
@@ -256,7 +296,8 @@ class TailDesk:
         table = ServerTable(self._state, self._view, self._clock.monotonic())
         expires_ms = self._clock.wall_ms() + round(self._config.token_lifetime_s * 1000)
         located = self._access.located_tail(tail, table, Rights.APPEND, expires_ms)
-        return OpenTailReply(located, table.infos(), self._config.chunk_size // RECORDS_PER_CHUNK_MIN)
+        inode = self._state.stat(tail.path).inode
+        return OpenTailReply(located, table.infos(), self._config.chunk_size // RECORDS_PER_CHUNK_MIN, inode)
 
     def _server_ids(self, addresses: Iterable[str]) -> set[ServerId]:
         wanted = set(addresses)

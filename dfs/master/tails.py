@@ -24,7 +24,6 @@ from dfs.net.messages import (
     RemoveDirectory,
     RemoveSnapshot,
     SetQuota,
-    SetReplication,
     Touch,
     Undelete,
 )
@@ -35,14 +34,13 @@ VERSIONS_MAX = 64  # of one file whose readers may go on while records are appen
 REMEMBERED_MAX = 200_000  # appenders of all files together
 IDLE_HISTORIES_MAX = 10_000  # of files without appenders: their versions are kept for readers that began before
 
-# These neither read nor move nor replace the content of a file that is there.
+# These neither read nor move nor replace the content of a file that is there, nor what a tail of it can come to.
 _HARMLESS = (
     EmptyTrash,
     MakeDirectory,
     RemoveDirectory,
     RemoveSnapshot,
     SetQuota,
-    SetReplication,
     Touch,
     Undelete,
 )
@@ -50,12 +48,13 @@ _HARMLESS = (
 
 @dataclass(frozen=True, slots=True)
 class TailRecord:
-    """The open tail of the file at `path`. `servers`: its chain, head first."""
+    """The open tail of the file at `path`. `servers`: its chain, head first; `reserved`: stored bytes it may take."""
 
     path: str
     handle: ChunkHandle
     servers: tuple[ServerId, ...]
     begun_ms: int
+    reserved: int
 
 
 class Remembered(msgspec.Struct, gc=False):
@@ -84,6 +83,7 @@ class TailTable:
         self._open: dict[str, TailRecord] = {}
         self._handles: dict[ChunkHandle, str] = {}
         self._above: Counter[str] = Counter()  # each path with an open tail, and every directory above one
+        self._reserved: Counter[str] = Counter()  # by the same paths
         self._histories: dict[int, History] = {}  # in the order of their last seals
         self._idle: OrderedDict[int, None] = OrderedDict()  # those without appenders, in the same order
         self._remembered = 0
@@ -124,15 +124,22 @@ class TailTable:
             raise LimitExceeded(f"{OPEN_TAILS_MAX} files are appended to at the same time; close some appenders")
         self._open[tail.path] = tail
         self._handles[tail.handle] = tail.path
-        self._above.update(_with_ancestors(tail.path))
+        for known in _with_ancestors(tail.path):
+            self._above[known] += 1
+            self._reserved[known] += tail.reserved
 
     def close(self, path: str) -> None:
         tail = self._open.pop(path)
         del self._handles[tail.handle]
         for known in _with_ancestors(path):
             self._above[known] -= 1
+            self._reserved[known] -= tail.reserved
             if not self._above[known]:
-                del self._above[known]
+                del self._above[known], self._reserved[known]
+
+    def reserved(self, path: str) -> int:
+        """Return how many stored bytes the open tails at a path or below it can come to."""
+        return self._reserved[path]
 
     def leave(self, handle: ChunkHandle, server_id: ServerId) -> bool:
         """Take a server that is gone out of the chain of a tail; the last one takes the tail along.
@@ -237,12 +244,16 @@ class TailTable:
     def check_invariants(self) -> None:
         """Raise AssertionError unless the table agrees with itself."""
         counted: Counter[str] = Counter()
+        reserved: Counter[str] = Counter()
         for path, tail in self._open.items():
             assert tail.path == path, f"tail {path} is kept under another path"
             assert tail.servers, f"tail {path} is on no server"
             assert self._handles.get(tail.handle) == path, f"tail {path} is not found by its handle"
             counted.update(_with_ancestors(path))
+            for known in _with_ancestors(path):
+                reserved[known] += tail.reserved
         assert counted == self._above, f"directories above tails are {self._above}, should be {counted}"
+        assert reserved == self._reserved, f"{self._reserved} is reserved for tails, should be {reserved}"
         assert len(self._handles) == len(self._open), "handles of closed tails are kept"
         count = sum(len(history.appenders) for history in self._histories.values())
         assert count == self._remembered, f"{count} appenders are remembered, {self._remembered} were counted"

@@ -1,7 +1,7 @@
 """Appenders against a cluster that is being killed: real processes, each acknowledgement written down.
 
 Owns: appenders that may be killed with -9 and go on under their identity, the killing of nodes, and the final look.
-Refuses to know: what is promised (dfs.testing.records judges).
+Refuses to know: what is promised (dfs.chaos.records judges).
 
 Run it by hand for longer: `python -m dfs.testing.append_chaos --rounds 5 --appenders 16 --records 5000`.
 """
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
 from dfs.client import ClusterAccess, DfsClient
 from dfs.config import load_config
 from dfs.errors import DfsError
 from dfs.net.messages import Locate, LocateReply
 from dfs.testing.cluster import ClusterUnderTest, wait_until
-from dfs.testing.records import Acknowledged, check_exactly_once, make_record
 
 PATH = "/log"
 SIZE_MIN, SIZE_MAX = 100, 64 * 1024

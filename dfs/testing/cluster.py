@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Final
 
 from dfs.client import ClusterAccess, DfsClient, ReadRules
@@ -23,22 +23,12 @@ from dfs.clock import Deadline
 from dfs.config import MIB, load_config
 from dfs.errors import DeadlineExceeded, DfsError
 from dfs.local.cluster import LocalCluster
+from dfs.local.loopback import cluster_ini
 from dfs.net.parts import MasterStatus
-from dfs.testing.ports import free_ports
 from dfs.testing.replicas import StoredReplica, stored_in
 
 WAIT_S = 60.0  # patience on a busy test machine; nothing waits that long on a good day
-LOOPBACK = "127.0.0.1"
 EVERYWHERE: Final[Mapping[str, str]] = {}
-_FAST: Final = {  # the defaults are for machines rooms apart
-    "replication": "3",
-    "disk_reserve": "64 MiB",
-    "heartbeat_interval": "300 ms",
-    "dead_after": "3 s",
-    "repair_after": "6 s",
-    "balance": "no",
-    "client_timeout": "20 s",
-}
 
 
 class ClusterUnderTest:
@@ -191,33 +181,3 @@ def wait_until(condition: Callable[[], bool], wait_s: float, what: str, *, inter
         if deadline.has_passed:
             raise DeadlineExceeded(f"it did not come true within {wait_s:g} s that {what}")
         time.sleep(interval_s)
-
-
-def cluster_ini(
-    masters: int,
-    chunk_servers: int,
-    disks: int,
-    settings: Mapping[str, str],
-    hosts: Mapping[str, str] = MappingProxyType({}),
-) -> str:
-    """Return the text of a cluster.ini on free ports, quick to notice deaths; on loopback where `hosts` is silent."""
-    ports = iter(free_ports(2 * masters + chunk_servers))
-    values = {"name": "test", "secret_file": "cluster.secret", "run_dir": "run", **_FAST, **settings}
-    lines = ["[cluster]", *(f"{key} = {value}" for key, value in values.items())]
-    for number in range(1, masters + 1):
-        host = hosts.get(f"m{number}", LOOPBACK)
-        lines += [
-            f"[master:m{number}]",
-            f"address = {host}:{next(ports)}",
-            f"raft_address = {host}:{next(ports)}",
-            f"data_dir = m{number}",
-        ]
-    for number in range(1, chunk_servers + 1):
-        folders = ", ".join(f"c{number}/disk{disk}" for disk in range(1, disks + 1))
-        lines += [
-            f"[chunk:c{number}]",
-            f"address = {hosts.get(f'c{number}', LOOPBACK)}:{next(ports)}",
-            f"data_dirs = {folders}",
-            f"rack = r{number}",
-        ]
-    return "\n".join(lines) + "\n"

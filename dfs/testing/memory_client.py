@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from dfs import checksum, paths
 from dfs.client import FileChecksum
 from dfs.errors import (
     AlreadyExists,
+    Conflict,
     DfsError,
     DirectoryNotEmpty,
     InvalidArgument,
@@ -301,6 +303,17 @@ class MemoryClient(MemoryPacking):
             raise IsADirectory(f"{path!r} is a directory; only files have content")
         view = memoryview(content)[offset : None if length is None else offset + length]
         return (view[start : start + PIECE_SIZE] for start in range(0, len(view), PIECE_SIZE))
+
+    def follow(self, path: str, *, offset: int = 0, pause_s: float = 0.2) -> Iterator[bytes]:
+        while True:
+            content = self._node("follow", paths.normalise(path)).content
+            assert content is not None, "only files are followed"
+            if len(content) < offset:
+                raise Conflict(f"{path!r} has {len(content)} bytes, less than the {offset} that were read already")
+            if offset < len(content):
+                yield content[offset:]
+                offset = len(content)
+            time.sleep(pause_s)
 
     def checksum(self, path: str) -> FileChecksum:
         data = b"".join(self.read(path))

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from dfs.chunk.memstore import MemoryStore
 from dfs.chunk.service import ChunkService
 from dfs.client import ClusterAccess, DfsClient, ReadRules
-from dfs.clock import Deadline
+from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
 from dfs.config import ClusterConfig, MasterConfig
 from dfs.ids import ChunkHandle, new_server_id
 from dfs.master.memory_log import MemoryGroup
@@ -108,11 +108,13 @@ class MemoryChunkServer:
 class MemoryMaster:
     """One master; it answers at its port, whoever leads."""
 
-    def __init__(self, config: ClusterConfig, name: str, group: MemoryGroup, key: ClusterKey) -> None:
+    def __init__(self, config: ClusterConfig, name: str, group: MemoryGroup, key: ClusterKey, clock: Clock) -> None:
         self.name = name
         self.state = MasterState(trash_keep_ms=int(config.trash_keep_s * 1000), replication=config.replication)
         self.log = group.join(name, self.state, self._on_leadership)
-        self.service = MasterService(config=config, name=name, state=self.state, replicated=self.log, key=key)
+        self.service = MasterService(
+            config=config, name=name, state=self.state, replicated=self.log, key=key, clock=clock
+        )
         self.server: AioServer | None = None
         self.heard: list[Message] = []
 
@@ -131,7 +133,9 @@ class MemoryCluster:
         chunk_servers: int = 3,
         chunk_size: int = 256 * 1024,
         replication: int = 3,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        """`clock`: the masters'."""
         secret = folder / "secret"
         make_secret(secret)
         self.key = ClusterKey.load(secret, CLUSTER)
@@ -140,7 +144,9 @@ class MemoryCluster:
         self._thread.start()
         self.config = self._make_config(folder, secret, masters, chunk_size, replication)
         self.group = MemoryGroup([master.name for master in self.config.masters])
-        self.masters = [MemoryMaster(self.config, master.name, self.group, self.key) for master in self.config.masters]
+        self.masters = [
+            MemoryMaster(self.config, master.name, self.group, self.key, clock) for master in self.config.masters
+        ]
         self.run(self._start_masters())
         self.chunk_servers = [
             MemoryChunkServer(f"c{number}", self.key, folder / f"c{number}") for number in range(1, chunk_servers + 1)

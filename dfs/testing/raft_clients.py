@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Hashable
 from contextvars import Context
 from typing import Any
 
+from dfs.chaos.linearizability import UNKNOWN, Call, Model
 from dfs.errors import DfsError, NotFound, NotLeader
 from dfs.master.commands import encode_command
 from dfs.net.messages import Delete, ErrorReply, MakeDirectory, Message, Mutation, RemoveDirectory, Touch
 from dfs.net.parts import CallId
-from dfs.testing.linearizability import UNKNOWN, Call, Model
 from dfs.testing.raft_referee import RuleBroken
 from dfs.testing.raft_world import Life, MasterHost, RaftWorld
 

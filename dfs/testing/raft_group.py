@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dfs.errors import DfsError, NotLeader, OutcomeUnknown
+from dfs.local.ports import free_ports
 from dfs.master.raft_state import RaftLog
 from dfs.net.auth import ClusterKey
-from dfs.testing.ports import free_ports
 
 KEY = ClusterKey.from_secret(b"a secret of thirty-two bytes, ok", "test")
 WAIT_S = 30.0

@@ -13,14 +13,15 @@ import asyncio
 import contextlib
 import gc
 import hashlib
+import itertools
 import logging
 import random
 from collections.abc import Callable, Iterator
 from contextvars import Context
 from dataclasses import dataclass, field
 
+from dfs.chaos.linearizability import check, split
 from dfs.errors import DfsError, DiskFailed, DiskFull
-from dfs.testing.linearizability import check, split
 from dfs.testing.raft_clients import MODEL, Client, History
 from dfs.testing.raft_examination import examine
 from dfs.testing.raft_plan import Plan
@@ -29,6 +30,7 @@ from dfs.testing.raft_world import Life, MasterHost, RaftWorld
 from dfs.testing.virtual_loop import Machine
 
 _NOWHERE = Context()  # of what is not asked for by a machine
+RUNS_PER_COLLECTION = 16  # of the cycles that worlds leave
 SETTLE_S = 30.0  # virtual; after all is healed the masters must work again within it
 
 
@@ -53,6 +55,9 @@ def run(seed: int, *, tell: Callable[[str], None] | None = None, plan: Plan | No
         return simulation.run()
 
 
+_runs = itertools.count(1)
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No log lines of masters that are meant to fail, and no collection in the middle of a deterministic run."""
@@ -70,6 +75,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
         if was_collecting:
             gc.enable()
+            if next(_runs) % RUNS_PER_COLLECTION == 0:
+                gc.collect()  # worlds are full of cycles, and the collector alone comes too late: half a MiB a seed
 
 
 class RaftSimulation:

@@ -212,6 +212,7 @@ class RaftWorld:
         finally:
             for owner, name, value in before:
                 setattr(owner, name, value)
+            VirtualOs.forget()
 
     def _exchanged_names(self) -> list[tuple[Any, str, Any]]:
         limits = self.limits

@@ -1,7 +1,7 @@
 """Record append without sockets: real tails, seals and state, and every message may be lost, late or cut by a crash.
 
 Owns: servers, masters and appenders that are stepped by a seed, and the faults between them. Refuses to know: any
-promise (dfs.testing.records judges). A failing seed replays exactly: `python -m dfs.testing.tail_world 17 18`.
+promise (dfs.chaos.records judges). A failing seed replays exactly: `python -m dfs.testing.tail_world 17 18`.
 
 Everything runs in one thread. A call either is lost before it arrives, or its reply is lost after it took effect, or
 its receiver crashes in the middle of writing.
@@ -22,10 +22,12 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar, cast
 
+from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
 from dfs.checksum import Buffer, crc32c
 from dfs.chunk import tail_log
-from dfs.chunk.memstore import MemoryStore
 from dfs.chunk.peers import PeerConnections
+from dfs.chunk.store import FileStore
+from dfs.chunk.tail_folders import TAIL_FOLDER
 from dfs.chunk.tail_service import TailService
 from dfs.clock import SYSTEM_CLOCK, Deadline
 from dfs.errors import ChunkNotFound, ConnectionFailed, DfsError, NotEnoughServers, OutcomeUnknown, TailClosed
@@ -49,7 +51,6 @@ from dfs.net.messages import (
     ReadTailReply,
 )
 from dfs.net.parts import AllocatedChunk, LocatedTail, RecordGroup, ServerInfo
-from dfs.testing.records import Acknowledged, check_exactly_once, make_record
 
 PATH = "/log"
 SERVERS = 5
@@ -128,14 +129,15 @@ class SimPeers:
 
 
 class SimServer:
-    """One chunk server; its store stands for sealed replicas, its folder for tails on disk."""
+    """One chunk server; what is on its disk outlives it, its store as well (its own crashes are tested elsewhere)."""
 
     def __init__(self, world: TailWorld, name: str, folder: Path) -> None:
         self.name = name
         self.server_id = ServerId(name.encode().ljust(16, b"."))
-        self.store = MemoryStore(self.server_id, 1 << 40)
+        self.store = FileStore([folder], "sim", disk_reserve=0, fsync=False, volume_chunk_max=0)
+        self.store.server_id = self.server_id
         self._world = world
-        self._folder = folder
+        self._folder = folder / TAIL_FOLDER
         self.is_up = True
         self.start()
 
@@ -145,9 +147,18 @@ class SimServer:
         self.service = TailService([self._folder], self.store, peers, lambda *_: None)
         self.is_up = True
 
-    def crash_while_writing(self, rng: Random, path: Path, frame: bytes) -> None:
-        """Leave any beginning of a frame on the disk, and be down."""
-        with path.open("ab") as file:
+    def has_open(self, file: tail_log.TailFile) -> bool:
+        """Whether the present process made this tail."""
+        tail = self.service._open.get(file.handle)
+        return tail is not None and tail.file is file
+
+    def crash_while_writing(self, rng: Random, tail: tail_log.TailFile, frame: bytes) -> None:
+        """Leave any beginning of a frame on the disk, any part of its data missing, and be down."""
+        with contextlib.suppress(FileNotFoundError), tail.path.open("r+b") as file:  # a seal may have taken it away
+            if frame and rng.random() < 0.5:
+                file.seek(tail.length)
+                file.write(b"\0" * rng.randrange(200))
+            file.seek(tail.end)
             file.write(frame[: rng.randrange(len(frame) + 1)])
         self.is_up = False
 
@@ -450,7 +461,7 @@ class TailWorld:
         return b"".join(pieces)
 
     def close(self) -> None:
-        """Let go of the memory that stands for disks."""
+        """Let go of the disks."""
         for server in self.servers.values():
             server.store.close()
 
@@ -482,35 +493,46 @@ class _CrashedError(Exception):
 
 
 class _disk_crashes:  # noqa: N801 - used like a function
-    """While active, a write to a tail may end in the middle, together with its server."""
+    """While active, a write to a tail may end in the middle, together with its server; the dead write nothing."""
 
     def __init__(self, world: TailWorld) -> None:
         self._world = world
 
     def __enter__(self) -> None:
-        world, before = self._world, tail_log.TailFile.append
-        self._before = before
+        world, before, stage = self._world, tail_log.TailFile.append, tail_log.TailFile.stage
+        self._before = before, stage
 
-        def append(file: tail_log.TailFile, item: tail_log.Round, data: Buffer) -> None:
+        def staging(file: tail_log.TailFile, data: Buffer, behind: int = 0) -> None:
+            self._check_running(file)
+            stage(file, data, behind)
+
+        def append(file: tail_log.TailFile, item: tail_log.Round) -> None:
             if world.rng.random() >= world.crash_rate:
                 world.interleave()
-                before(file, item, data)
+                self._check_running(file)
+                before(file, item)
                 world.interleave()
                 if world.rng.random() >= world.crash_rate:
                     return
                 self._server(file).is_up = False  # after the sync, before anybody heard of it
                 raise _CrashedError
-            frame = tail_log.encode_round(file.handle, item) + bytes(data)
-            self._server(file).crash_while_writing(world.rng, file.path, frame)
+            self._check_running(file)
+            self._server(file).crash_while_writing(world.rng, file, tail_log.encode_round(file.handle, item))
             raise _CrashedError
 
         tail_log.TailFile.append = cast(Any, append)  # type: ignore[method-assign]
+        tail_log.TailFile.stage = cast(Any, staging)  # type: ignore[method-assign]
+
+    def _check_running(self, file: tail_log.TailFile) -> None:
+        """Raise when the process that made this tail has ended meanwhile."""
+        if not self._server(file).has_open(file):
+            raise _CrashedError
 
     def _server(self, file: tail_log.TailFile) -> SimServer:
-        return self._world.servers[file.path.parent.name]
+        return self._world.servers[file.path.parent.parent.name]
 
     def __exit__(self, *_: object) -> None:
-        tail_log.TailFile.append = self._before  # type: ignore[method-assign]
+        tail_log.TailFile.append, tail_log.TailFile.stage = self._before  # type: ignore[method-assign]
 
 
 def run_seed(seed: int, steps: int = STEPS) -> tuple[TailWorld, int]:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
 from dfs.client import DfsClient
 from dfs.net.messages import Locate, LocateReply
 from dfs.testing.chaos.namespaces import Namespaces, is_permitted
 from dfs.testing.cluster import ClusterUnderTest, wait_until
-from dfs.testing.records import Acknowledged, check_exactly_once, make_record
 
 pytestmark = [
     pytest.mark.timeout(240),

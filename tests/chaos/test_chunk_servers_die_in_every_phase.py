@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
 from dfs.testing.append_chaos import locate
 from dfs.testing.chaos import deathtraps
 from dfs.testing.chaos.deathtraps import APPEND, COPY, MOMENTS, SEAL, SMALL_WRITE, WRITE, Traps
 from dfs.testing.cluster import ClusterUnderTest, wait_until
-from dfs.testing.records import Acknowledged, check_exactly_once, make_record
 
 pytestmark = pytest.mark.timeout(300)
 SIZE = 700_000  # bytes of a file of one chunk that is no small one

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
 from dfs.client import DfsClient
 from dfs.errors import DfsError, NotFound
 from dfs.testing.cluster import ClusterUnderTest, wait_until
-from dfs.testing.records import Acknowledged, check_exactly_once, make_record
 
 ROUNDS = int(os.environ.get("DFS_ROUNDS", "3"))
 pytestmark = pytest.mark.timeout(120 + 30 * ROUNDS)

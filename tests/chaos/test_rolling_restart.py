@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
 from dfs.client import DfsClient
 from dfs.testing.cluster import ClusterUnderTest, wait_until
-from dfs.testing.records import Acknowledged, check_exactly_once, make_record
 
 pytestmark = pytest.mark.timeout(300)
 CALL_TIMEOUT_S = 20.0  # the default of a cluster under test

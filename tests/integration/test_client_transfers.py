@@ -23,6 +23,7 @@ from dfs.errors import (
     LocalFileError,
     NotFound,
 )
+from dfs.fast_paths import VARIABLE
 from dfs.ids import ChunkHandle
 from dfs.net.blocking import Channel
 from dfs.net.messages import Locate, LocateReply, Message
@@ -62,9 +63,12 @@ def quick_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "FINISH_TIMEOUT_S", 0.5)
 
 
-def test_small_puts_in_a_row_cost_one_commit_and_one_message_to_a_chunk_server_each(
-    shared: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("without", "messages"), [("", 3), ("fan-out", 1)])
+def test_small_puts_in_a_row_cost_one_commit_and_one_message_to_each_or_one_chunk_server(
+    shared: MemoryCluster, monkeypatch: pytest.MonkeyPatch, without: str, messages: int
 ) -> None:
+    monkeypatch.setenv(VARIABLE, without)
+    top = f"/row{messages}"
     sent: list[str] = []
     send = Channel.send
 
@@ -74,16 +78,16 @@ def test_small_puts_in_a_row_cost_one_commit_and_one_message_to_a_chunk_server_e
         send(channel, message, *arguments, **options)  # type: ignore[arg-type]
 
     with shared.client() as client:
-        client.put(io.BytesIO(b"first"), "/row/first", parents=True)
-        client.put(io.BytesIO(b"second"), "/row/second")
+        client.put(io.BytesIO(b"first"), f"{top}/first", parents=True)
+        client.put(io.BytesIO(b"second"), f"{top}/second")
         monkeypatch.setattr(Channel, "send", noted)
         for number in range(100):
-            client.put(io.BytesIO(b"%d" % number), f"/row/{number}")
+            client.put(io.BytesIO(b"%d" % number), f"{top}/{number}")
         monkeypatch.undo()
-        assert all(fetched(client, f"/row/{number}") == b"%d" % number for number in range(0, 100, 9))
-    assert (sent.count("CommitFile"), sent.count("StoreChunk")) == (100, 100)
+        assert all(fetched(client, f"{top}/{number}") == b"%d" % number for number in range(0, 100, 9))
+    assert (sent.count("CommitFile"), sent.count("StoreChunk")) == (100, 100 * messages)
     assert sent.count("Allocate") < 8
-    assert len(sent) == 200 + sent.count("Allocate")
+    assert len(sent) == 100 + 100 * messages + sent.count("Allocate")
 
 
 def content(size: int) -> bytes:

@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from dfs.config import load_config
 from dfs.ids import id_text
 from dfs.local.cluster import LocalCluster
+from dfs.local.ports import free_ports
 from dfs.testing.cluster import WAIT_S, ClusterUnderTest, wait_until
-from dfs.testing.ports import free_ports
 
 pytestmark = pytest.mark.timeout(240)
 SIZES = [150_000] * 11 + [2_500_000]  # chunks that share a file on the disk, and three with files of their own

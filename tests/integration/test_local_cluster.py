@@ -17,9 +17,10 @@ from dfs.clock import Deadline
 from dfs.config import ClusterConfig, load_config
 from dfs.errors import ConfigError, DeadlineExceeded, DfsError, InvalidArgument, Overloaded
 from dfs.local.cluster import LocalCluster
+from dfs.local.loopback import cluster_ini
+from dfs.local.ports import free_ports
 from dfs.local.process import ProcessMark, spawn
-from dfs.testing.cluster import ClusterUnderTest, cluster_ini, wait_until
-from dfs.testing.ports import free_ports
+from dfs.testing.cluster import ClusterUnderTest, wait_until
 
 SLEEPER = [sys.executable, "-c", "import time; print('awake', flush=True); time.sleep(600)"]
 DEAF_SLEEPER = [

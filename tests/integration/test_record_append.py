@@ -11,13 +11,16 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
 from dfs.checksum import crc32c
 from dfs.chunk.tail_reports import TailReports
 from dfs.client import DfsClient
-from dfs.errors import AppenderUnknown, Conflict, ConnectionFailed, InvalidArgument, LimitExceeded
+from dfs.client.appender import Appender
+from dfs.errors import AppenderUnknown, Conflict, ConnectionFailed, InvalidArgument, LimitExceeded, QuotaExceeded
 from dfs.ids import ChunkHandle
 from dfs.master.chunk_report import Verdict
 from dfs.master.commands import PutServer, SetServerMode
@@ -29,7 +32,6 @@ from dfs.net.parts import ReplicaReport
 from dfs.testing.append_chaos import AppendChaos, ChaosPlan
 from dfs.testing.cluster import ClusterUnderTest, wait_until
 from dfs.testing.memory_cluster import MemoryChunkServer, MemoryCluster
-from dfs.testing.records import Acknowledged, check_exactly_once, make_record
 
 pytestmark = pytest.mark.timeout(240)
 CHUNK_SIZE = 128 * 1024
@@ -293,6 +295,51 @@ def test_a_forgotten_appender_is_told_so_and_nothing_is_appended(cluster: Memory
     with pytest.raises(AppenderUnknown):
         unknown.append(b"eight").result(30)
     assert content(client) == b""
+
+
+def test_a_record_in_doubt_never_reaches_another_file(
+    cluster: MemoryCluster, client: DfsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer was lost, and the file was renamed away: sent again by path it would stand in two files."""
+    attempt = Appender._attempt
+
+    def losing(appender: Appender, *args: Any) -> Any:
+        attempt(appender, *args)
+        monkeypatch.setattr(Appender, "_attempt", attempt)
+        client.rename("/log", "/log.1")
+        client.append_record("/log", b"of the new file")
+        raise ConnectionFailed("the answer was lost")
+
+    monkeypatch.setattr(Appender, "_attempt", losing)
+    with pytest.raises(Conflict, match="another file") as refusal:
+        client.append_record("/log", b"once")
+    assert refusal.value.may_have_happened
+    assert (content(client, "/log.1"), content(client)) == (b"once", b"of the new file")
+
+
+def test_open_tails_never_pass_a_quota_and_take_all_of_it(cluster: MemoryCluster, client: DfsClient) -> None:
+    """16 files grow in a directory with room for 40 records in all: exactly those get in, at once or one by one."""
+    size, room = 1000, 40 * 1000
+    client.make_directory("/q")
+    client.quotas.set("/q", stored_size=3 * room + 2)
+    appenders = [client.appender(f"/q/{number}") for number in range(16)]
+    refusals: list[str] = []
+    for turn in range(4):
+        for appender in list(appenders):
+            try:
+                appender.append(bytes([turn]) * size).result(60)
+            except QuotaExceeded as error:
+                refusals.append(error.message)
+                appenders.remove(appender)
+    for appender in appenders:
+        appender.close()
+    held = sum(len(content(client, f"/q/{number}")) for number in range(16) if client.exists(f"/q/{number}"))
+    assert held == room
+    assert len(refusals) == 16 - len(appenders) > 0
+    assert all("dfs quota set --bytes" in message for message in refusals)
+    with pytest.raises(QuotaExceeded):
+        client.append_record("/q/0", b"???")
+    client.append_record("/elsewhere", b"???")
 
 
 def test_impossible_records_are_refused_before_they_are_sent(client: DfsClient) -> None:

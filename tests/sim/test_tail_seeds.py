@@ -12,12 +12,12 @@ from typing import TypeAlias
 
 import pytest
 
+from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
 from dfs.chunk.tail_log import Round, TailFile
 from dfs.chunk.tails import OpenTail
 from dfs.errors import DfsError
 from dfs.master import tails as memory
 from dfs.net.messages import ReplicateRecords
-from dfs.testing.records import Acknowledged, check_exactly_once, make_record
 from dfs.testing.tail_world import run_seed as run
 
 Mutation: TypeAlias = Callable[[pytest.MonkeyPatch], None]
@@ -46,7 +46,8 @@ def acknowledge_without_the_chain(patch: pytest.MonkeyPatch) -> None:
 
 
 def _storing_alone(tail: OpenTail, message: ReplicateRecords, data: bytes, *, is_head: bool) -> bool:
-    tail.file.append(Round(message.offset, message.groups), data)
+    tail.file.stage(data)
+    tail.file.append(Round(message.offset, message.groups))
     tail.durable = tail._committed = tail.file.length
     return True
 
@@ -60,8 +61,8 @@ def seal_without_a_fence(patch: pytest.MonkeyPatch) -> None:
 
 
 def acknowledge_after_a_fence(patch: pytest.MonkeyPatch) -> None:
-    def writing(file: TailFile, item: Round, data: bytes) -> None:
-        append(file, item, data)
+    def writing(file: TailFile, item: Round) -> None:
+        append(file, item)
         written.add(id(file))
 
     def is_over(tail: OpenTail) -> bool:
@@ -73,9 +74,14 @@ def acknowledge_after_a_fence(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OpenTail, "_is_over", is_over)
 
 
+def write_into_a_sealed_replica(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(TailFile, "end_writing", lambda _file: None)
+
+
 @pytest.mark.parametrize(
     "mutation",
     [
+        write_into_a_sealed_replica,
         acknowledge_without_the_chain,
         forget_appenders_at_a_seal,
         seal_without_a_fence,

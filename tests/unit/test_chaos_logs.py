@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
+from dfs.chaos.records import Acknowledged, make_record
 from dfs.checksum import crc32c
 from dfs.testing.chaos.logs import Logs, _Append, _Look
-from dfs.testing.records import Acknowledged, make_record
 
 SIZE = 60
 PATH = "/chaos/log0.0"

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from dfs.chaos.history import History
+from dfs.chaos.workloads import EDITION_SIZES, edition_bytes, edition_of
 from dfs.errors import DeadlineExceeded, DfsError, NoQuorum, NotFound
-from dfs.testing.chaos.history import History
 from dfs.testing.chaos.report import report
 from dfs.testing.chaos.schedule import TAKES_THE_QUORUM, TOUCHES_MASTERS, Fault, FaultKind, Means, plan_faults
 from dfs.testing.chaos.verdict import Verdict, judge
-from dfs.testing.chaos.workloads import EDITION_SIZES, edition_bytes, edition_of
 
 
 def answered(result: Any) -> Any:

@@ -16,19 +16,28 @@ from dfs.chunk.memstore import MemoryStore
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import Space
 from dfs.chunk.tail_folders import TAIL_FOLDER, TailFolders
-from dfs.chunk.tail_log import TailFile, TailLog, TailStart
-from dfs.chunk.tail_service import TAIL_PAYLOAD_MAX, TailService
+from dfs.chunk.tail_log import TAIL_SUFFIX, TailFile, TailLog, TailStart
+from dfs.chunk.tail_service import TAIL_PAYLOAD_MAX, TailService, receive_records
 from dfs.chunk.tails import Forward, OpenTail, Receipt
 from dfs.clock import SYSTEM_CLOCK, Deadline
-from dfs.errors import DiskFailed, DiskFull, InvalidArgument, ProtocolError, TailClosed
+from dfs.errors import ChunkCorrupt, DiskFailed, DiskFull, InvalidArgument, ProtocolError, TailClosed
 from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
 from dfs.net.blocking import Channel, Received
-from dfs.net.messages import AppendRecords, CreateTail, FenceTail, Message, PublishTail, ReplicateRecords
+from dfs.net.messages import (
+    AppendRecords,
+    CreateTail,
+    FenceTail,
+    Message,
+    PublishTail,
+    ReplicateRecords,
+    ReplicateRecordsReply,
+)
 from dfs.net.parts import RecordGroup
 
 HANDLE = ChunkHandle(bytes(range(16)))
 START = TailStart(0, 10_000, 2_500, ())
 A = b"a" * 16
+TAIL = HANDLE.hex() + TAIL_SUFFIX
 
 
 def group(sequence: int, data: bytes) -> RecordGroup:
@@ -43,8 +52,8 @@ def replicated(offset: int, sequence: int, data: bytes) -> ReplicateRecords:
     return ReplicateRecords(HANDLE, b"token", offset, (group(sequence, data),))
 
 
-def tail_in(folder: Path, forward: Forward | None = None) -> OpenTail:
-    return OpenTail(TailFile.create(folder / "tail", HANDLE, START), START.ledger(), forward)
+def tail_in(folder: Path, forward: Forward | None = None, *, is_head: bool = True) -> OpenTail:
+    return OpenTail(TailFile.create(folder / TAIL, HANDLE, START), START.ledger(), forward, is_head=is_head)
 
 
 # --- one order -------------------------------------------------------------------------------------------
@@ -53,20 +62,65 @@ def tail_in(folder: Path, forward: Forward | None = None) -> OpenTail:
 def test_head_takes_no_rounds_from_elsewhere(tmp_path: Path) -> None:
     """Whoever may append knows the token: a round of its own making must not come between those of the head."""
     tail = tail_in(tmp_path)
-    tail.append(appended(1, b"one"), b"one")
+    with pytest.raises(InvalidArgument):
+        tail.replicate(replicated(0, 1, b"forged"), b"forged")
+    assert tail.append(appended(1, b"one"), b"one").offsets == (0,)
     with pytest.raises(InvalidArgument):
         tail.replicate(replicated(3, 2, b"forged"), b"forged")
     assert tail.append(appended(2, b"two"), b"two").offsets == (3,)
-    assert TailLog(tmp_path / "tail", HANDLE).content(tail.fence()) == b"onetwo"
+    assert TailLog(tmp_path / TAIL, HANDLE).content(tail.fence()) == b"onetwo"
 
 
 def test_server_down_the_chain_orders_nothing_itself(tmp_path: Path) -> None:
-    tail = tail_in(tmp_path)
+    """Not even with the very first message: the master said who the head is."""
+    tail = tail_in(tmp_path, is_head=False)
+    with pytest.raises(InvalidArgument):
+        tail.append(appended(1, b"forged"), b"forged")
     tail.replicate(replicated(0, 1, b"one"), b"one")
     with pytest.raises(InvalidArgument):
         tail.append(appended(1, b"forged"), b"forged")
     assert tail.replicate(replicated(3, 2, b"two"), b"two") == 6
-    assert TailLog(tmp_path / "tail", HANDLE).content(tail.fence()) == b"onetwo"
+    assert TailLog(tmp_path / TAIL, HANDLE).content(tail.fence()) == b"onetwo"
+
+
+def test_round_with_a_wrong_byte_is_refused_and_does_not_count(tmp_path: Path) -> None:
+    service = service_on(disk_at(tmp_path / "a"))
+    message = CreateTail(HANDLE, b"", (), 0, 10_000, 2_500, (), is_head=False)
+    service.reply(message, b"")
+    service.reply(replicated(0, 1, b"one"), b"one")
+    with pytest.raises(ChunkCorrupt, match="checksum"):
+        service.reply(replicated(3, 2, b"two"), b"twO")
+    assert service.reply(replicated(3, 2, b"two"), b"two")[0] == ReplicateRecordsReply(6)
+
+
+class Arriving:
+    """A channel on which a payload comes."""
+
+    def __init__(self, payload: bytes) -> None:
+        self.rest = payload
+        self.sizes: list[int] = []
+
+    def receive_into(self, buffer: memoryview, _deadline: Deadline) -> None:
+        self.sizes.append(len(buffer))
+        buffer[:], self.rest = self.rest[: len(buffer)], self.rest[len(buffer) :]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "pieces"), [((70_000, 80_000), [70_000, 80_000, 0]), ((10, 20), [30]), ((200_000,), [200_000]), ((), [0])]
+)
+def test_records_are_checked_while_they_arrive_and_read_to_their_end(sizes: tuple[int, ...], pieces: list[int]) -> None:
+    records = [bytes([number]) * size for number, size in enumerate(sizes)]
+    payload = b"".join(records)
+    good = RecordGroup(A, 1, 1, sizes, tuple(map(crc32c, records)))
+    channel = Arriving(payload)
+    assert receive_records(cast(Channel, channel), (good,), len(payload)) == payload
+    assert channel.sizes == pieces
+    for wrong in range(len(sizes)):
+        crcs = [crc ^ (index == wrong) for index, crc in enumerate(good.crcs)]
+        channel = Arriving(payload)
+        with pytest.raises(ChunkCorrupt, match="checksum"):
+            receive_records(cast(Channel, channel), (RecordGroup(A, 1, 1, sizes, tuple(crcs)),), len(payload))
+        assert channel.rest == b"", "the connection can be used for the next request"
 
 
 def test_round_that_ends_in_a_bug_ends_the_tail(tmp_path: Path) -> None:
@@ -100,7 +154,7 @@ def service_on(*disks: Disk) -> TailService:
 
 def create(service: TailService) -> ChunkHandle:
     handle = new_chunk_handle()
-    service.reply(CreateTail(handle, b"", (), 0, 10_000, 2_500, ()), b"")
+    service.reply(CreateTail(handle, b"", (), 0, 10_000, 2_500, (), is_head=True), b"")
     return handle
 
 

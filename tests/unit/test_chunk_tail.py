@@ -5,15 +5,36 @@ Owns: the ledger and the file of one tail. Refuses to know: chains and masters.
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 
 from dfs.checksum import crc32c
 from dfs.chunk.tail import Ledger
-from dfs.chunk.tail_log import Round, TailFile, TailLog, TailStart, check_records, encode_round
-from dfs.errors import AppenderUnknown, ChunkCorrupt, Conflict, InvalidArgument, LimitExceeded, TailClosed
+from dfs.chunk.tail_log import (
+    FORMAT_VERSION,
+    JOURNAL_START,
+    TAIL_SUFFIX,
+    Round,
+    TailFile,
+    TailLog,
+    TailStart,
+    check_records,
+    encode_frame,
+    encode_round,
+)
+from dfs.errors import (
+    AppenderUnknown,
+    ChunkCorrupt,
+    Conflict,
+    InvalidArgument,
+    LimitExceeded,
+    TailClosed,
+    VersionMismatch,
+)
 from dfs.ids import ChunkHandle
 from dfs.net.messages import APPENDERS_MAX, GROUP_RECORDS_MAX, RESULTS_MAX
 from dfs.net.parts import AppenderState, RecordGroup
@@ -21,6 +42,7 @@ from dfs.net.parts import AppenderState, RecordGroup
 A, B = b"a" * 16, b"b" * 16
 HANDLE = ChunkHandle(bytes(range(16)))
 BASE = 1000
+TAIL = HANDLE.hex() + TAIL_SUFFIX
 
 
 def group(appender: bytes, first: int, *sizes: int, unacked: int | None = None, closing: bool = False) -> RecordGroup:
@@ -93,10 +115,11 @@ def test_what_is_known_from_earlier_tails_is_recognised() -> None:
 def test_a_full_tail_takes_nothing_of_a_group_that_does_not_fit() -> None:
     tail = ledger(100)
     tail.admit(group(A, 1, 60))
-    with pytest.raises(TailClosed):
+    with pytest.raises(TailClosed) as refusal:
         tail.admit(group(A, 2, 20, 21))
+    assert refusal.value.details == {"room": "41"}, "what the next tail must be able to take"
     with pytest.raises(LimitExceeded):
-        tail.admit(group(A, 2, 50, 51))  # no tail would ever take it: to ask for the next one would never end
+        tail.admit(group(A, 2, *[2_500] * 5))  # no tail would ever take it: to ask for the next one would never end
     assert tail.admit(group(A, 2, 40)).offsets == (BASE + 60,)
     assert tail.admit(group(A, 2, 40)).offsets == (BASE + 60,), "also a full tail answers what was there"
 
@@ -163,30 +186,48 @@ def filled(path: Path, rounds: int = 6) -> tuple[TailFile, list[Round], bytes]:
         for one in groups:
             table.admit(one)
         data = b"".join(map(data_of, groups))
-        file.append(item, data)
+        file.stage(data)
+        file.append(item)
         made.append(item)
         content += data
     return file, made, content
 
 
 def test_a_tail_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    file, rounds, content = filled(tmp_path / "tail")
-    log = TailLog(tmp_path / "tail", HANDLE)
+    file, rounds, content = filled(tmp_path / TAIL)
+    log = TailLog(tmp_path / TAIL, HANDLE)
     assert (log.length, log.content(log.length)) == (file.length, content)
     half = rounds[3].offset
     assert log.content(half) == content[:half]
     assert {state.appender: state.last_sequence for state in log.ledger(half).changed()} == {A: 6, B: 5}
     with pytest.raises(ChunkCorrupt):
         log.content(half + 1)
+    assert (tmp_path / TAIL).read_bytes()[: len(content)] == content, "as a sealed replica has it"
 
 
-def test_a_tail_cut_at_any_byte_holds_exactly_the_rounds_before(tmp_path: Path) -> None:
-    filled(tmp_path / "tail", 3)
-    data, cut = (tmp_path / "tail").read_bytes(), tmp_path / "cut"
-    whole = TailLog(tmp_path / "tail", HANDLE)
+def parts_of(path: Path) -> tuple[bytes, bytes]:
+    """Return the data and the journal of a tail."""
+    with path.open("rb") as file:
+        data = file.read(4096).rstrip(b"\0")
+        file.seek(JOURNAL_START)
+        return data, file.read()
+
+
+def put_together(path: Path, data: bytes, journal: bytes) -> Path:
+    with path.open("wb") as file:
+        file.write(data)
+        file.seek(JOURNAL_START)
+        file.write(journal)
+    return path
+
+
+def test_a_journal_cut_at_any_byte_holds_exactly_the_rounds_before(tmp_path: Path) -> None:
+    filled(tmp_path / TAIL, 3)
+    data, journal = parts_of(tmp_path / TAIL)
+    whole = TailLog(tmp_path / TAIL, HANDLE)
     ends = [0]
-    for size in range(len(data)):
-        cut.write_bytes(data[:size])
+    for size in range(len(journal) + 1):
+        cut = put_together(tmp_path / f"cut{TAIL_SUFFIX}", data, journal[:size])
         try:
             found = TailLog(cut, HANDLE)
         except ChunkCorrupt:
@@ -195,32 +236,67 @@ def test_a_tail_cut_at_any_byte_holds_exactly_the_rounds_before(tmp_path: Path) 
         if found.length != ends[-1]:
             ends.append(found.length)
         assert found.content(found.length) == whole.content(found.length)
-    assert len(ends) == 3, "each round appears whole, the last one not before the last byte"
+    assert len(ends) == 4, "each round appears whole, with the last byte of its frame"
+
+
+def test_a_round_whose_data_did_not_reach_the_disk_is_a_torn_end(tmp_path: Path) -> None:
+    _, rounds, content = filled(tmp_path / TAIL, 3)
+    data, journal = parts_of(tmp_path / TAIL)
+    for size in range(rounds[-1].offset, len(data)):
+        found = TailLog(put_together(tmp_path / f"cut{TAIL_SUFFIX}", data[:size], journal), HANDLE)
+        assert found.content(found.length) == content[: rounds[-1].offset]
 
 
 def test_a_flipped_bit_is_a_torn_end_or_damage_but_never_other_bytes(tmp_path: Path) -> None:
-    _, rounds, content = filled(tmp_path / "tail", 3)
-    data, bad = bytearray((tmp_path / "tail").read_bytes()), tmp_path / "bad"
-    last = len(data) - rounds[-1].size - len(encode_round(HANDLE, rounds[-1]))
+    _, rounds, content = filled(tmp_path / TAIL, 3)
+    both, bad = parts_of(tmp_path / TAIL), tmp_path / f"bad{TAIL_SUFFIX}"
+    last = (rounds[-1].offset, len(both[1]) - len(encode_round(HANDLE, rounds[-1])))
     outcomes = set()
-    for position in range(0, len(data), 3):
-        data[position] ^= 0x10
-        bad.write_bytes(data)
-        data[position] ^= 0x10
+    for part, position in [(which, place) for which in (0, 1) for place in range(0, len(both[which]), 3)]:
+        pieces = [bytearray(both[0]), bytearray(both[1])]
+        pieces[part][position] ^= 0x10
         try:
-            found = TailLog(bad, HANDLE)
+            found = TailLog(put_together(bad, *map(bytes, pieces)), HANDLE)
         except ChunkCorrupt:
-            outcomes.add("damage")
-            assert position < last, "in the last round nobody can tell"
+            outcomes.add(("damage", part))
+            assert position < last[part], "in the last round nobody can tell"
             continue
-        outcomes.add("torn")
-        assert position >= last, f"byte {position} rotted in a round that others follow"
+        outcomes.add(("torn", part))
+        assert position >= last[part], f"byte {position} of {part} rotted in a round that others follow"
         assert found.content(found.length) == content[: rounds[-1].offset]
-    assert outcomes == {"damage", "torn"}
+    assert outcomes == {("damage", 0), ("damage", 1), ("torn", 0), ("torn", 1)}
+
+
+def test_a_tail_of_the_first_format_is_still_read(tmp_path: Path) -> None:
+    """One that an earlier version left when it was stopped: all of it a journal, data behind each head."""
+    _, rounds, content = filled(tmp_path / TAIL, 3)
+    old = tmp_path / HANDLE.hex()
+    start = msgspec.msgpack.encode((BASE, 100_000, 25_000, ((B, 2, (5,)),)))
+    frames = [frame_of_format_1(start, b"")]
+    for item in rounds:
+        head = msgspec.msgpack.encode(item)
+        frames.append(frame_of_format_1(head, content[item.offset : item.offset + item.size]))
+    for torn in (b"", frames[1][:50]):
+        old.write_bytes(b"".join(frames) + torn)
+        log = TailLog(old, HANDLE)
+        assert (log.length, log.content(log.length)) == (len(content), content)
+        assert log.ledger(log.length).changed() == TailLog(tmp_path / TAIL, HANDLE).ledger(len(content)).changed()
+
+
+def frame_of_format_1(head: bytes, data: bytes) -> bytes:
+    sizes = struct.pack("<II", len(head), len(data))
+    return HANDLE + sizes + struct.pack("<I", crc32c(head, crc32c(sizes))) + head + data
+
+
+def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
+    head = msgspec.msgpack.encode((BASE, 100_000, 25_000, (), FORMAT_VERSION + 1))
+    put_together(tmp_path / TAIL, b"", encode_frame(HANDLE, head))
+    with pytest.raises(VersionMismatch, match=f"format {FORMAT_VERSION + 1}"):
+        TailLog(tmp_path / TAIL, HANDLE)
 
 
 def test_readers_get_whole_records_below_what_is_committed(tmp_path: Path) -> None:
-    file, rounds, content = filled(tmp_path / "tail")
+    file, rounds, content = filled(tmp_path / TAIL)
     committed = rounds[4].offset
     position = 0
     while position < committed:
@@ -235,9 +311,9 @@ def test_readers_get_whole_records_below_what_is_committed(tmp_path: Path) -> No
 
 
 def test_a_tail_is_made_once(tmp_path: Path) -> None:
-    filled(tmp_path / "tail")
+    filled(tmp_path / TAIL)
     with pytest.raises(FileExistsError):
-        filled(tmp_path / "tail")
+        filled(tmp_path / TAIL)
 
 
 def test_a_record_with_a_wrong_byte_is_refused_on_arrival() -> None:

@@ -225,42 +225,49 @@ def test_writer_that_outlives_its_store_is_refused(tmp_path: Path) -> None:
 
 
 class Platter:
-    """Knows how much of each file was synced, and lets the power fail in the n-th sync."""
+    """Knows what of each file was synced, and lets the power fail in the n-th sync."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fails_at: int) -> None:
-        self.synced: dict[int, int] = {}
+        self.synced: dict[int, bytes] = {}
+        self.unsynced: dict[int, bytes] = {}  # what a file was to become when the power failed
         self._left = fails_at
         self._sync = os.fdatasync
         monkeypatch.setattr(os, "fdatasync", self._fdatasync)
 
     def _fdatasync(self, fd: int) -> None:
         self._left -= 1
-        if self._left < 0:
-            raise OSError(errno.EIO, "the power failed")
         status = os.fstat(fd)
-        self.synced[status.st_ino] = status.st_size
+        content = Path(f"/proc/self/fd/{fd}").read_bytes()
+        if self._left < 0:
+            self.unsynced.setdefault(status.st_ino, content)
+            raise OSError(errno.EIO, "the power failed")
+        self.synced[status.st_ino] = content
 
-    def image(self, disk: Path, target: Path, end: Callable[[bytes], bytes]) -> None:
-        """Copy a disk as it comes back; `end` says what became of bytes that were not synced."""
+    def image(self, disk: Path, target: Path, end: Callable[[bytes, bytes], bytes]) -> None:
+        """Copy a disk as it comes back; `end` says what became of the bytes from the first unsynced one on, and is
+        told what they were to be, and what they were."""
         shutil.copytree(disk, target)
         for path in (target / "volumes").iterdir():
-            original = disk / "volumes" / path.name
-            synced, whole = self.synced.get(original.stat().st_ino, 0), original.read_bytes()
-            path.write_bytes(whole[:synced] + end(whole[synced:]))
+            number = (disk / "volumes" / path.name).stat().st_ino
+            old, new = self.synced.get(number, b""), self.unsynced.get(number, path.read_bytes())
+            kept = next((n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+            path.write_bytes(new[:kept] + end(new[kept:], old[kept:]))
 
 
-ENDS: dict[str, Callable[[bytes], bytes]] = {
-    "lost": lambda _: b"",
-    "zeros": lambda rest: bytes(len(rest)),
-    "half": lambda rest: rest[: len(rest) // 2],
-    "second half": lambda rest: bytes(len(rest) // 2) + rest[len(rest) // 2 :],
+ENDS: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "lost": lambda _new, old: old,
+    "zeros": lambda new, _old: bytes(len(new)),
+    "half": lambda new, old: new[: len(new) // 2] + old[len(new) // 2 :],
+    "second half": lambda new, old: bytes(len(new) // 2) + new[len(new) // 2 :] + old[len(new) :],
 }
 
 
+@pytest.mark.parametrize("without", ["", "volume-ahead"])
 @pytest.mark.parametrize("fails_at", [0, 1, 7, 16, 29])
 def test_power_cut_loses_nothing_acknowledged_and_brings_nothing_deleted_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int, without: str
 ) -> None:
+    monkeypatch.setenv("DFS_WITHOUT", without)
     platter = Platter(monkeypatch, fails_at)
     rng = random.Random(fails_at)
     held: dict[ChunkHandle, bytes] = {}

@@ -327,7 +327,7 @@ def test_tail_follows_what_is_appended(client: MemoryClient, run: Run, monkeypat
             raise KeyboardInterrupt
         step()
 
-    monkeypatch.setattr("dfs.cli.reading.time.sleep", sleep)
+    monkeypatch.setattr("dfs.testing.memory_client.time.sleep", sleep)
     result = run("tail", "-n", "1", "-f", "/log")
     assert result.exit_code == 130
     assert result.stdout_bytes == b"last\nmore\nnew\n"

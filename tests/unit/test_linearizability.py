@@ -8,7 +8,7 @@ import tracemalloc
 from collections.abc import Hashable
 from typing import Any
 
-from dfs.testing.linearizability import UNKNOWN, Call, Model, check, split
+from dfs.chaos.linearizability import UNKNOWN, Call, Model, check, split
 
 
 def step(state: Any, name: str, argument: Any) -> tuple[Any, Hashable]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from dfs.testing.ports import BLOCK_SIZE, free_ports
+from dfs.local.ports import BLOCK_SIZE, free_ports
 
 
 def test_two_processes_are_never_given_the_same_port() -> None:
     own = {port for _ in range(40) for port in free_ports(BLOCK_SIZE // 20)}
-    program = f"from dfs.testing.ports import *; print(*(p for _ in range(40) for p in free_ports({BLOCK_SIZE // 20})))"
+    program = f"from dfs.local.ports import *; print(*(p for _ in range(40) for p in free_ports({BLOCK_SIZE // 20})))"
     other = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
     others = {int(port) for port in other.stdout.split()}
     assert others

@@ -29,13 +29,16 @@ TAIL_REPORT_MAX = 4096  # tails in one TailReport
 class OpenTail(Message, frozen=True, array_like=True):
     """Ask for the open tail of a file; one is opened when there is none.
 
-    `broken`: the tail that did not work, it is sealed first; `failed`: addresses that are to be left out.
+    `broken`: the tail that did not work, it is sealed first; `failed`: addresses that are to be left out. `inode`: only
+    if the path is still that file (`Conflict`, or `NotFound`); `room`: bytes that the tail must be able to take.
     """
 
     path: str
     create: bool = False
     broken: ChunkHandle = ChunkHandle(b"")
     failed: tuple[str, ...] = ()
+    inode: int = 0
+    room: int = 0
 
 
 @message(0x0151)
@@ -43,6 +46,7 @@ class OpenTailReply(Message, frozen=True, array_like=True):
     tail: LocatedTail
     servers: tuple[ServerInfo, ...]
     record_size_max: int
+    inode: int = 0  # of the file: whoever sends a record again must not reach another one
 
 
 @message(0x0152)
@@ -76,7 +80,10 @@ class TailReportReply(Message, frozen=True, array_like=True):
 
 @message(0x0410)
 class CreateTail(Message, frozen=True, array_like=True):
-    """A master makes a tail here, and on the servers of `chain` after this one. Reply: CreateTailReply."""
+    """A master makes a tail here, and on the servers of `chain` after this one. Reply: CreateTailReply.
+
+    `is_head`: this server orders the records, and takes them from appenders; the others take rounds only.
+    """
 
     handle: ChunkHandle
     token: bytes  # SEAL
@@ -85,6 +92,7 @@ class CreateTail(Message, frozen=True, array_like=True):
     size_max: int
     record_size_max: int
     appenders: tuple[AppenderState, ...]
+    is_head: bool
 
 
 @message(0x0411)

@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dfs.chaos.history import History
+from dfs.chaos.workloads import BookWorker, YardWorker, last_look, prepare
 from dfs.client import DfsClient
 from dfs.testing.chaos import clocks, namespaces, small_disks
 from dfs.testing.chaos.clocks import Clocks
-from dfs.testing.chaos.history import History
 from dfs.testing.chaos.logs import Logs, LogWorker, last_look_at_logs
 from dfs.testing.chaos.namespaces import Namespaces
 from dfs.testing.chaos.sabotage import SABOTEUR, SMALL_PAGES, launcher
@@ -25,7 +26,6 @@ from dfs.testing.chaos.schedule import TOUCHES_CHUNK_SERVERS, Fault, Means, Plan
 from dfs.testing.chaos.small_disks import SmallDisks
 from dfs.testing.chaos.surgeon import Surgeon
 from dfs.testing.chaos.verdict import Verdict, judge
-from dfs.testing.chaos.workloads import BookWorker, YardWorker, last_look, prepare
 from dfs.testing.cluster import ClusterUnderTest
 
 YARD_CLIENTS, YARD_READERS, BOOK_CLIENTS, LOG_CLIENTS = 4, 2, 3, 3

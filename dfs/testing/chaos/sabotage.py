@@ -111,7 +111,7 @@ class Saboteur:
     @staticmethod
     def _sealing_fence() -> contextlib.AbstractContextManager[Any]:
         """Tell a master how long a tail is, and go on appending to it."""
-        return mock.patch.object(OpenTail, "fence", lambda self: self.durable)
+        return mock.patch.multiple(OpenTail, fence=lambda self: self.durable, end=lambda _self: None)
 
     @staticmethod
     def _version_pin() -> contextlib.AbstractContextManager[Any]:

@@ -35,9 +35,10 @@ _WITHOUT_A_LOG_FLUSH = 2  # EXT4_GOING_FLAGS_NOLOGFLUSH: what is not on disk yet
 def is_permitted() -> bool:
     """Whether this process may mount such disks and cut their power."""
     with tempfile.TemporaryDirectory(prefix="dfs-probe-") as folder:
+        disk = Path(folder) / "disk"  # what is above it is mounted anew, too: that must not be a folder of others
         try:
-            with SmallDisks([Path(folder)]) as disks:
-                disks.cut_power(Path(folder))
+            with SmallDisks([disk]) as disks:
+                disks.cut_power(disk)
                 return True
         except (DfsError, OSError):
             return False

@@ -11,10 +11,11 @@ from itertools import pairwise
 
 import msgspec
 
-from dfs.testing.chaos.history import History
+from dfs.chaos.history import History
+from dfs.chaos.linearizability import check, split
+from dfs.chaos.verdict import at_share
+from dfs.chaos.workloads import BOOK, YARD
 from dfs.testing.chaos.schedule import DEPOSES_THE_LEADER, TAKES_THE_QUORUM, Fault, FaultKind
-from dfs.testing.chaos.workloads import BOOK, YARD
-from dfs.testing.linearizability import check, split
 
 Moment = tuple[Fault, float, float]  # a fault, when it struck and when the cluster was whole again (monotonic clock)
 
@@ -104,8 +105,3 @@ def _write_gaps(history: History, moments: Sequence[Moment]) -> list[float]:
 
 def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(counts.items()))
-
-
-def at_share(ordered: Sequence[float], share: float) -> float:
-    """Return the value below which this share of the ascending values lies."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -9,14 +9,26 @@ lies with a right checksum must not crash anybody either.
 from __future__ import annotations
 
 import contextlib
+import os
+import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from dfs.checksum import block_checksums, block_count, crc32c
 from dfs.chunk.layout import decode_tail, encode_tail
-from dfs.chunk.tail_log import Round, TailStart, check_records, encode_round, encode_start, parse_tail
+from dfs.chunk.tail_log import (
+    JOURNAL_START,
+    Round,
+    TailStart,
+    check_records,
+    encode_round,
+    encode_start,
+    parse_tail,
+)
 from dfs.client.settings import Settings
 from dfs.config import parse_config
 from dfs.config_default import EMBEDDED_DEFAULT
@@ -128,8 +140,25 @@ def _tail(data: bytes) -> None:
 
 
 def _tail_log(data: bytes) -> None:
-    """The file of a tail that records are appended to; heads as short as these are found by a fuzzer with their CRC."""
-    parse_tail(data, HANDLE)
+    """The file of a tail that records are appended to: behind two bytes of length its data, then its journal."""
+    size = int.from_bytes(data[:2], "big")
+    fd = os.memfd_create("tail")
+    try:
+        os.pwrite(fd, data[2 : 2 + size], 0)
+        os.pwrite(fd, data[2 + size :], JOURNAL_START)
+        parse_tail(fd, HANDLE)
+    finally:
+        os.close(fd)
+
+
+def _old_tail_log(data: bytes) -> None:
+    """The same in its first format: all of it a journal, data behind each head."""
+    fd = os.memfd_create("tail")
+    try:
+        os.pwrite(fd, data, 0)
+        parse_tail(fd, HANDLE, is_inline=True)
+    finally:
+        os.close(fd)
 
 
 def _records(data: bytes) -> None:
@@ -149,7 +178,18 @@ def _records_sample() -> bytes:
 def _tail_log_sample() -> bytes:
     group = RecordGroup(b"a" * 16, 1, 1, (3, 2), (crc32c(b"abc"), crc32c(b"de")))
     start = TailStart(100, 1000, 250, (AppenderState(b"b" * 16, 3, (7,)),))
-    return encode_start(HANDLE, start) + encode_round(HANDLE, Round(0, (group,))) + b"abcde"
+    return b"\0\5abcde" + encode_start(HANDLE, start) + encode_round(HANDLE, Round(0, (group,)))
+
+
+def _old_tail_log_sample() -> bytes:
+    group = RecordGroup(b"a" * 16, 1, 1, (3, 2), (crc32c(b"abc"), crc32c(b"de")))
+    start = TailStart(100, 1000, 250, (AppenderState(b"b" * 16, 3, (7,)),))
+    frames = []
+    for head, data in ((start, b""), (Round(0, (group,)), b"abcde")):
+        encoded = msgspec.msgpack.encode(head)
+        sizes = struct.pack("<II", len(encoded), len(data))
+        frames.append(HANDLE + sizes + struct.pack("<I", crc32c(encoded, crc32c(sizes))) + encoded + data)
+    return b"".join(frames)
 
 
 def _config(data: bytes) -> None:
@@ -220,6 +260,7 @@ TARGETS: dict[str, Target] = {
     "export": Target(_export, (b"".join(export_lines(_state().dump(), cluster="fuzz", log_index=7)),)),
     "tail": Target(_tail, (_tail_sample(),)),
     "tail_log": Target(_tail_log, (_tail_log_sample(),)),
+    "old_tail_log": Target(_old_tail_log, (_old_tail_log_sample(),)),
     "records": Target(_records, (_records_sample(),)),
     "config": Target(_config, (EMBEDDED_DEFAULT.encode(),)),
     "settings": Target(_settings, (b'{"cwd": "/", "masters": ["h:1"], "replication": 2}',)),

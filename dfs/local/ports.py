@@ -1,9 +1,9 @@
-"""Loopback ports that belong to one test process for as long as it lives, also while nobody listens on them.
+"""Loopback ports that belong to one process for as long as it lives, also while nobody listens on them.
 
 Owns: the claim of a block of ports, and the turn in which they are given out. Refuses to know: who listens.
 
-A probe alone is not enough where several test processes run at once: the port of a daemon that was killed a moment ago
-is free, and would be taken from under its restart. So each process locks a block of its own.
+A probe alone is not enough where several processes run clusters at once: the port of a daemon that was killed a moment
+ago is free, and would be taken from under its restart. So each process locks a block of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BLOCK_SIZE = 400  # ports of one process: about thirty clusters until the first 
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different loopback ports that nobody listens on, that no other test process was given, and that no
+    """Return different loopback ports that nobody listens on, that no other such process was given, and that no
     outgoing connection takes by chance."""
     turn = _turn()
     chosen: list[int] = []
@@ -38,7 +38,7 @@ def free_ports(count: int) -> list[int]:
 
 @cache
 def _turn() -> Iterator[int]:
-    folder = Path(tempfile.gettempdir()) / f"dfs-test-ports-{os.getuid()}"
+    folder = Path(tempfile.gettempdir()) / f"dfs-ports-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     for first in PORTS[::BLOCK_SIZE]:
         fd = os.open(folder / str(first), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -48,7 +48,7 @@ def _turn() -> Iterator[int]:
             os.close(fd)
             continue
         return cycle(range(first, first + BLOCK_SIZE))
-    raise DfsError(f"all {len(PORTS) // BLOCK_SIZE} blocks of test ports are taken; too many tests run at once")
+    raise DfsError(f"all {len(PORTS) // BLOCK_SIZE} blocks of ports for local clusters are taken; too many run at once")
 
 
 def _is_free(port: int) -> bool:

@@ -41,17 +41,27 @@ def make_record(appender: int, sequence: int, size: int) -> bytes:
     return _HEAD.pack(_MAGIC, appender, sequence, len(body), crc) + body
 
 
+def _require(holds: bool, words: str) -> None:
+    """Judge also under `python -O`."""
+    if not holds:
+        raise AssertionError(words)
+
+
 def parse_records(content: bytes) -> list[Found]:
     """Return the records of a file; raise AssertionError at the first byte that belongs to no whole record."""
     found, offset = [], 0
     while offset < len(content):
-        assert offset + HEAD_SIZE <= len(content), f"a torn record at {offset}: {len(content) - offset} bytes are left"
+        _require(
+            offset + HEAD_SIZE <= len(content), f"a torn record at {offset}: {len(content) - offset} bytes are left"
+        )
         magic, appender, sequence, size, crc = _HEAD.unpack_from(content, offset)
-        assert magic == _MAGIC, f"at {offset} begins no record: {content[offset : offset + 16]!r}"
+        _require(magic == _MAGIC, f"at {offset} begins no record: {content[offset : offset + 16]!r}")
         body = content[offset + HEAD_SIZE : offset + HEAD_SIZE + size]
-        assert len(body) == size, f"record {sequence} of appender {appender} at {offset} is torn: {len(body)} of {size}"
+        _require(
+            len(body) == size, f"record {sequence} of appender {appender} at {offset} is torn: {len(body)} of {size}"
+        )
         actual = crc32c(body, crc32c(struct.pack("<III", appender, sequence, size)))
-        assert actual == crc, f"record {sequence} of appender {appender} at {offset} has other bytes"
+        _require(actual == crc, f"record {sequence} of appender {appender} at {offset} has other bytes")
         found.append(Found(appender, sequence, offset))
         offset += HEAD_SIZE + size
     return found
@@ -67,19 +77,22 @@ def check_exactly_once(content: bytes, acknowledged: Iterable[Acknowledged]) -> 
     last: dict[int, int] = {}
     for record in found:
         before = last.get(record.appender, 0)
-        assert record.sequence > before, (
+        _require(
+            record.sequence > before,
             f"record {record.sequence} of appender {record.appender} at {record.offset} comes after record {before}: "
-            "it is doubled or out of order"
+            "it is doubled or out of order",
         )
-        assert record.sequence == before + 1, (
+        _require(
+            record.sequence == before + 1,
             f"record {record.sequence} of appender {record.appender} at {record.offset} follows record {before}: "
-            "one is missing"
+            "one is missing",
         )
         last[record.appender] = record.sequence
     places = {(record.appender, record.sequence): record.offset for record in found}
     for appender, sequence, offset in acknowledged:
         actual = places.get((appender, sequence))
-        assert actual == offset, (
-            f"record {sequence} of appender {appender} was acknowledged at {offset}, it is at {actual}"
+        _require(
+            actual == offset,
+            f"record {sequence} of appender {appender} was acknowledged at {offset}, it is at {actual}",
         )
     return found

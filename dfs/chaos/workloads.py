@@ -17,11 +17,12 @@ import struct
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from dfs.chaos.history import History
+from dfs.chaos.linearizability import Model
 from dfs.client import DfsClient
 from dfs.errors import Conflict, DfsError
-from dfs.testing.chaos.history import History
-from dfs.testing.linearizability import Model
 
+ROOT = "/chaos"  # where a cluster is there for the run alone
 NAMES = ("a", "b", "c")
 EDITION_SIZES = (0, 100, 70_000, 300_000)  # bytes: empty, one block, two blocks, several chunks of a small chunk size
 STILL_BOOK = "stillbook"
@@ -64,15 +65,17 @@ YARD = Model((None,) * len(NAMES), yard_step)
 class YardWorker:
     """One client of the yards; `step` does one call. A reader only looks, so nothing tells it of another leader."""
 
-    def __init__(self, number: int, seed: int, history: History, yards: int, *, is_reader: bool = False) -> None:
+    def __init__(
+        self, number: int, seed: int, history: History, yards: int, *, is_reader: bool = False, root: str = ROOT
+    ) -> None:
         self._weights = (0, 0, 0, 2, 1) if is_reader else (5, 4, 2, 4, 2)
         self._rng = random.Random(f"yard {seed} {number}")  # noqa: S311 - a seed must replay
-        self._history, self._yards = history, yards
+        self._history, self._yards, self._root = history, yards, root
         self._next_value = number * 1_000_000_000
 
     def step(self, client: DfsClient) -> None:
         rng = self._rng
-        yard = f"/chaos/yard{rng.randrange(self._yards)}"
+        yard = f"{self._root}/yard{rng.randrange(self._yards)}"
         name = rng.choices(("touch", "move", "delete", "look", "list"), self._weights)[0]
         argument: Any = rng.choice(NAMES)
         if name == "touch":
@@ -141,19 +144,19 @@ def edition_of(content: bytes) -> int:
 class BookWorker:
     """One client of the books; `step` does one call."""
 
-    def __init__(self, number: int, seed: int, history: History, books: int) -> None:
+    def __init__(self, number: int, seed: int, history: History, books: int, *, root: str = ROOT) -> None:
         self._rng = random.Random(f"book {seed} {number}")  # noqa: S311 - a seed must replay
-        self._history, self._books = history, books
+        self._history, self._books, self._root = history, books, root
         self._next_edition = (number + 1) * 1_000_000
 
     def step(self, client: DfsClient) -> None:
         rng = self._rng
-        book = f"/chaos/book{rng.randrange(self._books)}"
+        book = f"{self._root}/book{rng.randrange(self._books)}"
         name = rng.choices(("put", "read", "read still", "delete"), (4, 4, 3, 1))[0]
         argument = None
         content = b""
         if name == "read still":
-            book, name = f"/chaos/{STILL_BOOK}{rng.randrange(self._books)}", "read"
+            book, name = f"{self._root}/{STILL_BOOK}{rng.randrange(self._books)}", "read"
         elif name == "put":
             size = rng.choice(EDITION_SIZES)
             self._next_edition += 1
@@ -187,24 +190,24 @@ def _read_whole(client: DfsClient, path: str) -> bytes:
     return b"".join(client.read(path))
 
 
-def prepare(history: History, client: DfsClient, yards: int, books: int) -> None:
+def prepare(history: History, client: DfsClient, yards: int, books: int, *, root: str = ROOT) -> None:
     """Make the directories that the workers expect, and books that nobody will write again: damage has time to show."""
     for number in range(yards):
-        client.make_directory(f"/chaos/yard{number}", parents=True)
+        client.make_directory(f"{root}/yard{number}", parents=True)
     for number in range(books):
         edition = number + 1
         content = edition_bytes(edition, EDITION_SIZES[-1])
-        _must(run_in_book(history, client, f"/chaos/{STILL_BOOK}{number}", "put", edition, content), STILL_BOOK)
+        _must(run_in_book(history, client, f"{root}/{STILL_BOOK}{number}", "put", edition, content), STILL_BOOK)
 
 
-def last_look(history: History, client: DfsClient, yards: int, books: int) -> None:
+def last_look(history: History, client: DfsClient, yards: int, books: int, *, root: str = ROOT) -> None:
     """Read everything once more when all is healed; raise the error of a call that fails then."""
     for number in range(yards):
         for name in NAMES:
-            _must(run_in_yard(history, client, f"/chaos/yard{number}", "look", name), f"yard{number}/{name}")
+            _must(run_in_yard(history, client, f"{root}/yard{number}", "look", name), f"yard{number}/{name}")
     for number in range(books):
         for book in (f"book{number}", f"{STILL_BOOK}{number}"):
-            _must(run_in_book(history, client, f"/chaos/{book}", "read"), book)
+            _must(run_in_book(history, client, f"{root}/{book}", "read"), book)
 
 
 def _must(result: Any, what: str) -> None:
