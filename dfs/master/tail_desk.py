@@ -259,8 +259,10 @@ class TailDesk:
         """
         wanted = max(1, message.room) * replication
         left, where = self._state.room_at(message.path)
-        if where and left < wanted:
-            for tail in self._state.tails.below(where):
+        for tail in self._state.tails.below(where) if where else ():
+            if left >= wanted:
+                break
+            with contextlib.suppress(NotEnoughServers):  # one that cannot be reached keeps its room, no more
                 await self._seal(tail)
             left, where = self._state.room_at(message.path)
         if where and left < wanted:
