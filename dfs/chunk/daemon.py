@@ -6,6 +6,7 @@ Owns: the order of starting and stopping. Refuses to know: what the parts do.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
 import signal
@@ -16,6 +17,7 @@ from types import FrameType
 from dfs.chunk.copy_queue import COPIERS
 from dfs.chunk.disk import RecentSpace
 from dfs.chunk.disk_watch import DiskWatch
+from dfs.chunk.door import LocalDoor
 from dfs.chunk.heartbeat import Heartbeats, ServerCard
 from dfs.chunk.leader import LeaderConnection
 from dfs.chunk.orders import DeletionOrders
@@ -37,9 +39,7 @@ from dfs.net.metrics_port import open_metrics_port
 
 DRAIN_S = 1.0  # how long work in progress may take to end after a stop; writers try again elsewhere
 THREAD_END_S = 1.0  # how long the other threads may take
-DESCRIPTORS_WANTED = (
-    3 * CONNECTIONS_MAX + 1024
-)  # each connection with a file, those at the door, the descriptor cache, onward ones
+DESCRIPTORS_WANTED = 3 * CONNECTIONS_MAX + 1024  # a file for each connection, the door's, the cache's, onward ones
 
 log = get_logger(__name__)
 
@@ -107,25 +107,19 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
         )
         tail_reports = TailReports(service.tails, store.server_id, [master.address for master in config.masters], key)
         stack.callback(tail_reports.close)
-        threads = [
-            threading.Thread(target=tail_reports.run, args=(stop,), name="dfs tail reports", daemon=True),
-            threading.Thread(target=heartbeats.run, args=(stop,), name="dfs heartbeats", daemon=True),
-            threading.Thread(target=orders.run, args=(stop,), name="dfs orders", daemon=True),
-            threading.Thread(target=store.compactor.run, args=(stop,), name="dfs compaction", daemon=True),
-            threading.Thread(target=scrubber.run, args=(stop,), name="dfs scrubber", daemon=True),
-            threading.Thread(target=watch.run, args=(stop,), name="dfs disk watch", daemon=True),
-            *(
-                threading.Thread(target=replicator.run, args=(stop,), name=f"dfs copier {number}", daemon=True)
-                for number in range(1, COPIERS + 1)
-            ),
+        works: list[tuple[str, Callable[[threading.Event], None]]] = [
+            ("tail reports", tail_reports.run),
+            ("heartbeats", heartbeats.run),
+            ("orders", orders.run),
+            ("compaction", store.compactor.run),
+            ("scrubber", scrubber.run),
+            ("disk watch", watch.run),
+            *((f"copier {number}", replicator.run) for number in range(1, COPIERS + 1)),
         ]
         if config.local_reads and (door := _open_door(store.server_id)) is not None:
             stack.callback(door.close)
-            limits = ServeLimits(drain_s=0.0)
-            arguments = (door, key, service.door.handle, limits, stop)
-            threads.append(threading.Thread(target=serve_forever, args=arguments, name="dfs local door", daemon=True))
-        for thread in threads:
-            thread.start()
+            works.append(("local door", functools.partial(_serve_door, door, key, service.door)))
+        threads = _started(works, stop)
         stack.callback(_open_metrics(config, server, service, store, leader))
         log.info("serving", address=listener.address, server=store.server_id)
         try:
@@ -147,6 +141,20 @@ def _open_door(server_id: ServerId) -> LocalListener | None:
     except ConfigError as error:
         log.warning("local_door_closed", reason=error.message, effect="readers of this machine use the network")
         return None
+
+
+def _started(
+    works: list[tuple[str, Callable[[threading.Event], None]]], stop: threading.Event
+) -> list[threading.Thread]:
+    """Start a thread for each work; return them."""
+    threads = [threading.Thread(target=work, args=(stop,), name=f"dfs {name}", daemon=True) for name, work in works]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _serve_door(door: LocalListener, key: ClusterKey, service: LocalDoor, stop: threading.Event) -> None:
+    serve_forever(door, key, service.handle, ServeLimits(drain_s=0.0), stop)
 
 
 def _open_metrics(
