@@ -65,7 +65,7 @@ def describe_missing(config: ClusterConfig, wanted: Collection[str], client: Dfs
         return f"the leader does not hear chunk server {', '.join(absent)}"
     # One that was away for less than `dead_after` counts as alive to the leader, also before it is back.
     addresses = {server.address: server.name for server in config.chunk_servers if server.name in servers}
-    for answer in client.inspection.ping(addresses, _CALL_TIMEOUT_S):
-        if answer.error is not None:
-            return f"chunk server {addresses[answer.address]} does not answer ({answer.error})"
+    for pong in client.inspection.ping(addresses, _CALL_TIMEOUT_S):
+        if pong.error is not None:
+            return f"chunk server {addresses[pong.address]} does not pong ({pong.error})"
     return None
