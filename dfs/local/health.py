@@ -67,5 +67,5 @@ def describe_missing(config: ClusterConfig, wanted: Collection[str], client: Dfs
     addresses = {server.address: server.name for server in config.chunk_servers if server.name in servers}
     for pong in client.inspection.ping(addresses, _CALL_TIMEOUT_S):
         if pong.error is not None:
-            return f"chunk server {addresses[pong.address]} does not pong ({pong.error})"
+            return f"chunk server {addresses[pong.address]} does not answer ({pong.error})"
     return None
