@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import shutil
+import signal
 import sys
 import tempfile
 from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
 from rich.console import Console
 
@@ -83,6 +85,10 @@ def chosen_groups(text: str) -> list[str]:
     return [name for name in GROUPS if name in names]
 
 
+def end(number: int, _: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure dfs beside the machine's own limits.")
     parser.add_argument("--preset", choices=PRESETS, default="full", help="how much is done (default full)")
@@ -98,6 +104,8 @@ def main() -> None:
         sizes = replace(sizes, rounds=given.rounds)
     if given.against is not None and not given.against.is_dir():
         parser.error(f"{given.against} is no directory")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)  # no cluster is left behind
     options = {"preset": given.preset, "against": None if given.against is None else str(given.against)}
     try:
         report = run(sizes, given.only, given.against, options)

@@ -19,7 +19,7 @@ from bench.aims import DFS, PEER
 from bench.crowd import ONCE, Effort, Step, rate, run_crowd
 from bench.demo import write_random
 from bench.figures import Key
-from bench.rounds import WARM_UP, Measure, Site
+from bench.rounds import Measure, Site
 from bench.targets import Target, Where
 
 KIB = 1024
@@ -103,7 +103,7 @@ class Crew:
             run_crowd(1, job, ONCE)
 
     def _prepare(self, target: Target, large: Path) -> None:
-        for round_ in range(WARM_UP, self._sizes.rounds):
+        for round_ in self._sizes.all_rounds:
             for clients in (1, self._sizes.crowd):
                 for number in range(clients):
                     target.mkdir(own_directory(round_, clients, number))

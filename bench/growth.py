@@ -30,7 +30,7 @@ from dfs.config import GIB, KIB, MIB
 from dfs.errors import DfsError
 from dfs.testing.cluster import ClusterUnderTest
 
-LOCAL = "local disk, fsynced"
+LOCAL = "local disk"
 Ready = Callable[[Target, int], Step]  # (target, number of the client)
 
 

@@ -23,8 +23,8 @@ class Plot(NamedTuple):
 
 PLOTS: Final = {
     "size": Plot("One file, 3 replicas, fsynced", "bytes of the file", "seconds", True),
-    "count": Plot("A tree of 4 KiB files", "files", "microseconds for each file", False),
-    "entries": Plot("One directory", "entries", "microseconds", False),
+    "count": Plot("A tree of 4 KiB files", "files", "microseconds for each file", True),
+    "entries": Plot("One directory", "entries", "microseconds", True),
     "clients": Plot("Single calls", "client processes", "calls per second", False),
 }
 SIZE_INCHES: Final = (6.4, 4.0)

@@ -17,7 +17,6 @@ from bench.noise import verdict
 from dfs.config import GIB
 from dfs.testing.cluster import ClusterUnderTest
 
-WARM_UP = -1  # the number of the round that does not count
 PRODUCTION = {  # the values of the default cluster.ini, not the hasty ones of tests
     "heartbeat_interval": "1 s",
     "dead_after": "10 s",
@@ -34,6 +33,7 @@ class Sizes:
     """How much is done."""
 
     rounds: int = 3
+    warm_ups: int = 1  # rounds before those, which do not count; their numbers are negative
     seconds: float = 1.0  # of single calls by each client
     crowd: int = 8  # clients that work at the same time
     large: int = GIB  # bytes of the large file
@@ -42,6 +42,10 @@ class Sizes:
     records: int = 10_000  # small ones that are appended
     appenders: int = 16
     is_settled: bool = True  # whether the disk is drained before each measure
+
+    @property
+    def all_rounds(self) -> range:
+        return range(-self.warm_ups, self.rounds)
 
 
 FULL = Sizes()
@@ -86,14 +90,14 @@ def run_group(name: str, group: Group, site: Site) -> tuple[list[Figure], list[C
     units: dict[Key, str] = {}
     watch, calibrations = Watch(site.folder), []
     with group(site) as measures:
-        for round_ in range(WARM_UP, site.sizes.rounds):
+        for round_ in site.sizes.all_rounds:
             site.settle()
             calibrations.append(watch.calibrate(name))
             for measure in measures:
                 site.settle()
                 rate = measure.run(round_)
                 tell(name, round_, site.sizes.rounds, measure, rate)
-                if round_ != WARM_UP:
+                if round_ >= 0:
                     samples.setdefault(measure.key, []).append(rate)
                     units[measure.key] = measure.unit
         site.settle()
@@ -104,7 +108,7 @@ def run_group(name: str, group: Group, site: Site) -> tuple[list[Figure], list[C
 
 
 def tell(group: str, round_: int, rounds: int, measure: Measure, rate: float) -> None:
-    count = "warm-up" if round_ == WARM_UP else f"{round_ + 1}/{rounds}"
+    count = "warm-up" if round_ < 0 else f"{round_ + 1}/{rounds}"
     key = measure.key
     line = f"{group:8} {count:>7}  {key.workload:26} {key.clients:2} x {key.subject:22} {rate:12,.0f} {measure.unit}/s"
     print(line, file=sys.stderr, flush=True)

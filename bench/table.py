@@ -101,7 +101,7 @@ def machine_line(machine: Machine) -> str:
 
 
 def options_line(report: Report) -> str:
-    return ", ".join(f"{name} {value}" for name, value in report.options.items())
+    return ", ".join(f"{name} {value}" for name, value in report.options.items() if value is not None)
 
 
 def show(report: Report, console: Console) -> None:

@@ -99,11 +99,7 @@ class DfsTarget:
         self.client.delete(path, recursive=True, skip_trash=True)
 
     def opened(self, path: str) -> ReadAt:
-        """Return how to read of one open file: by an open handle where the client has one, else by a read each."""
-        opener = getattr(self.client, "open", None)
-        if opener is None:
-            return lambda offset, size: sum(map(len, self.client.read(path, offset=offset, length=size)))
-        file = opener(path)
+        file = self.client.open(path)
         return lambda offset, size: len(file.read_at(offset, size))
 
     def drain(self) -> None:

@@ -114,9 +114,7 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
         if config.local_reads and (door := _open_door(store.server_id)) is not None:
             stack.callback(door.close)
             works.append(("local door", functools.partial(_serve_door, door, key, service.door)))
-        threads = [threading.Thread(target=work, args=(stop,), name=f"dfs {name}", daemon=True) for name, work in works]
-        for thread in threads:
-            thread.start()
+        threads = _started(works, stop)
         stack.callback(_open_metrics(config, server, service, store, leader))
         log.info("serving", address=listener.address, server=store.server_id)
         try:

@@ -101,24 +101,6 @@ def test_leader_killed_in_every_phase_of_put_and_commit(watched: Watched, client
     assert [status.path for status in client.list("/")] == ["file"]
 
 
-def test_leader_killed_in_every_phase_of_append(watched: Watched, client: DfsClient) -> None:
-    """A tail is opened, takes records, and is sealed by a rename: each record is there once, whole and in order."""
-
-    def append_and_seal(number: int) -> None:
-        records = [b"%d-%d." % (number, sequence) * 50 for sequence in range(6)]
-        with watched.cluster.client(timeout_s=PATIENT_S) as fresh:
-            with fresh.appender(f"/log-{number}") as appender:
-                offsets = [appender.append(record).result(PATIENT_S) for record in records[:3]]
-                fresh.rename(f"/log-{number}", f"/sealed-{number}")
-            with fresh.appender(f"/sealed-{number}") as appender:
-                offsets += [appender.append(record).result(PATIENT_S) for record in records[3:]]
-        assert offsets == [len(b"".join(records[:index])) for index in range(6)]
-        assert content(client, f"/sealed-{number}") == b"".join(records)
-        assert not client.exists(f"/log-{number}")
-
-    watched.kill_in_every_phase(append_and_seal, "OpenTail", "Rename")
-
-
 class Twice:
     """A change by a client that gives up soon, and is sent again under the same id by whoever cares to know."""
 
