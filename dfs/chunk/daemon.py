@@ -67,13 +67,8 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
     with contextlib.ExitStack() as stack:
         listener = Listener.bind(server.address)  # first: a taken port must not cost a scan of all disks
         stack.callback(listener.close)
-        store = FileStore(
-            server.data_dirs,
-            config.name,
-            disk_reserve=config.disk_reserve,
-            fsync=config.fsync,
-            probe=RecentSpace(),
-        )
+        reserve, fsync, probe = config.disk_reserve, config.fsync, RecentSpace()
+        store = FileStore(server.data_dirs, config.name, disk_reserve=reserve, fsync=fsync, probe=probe)
         stack.callback(store.close)
         service = ChunkService(
             store=store,
@@ -84,7 +79,7 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
         )
         stack.callback(service.close)
         orders = DeletionOrders(store)
-        replicator = Replicator(store, key, server.address, is_serving_clients=service.is_serving_clients)
+        replicator = Replicator(store, key, server.address, is_serving_clients=service.meter.is_serving_clients)
         watch = DiskWatch(store.data_disks)
         scrubber = Scrubber(
             store,

@@ -78,6 +78,7 @@ class LocalDoor:
         finally:
             os.close(fd)
         self._meter.handed_over.add("replicas")
+        self._meter.note_client()
 
 
 def _opened_again(fd: int) -> int:

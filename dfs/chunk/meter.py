@@ -1,6 +1,7 @@
 """What a chunk server counts while it works.
 
-Owns: times and bytes of reads and writes, refusals by code. Refuses to know: how it is shown (dfs.chunk.metrics).
+Owns: times and bytes of reads and writes, refusals by code, when clients were served last. Refuses to know: how it is
+shown (dfs.chunk.metrics).
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import time
 
 from dfs.measures import Times, Totals
+
+CLIENT_SEEN_S = 0.5  # how long after a client's request this server counts as serving clients
 
 
 class ChunkMeter:
@@ -18,6 +21,15 @@ class ChunkMeter:
         self.bytes = Totals()  # in, out
         self.handed_over = Totals()  # replicas, to readers of this machine; what they read is not counted
         self.refused = Totals()  # by code
+        self._client_seen_s = float("-inf")
+
+    def note_client(self) -> None:
+        """Hear that a client, and not another chunk server, was served."""
+        self._client_seen_s = time.monotonic()
+
+    def is_serving_clients(self) -> bool:
+        """Whether clients have read or written here within the last moment."""
+        return time.monotonic() - self._client_seen_s < CLIENT_SEEN_S
 
     def read(self, size: int, begun_s: float) -> None:
         """Count a range that was sent; `begun_s` is of time.perf_counter()."""

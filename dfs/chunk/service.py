@@ -49,7 +49,6 @@ from dfs.net.messages import (
 CONNECTION_IDLE_S = 300.0  # a connection that asks nothing for so long is closed
 REPLY_TIMEOUT_S = 30.0  # for a peer to take a small reply
 READ_TIME_MAX_S = 600.0  # longest time for one read, whatever the reader says
-CLIENT_SEEN_S = 0.5  # how long after a client's request this server counts as serving clients
 SMALL_READ_SIZE = BLOCK_SIZE  # bytes up to which a read is copied into the reply: sendfile costs more calls
 
 log = get_logger(__name__)
@@ -78,7 +77,6 @@ class ChunkService:
         self._transfer = ChunkTransfer(store, self._peers, address)
         self._writes = Streams("chunk writes", STREAMS_MAX, BUFFER_SIZE)
         self._reads = Streams("chunk reads", READS_MAX)
-        self._client_seen_s = float("-inf")
         self._ranges = ByteBudget("ranges being read", RANGES_MEMORY_MAX)
         self.meter = ChunkMeter()
         self.door = LocalDoor(store, self._check_token, self._reads, self.meter)
@@ -87,10 +85,6 @@ class ChunkService:
     @property
     def active_streams(self) -> int:
         return self._writes.active + self._reads.active
-
-    def is_serving_clients(self) -> bool:
-        """Whether clients have read or written here within the last moment."""
-        return time.monotonic() - self._client_seen_s < CLIENT_SEEN_S
 
     def close(self) -> None:
         """Close the connections to other servers; those to this one end with their listener."""
@@ -108,7 +102,7 @@ class ChunkService:
                 elif isinstance(received.message, StoreChunk):
                     self._store_small(channel, received, received.message)
                 elif isinstance(received.message, TAIL_MESSAGES):
-                    self._client_seen_s = time.monotonic()
+                    self.meter.note_client()
                     self.tails.answer(channel, received)
                 else:
                     self._answer(channel, received)
@@ -182,7 +176,7 @@ class ChunkService:
                 raise
         self.meter.read(request.length, begun_s)
         if not request.is_copy:
-            self._client_seen_s = time.monotonic()
+            self.meter.note_client()
 
     def _read_ranges(self, channel: Channel, received: Received, request: ReadRanges) -> None:
         """Send the bytes of several ranges; raise only while nothing was sent, or with the channel broken."""
@@ -199,7 +193,7 @@ class ChunkService:
             reply = ReadRangesReply(tail.length, tail.crc, checksums, edges)
             channel.send(reply, received.deadline(READ_TIME_MAX_S), request_id=received.request_id, payload=data)
         self.meter.read(size, begun_s)
-        self._client_seen_s = time.monotonic()
+        self.meter.note_client()
 
     def _suspect(self, handle: ChunkHandle, error: DiskFailed) -> None:
         """Take a second look at a replica that could not be read: it judges the replica or its disk."""
@@ -228,7 +222,7 @@ class ChunkService:
             self._send(channel, received, ErrorReply.of(error))
             return upstream.skip_chunk(CONNECTION_IDLE_S)
         self.meter.wrote(upstream.size, begun_s)
-        self._client_seen_s = time.monotonic()
+        self.meter.note_client()
         log.debug("chunk_written", handle=request.handle, peer=channel.address, servers=len(reply.servers))
         self._send(channel, received, reply)
         return None
@@ -262,5 +256,5 @@ class ChunkService:
             )
             return ErrorReply.of(error)
         self.meter.wrote(len(data), begun_s)
-        self._client_seen_s = time.monotonic()
+        self.meter.note_client()
         return reply

@@ -369,7 +369,7 @@ def test_reads_for_copies_are_told_from_those_of_clients_and_give_way_to_them(
             replicator.queue.add([order(handle, sources[0], data=data, urgent=urgent)])
             assert replicator.run_once() == 1
             assert len(rests) == count
-            assert not sources[0].service.is_serving_clients(), "a copy is no client"
+            assert not sources[0].service.meter.is_serving_clients(), "a copy is no client"
             store.delete(handle)
     finally:
         replicator.close()
@@ -378,4 +378,4 @@ def test_reads_for_copies_are_told_from_those_of_clients_and_give_way_to_them(
         channel.send(ReadChunk(handle, token, 0, BLOCK_SIZE), Deadline.after(30))
         expect(channel.receive(Deadline.after(30)).message, ReadChunkReply)
         channel.skip_payload(BLOCK_SIZE, Deadline.after(30))
-        wait_until(sources[0].service.is_serving_clients, soon())
+        wait_until(sources[0].service.meter.is_serving_clients, soon())
