@@ -7,8 +7,9 @@ for what.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from dfs.errors import DeadlineExceeded
 
@@ -43,8 +44,7 @@ def boot_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(msgspec.Struct, frozen=True, gc=False):
     """A moment after which nobody waits; passed through every step of a call, so that steps share one budget."""
 
     at_s: float  # of time.monotonic()

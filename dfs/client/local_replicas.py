@@ -53,6 +53,10 @@ class LocalReplica:
     def __del__(self) -> None:
         os.close(self.fd)
 
+    def is_deleted(self) -> bool:
+        """Whether no name of the file is left."""
+        return os.fstat(self.fd).st_nlink == 0
+
     def read(self, offset: int, buffer: memoryview) -> bool:
         """Fill `buffer` with whole blocks from `offset` on, verified; False: not all of them are in memory.
 
@@ -107,11 +111,16 @@ class LocalReplicas:
         with self._lock:
             if not self._is_closed:
                 self._held[key] = found
-            while self._held and (
-                len(self._held) > HELD_MAX or next(iter(self._held.values())).used_s < now_s - IDLE_S
-            ):
-                self._held.popitem(last=False)
+            old = self._take_old(now_s - IDLE_S)
+        _let_go(old)
         return found
+
+    def _take_old(self, oldest_s: float) -> list[LocalReplica]:
+        """Take out what is too much or was not used since then; the lock is held."""
+        old = []
+        while self._held and (len(self._held) > HELD_MAX or next(iter(self._held.values())).used_s < oldest_s):
+            old.append(self._held.popitem(last=False)[1])
+        return old
 
     def drop(self, server: ServerInfo, handle: ChunkHandle) -> None:
         """Forget a replica that turned out to be bad."""
@@ -121,9 +130,10 @@ class LocalReplicas:
     def close(self) -> None:
         with self._lock:
             self._is_closed = True
+            old, doors = [*self._held.values()], [*self._doors.values()]
             self._held.clear()
-            doors = [*self._doors.values()]
             self._doors.clear()
+        _let_go(old)
         for door in doors:
             door.close()
 
@@ -170,3 +180,15 @@ class LocalReplicas:
                 self._doors[server_id] = door
                 return
         door.close()
+
+
+def _let_go(old: list[LocalReplica]) -> None:
+    """Drop replicas, those of deleted chunks in a thread of their own.
+
+    The last close of a deleted file frees its space, in the calling thread; on a disk that is mounted with `discard`
+    that may take as long as to write the chunk, and no reader should wait for it.
+    """
+    gone = [replica for replica in old if replica.is_deleted()]
+    old.clear()
+    if gone:
+        threading.Thread(target=gone.clear, name="dfs-let-go", daemon=True).start()

@@ -148,11 +148,15 @@ class BlockReading(Reading):
         end = self.plan.block_end
         while self._position < end:
             cancellation.check()
-            view = self._destination.window(self._position, min(LOCAL_PIECE_SIZE, end - self._position))
-            if not replica.read(self._position, view):
+            view = self._destination.window(self._position, min(PIECE_SIZE, end - self._position))
+            got = 0
+            while got < len(view) and replica.read(self._position + got, view[got : got + LOCAL_PIECE_SIZE]):
+                got = min(len(view), got + LOCAL_PIECE_SIZE)
+            if got:
+                self._destination.accept(self._position, view[:got])
+                self._position += got
+            if got < len(view):
                 return
-            self._destination.accept(self._position, view)
-            self._position += len(view)
 
 
 class Cut(NamedTuple):

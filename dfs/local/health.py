@@ -1,6 +1,6 @@
 """Say what is missing until a cluster is healthy.
 
-Owns: what healthy means: the wanted masters agree on a leader, and the leader hears every wanted chunk server.
+Owns: what healthy means: the wanted masters agree on a leader, which hears every wanted chunk server, and each answers.
 Refuses to know: processes and how they are started.
 """
 
@@ -61,4 +61,11 @@ def describe_missing(config: ClusterConfig, wanted: Collection[str], client: Dfs
     except DfsError as error:
         return f"the leader does not answer ({error})"
     absent = sorted(name for name in servers if states.get(name) not in ("alive", "slow"))
-    return f"the leader does not hear chunk server {', '.join(absent)}" if absent else None
+    if absent:
+        return f"the leader does not hear chunk server {', '.join(absent)}"
+    # One that was away for less than `dead_after` counts as alive to the leader, also before it is back.
+    addresses = {server.address: server.name for server in config.chunk_servers if server.name in servers}
+    for pong in client.inspection.ping(addresses, _CALL_TIMEOUT_S):
+        if pong.error is not None:
+            return f"chunk server {addresses[pong.address]} does not answer ({pong.error})"
+    return None

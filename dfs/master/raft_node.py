@@ -273,12 +273,13 @@ class RaftNode:
             self.transport.check_links()
             self.wake()
 
-    def messages_handled(self) -> None:
-        """Sync and answer at once what messages have brought; the turn that follows does the rest."""
+    def messages_handled(self, needs_turn: bool) -> None:
+        """Sync and answer at once what messages have brought; the turn that follows does the rest, if there is any."""
         if self.is_running:
             self.journal.flush()
             self.transport.flush()
-            self.wake()
+            if needs_turn:
+                self.wake()
 
     def _journal_synced(self) -> None:
         if self.is_running:

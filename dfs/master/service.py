@@ -150,7 +150,7 @@ class MasterService:
         self.meter = MasterMeter()
         self.leadership = Leadership(replicated, config, name, clock)
         self.view = ClusterView(heartbeat_interval_s=config.heartbeat_interval_s, dead_after_s=config.dead_after_s)
-        self._rng = rng or random.SystemRandom()
+        self._rng = rng or random.Random()  # noqa: S311 - it spreads load; no secret is made of it
         self.healing = Healing(config=config, state=state, view=self.view, key=key, clock=clock)
         self.reports = Reports(
             config=config,

@@ -257,19 +257,21 @@ class TailDesk:
         All of that is reserved for it. So when too little is left, other tails below the same quota are sealed: what
         they did not use is free then.
         """
-        wanted = max(1, message.room) * replication
+        wanted, tried = max(1, message.room) * replication, set[ChunkHandle]()
         left, where = self._state.room_at(message.path)
-        if where and left < wanted:
-            for tail in self._state.tails.below(where):
+        while where and left < wanted:
+            tail = next((tail for tail in self._state.tails.below(where) if tail.handle not in tried), None)
+            if tail is None:
+                raise QuotaExceeded(
+                    f"the quota of {shown(where)} leaves {left} bytes with all replicas; records of {wanted} are to be "
+                    f"appended to {shown(message.path)}. Remove some files (what is in the trash does not count), or "
+                    f"have the quota raised: dfs quota set --bytes SIZE {shown(where)}",
+                    directory=where,
+                )
+            tried.add(tail.handle)
+            with contextlib.suppress(NotEnoughServers):  # one that cannot be reached keeps its room, no more
                 await self._seal(tail)
             left, where = self._state.room_at(message.path)
-        if where and left < wanted:
-            raise QuotaExceeded(
-                f"the quota of {shown(where)} leaves {left} bytes with all replicas; records of {wanted} are to be "
-                f"appended to {shown(message.path)}. Remove some files (what is in the trash does not count), or have "
-                f"the quota raised: dfs quota set --bytes SIZE {shown(where)}",
-                directory=where,
-            )
         return min(chunk_size, left // replication) if where else chunk_size
 
     def _check_identity(self, message: OpenTail) -> None:

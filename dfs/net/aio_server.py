@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from dfs.clock import Deadline
 from dfs.config import split_address
 from dfs.errors import ConnectionFailed, DeadlineExceeded, DfsError, FrameTooLarge, Overloaded, ProtocolError
@@ -34,8 +36,7 @@ REQUEST_GRACE_S: Final = 1.0  # past its deadline a handler that still runs is c
 log = get_logger("dfs.net.aio")
 
 
-@dataclass(frozen=True, slots=True)
-class RequestContext:
+class RequestContext(msgspec.Struct, frozen=True, gc=False):
     """What a handler knows about a request beside its message. `deadline`: when the sender stops waiting."""
 
     peer: str

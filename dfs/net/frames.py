@@ -11,7 +11,8 @@ raw chunk data whose checksums travel in a header (dfs.checksum), so it is strea
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 from dfs.checksum import Buffer, crc32c
 from dfs.errors import FrameCorrupt, FrameTooLarge, VersionMismatch
@@ -27,8 +28,7 @@ PREFIX_SIZE = _FIELDS.size + _CRC.size
 assert PREFIX_SIZE == 36
 
 
-@dataclass(frozen=True, slots=True)
-class FrameHead:
+class FrameHead(msgspec.Struct, frozen=True, gc=False):
     """A checked prefix. `timeout_ms`: how long the sender will wait for the answer, 0 = not said."""
 
     type_code: int
@@ -61,11 +61,11 @@ def encode_frame(
 
 def decode_prefix(prefix: Buffer) -> FrameHead:
     """Return the head of exactly `PREFIX_SIZE` bytes; raise a ProtocolError before any size is believed."""
-    if bytes(prefix[:4]) != MAGIC:
-        raise FrameCorrupt(f"not a dfs frame (starts with {bytes(prefix[:4])!r}); is this another service's port?")
+    magic, version, flags, type_code, request_id, timeout_ms, header, payload, header_crc = _FIELDS.unpack_from(prefix)
+    if magic != MAGIC:
+        raise FrameCorrupt(f"not a dfs frame (starts with {magic!r}); is this another service's port?")
     if crc32c(memoryview(prefix)[: _FIELDS.size]) != _CRC.unpack_from(prefix, _FIELDS.size)[0]:
         raise FrameCorrupt("prefix checksum of a frame does not match; retry the call")
-    _, version, flags, type_code, request_id, timeout_ms, header, payload, header_crc = _FIELDS.unpack_from(prefix)
     if version != VERSION or flags:
         raise VersionMismatch(f"frame version {version} (flags {flags}) met, {VERSION} (0) spoken; upgrade one side")
     if header > HEADER_SIZE_MAX:

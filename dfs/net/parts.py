@@ -18,7 +18,7 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     """Base of the pieces that messages are made of."""
 
 
-class CallId(Part, frozen=True, array_like=True):
+class CallId(Part, frozen=True, array_like=True, gc=False):
     """Names one replicated call for ever. Results of calls before `first_unacked` may be forgotten.
 
     `sequence` starts at 1 and grows by 1 per new call of a session; a resend repeats it.
@@ -34,7 +34,7 @@ class Kind(enum.IntEnum):
     DIRECTORY = 2
 
 
-class FileStatus(Part, frozen=True, array_like=True):
+class FileStatus(Part, frozen=True, array_like=True, gc=False):
     """What `stat` tells. For a directory the counts are of its whole subtree, itself not counted."""
 
     path: str  # the full path; in a ListReply the name only
@@ -50,7 +50,7 @@ class FileStatus(Part, frozen=True, array_like=True):
     directory_count: int = 0
 
 
-class ServerInfo(Part, frozen=True, array_like=True):
+class ServerInfo(Part, frozen=True, array_like=True, gc=False):
     """A chunk server as clients need it."""
 
     server_id: ServerId
@@ -60,7 +60,7 @@ class ServerInfo(Part, frozen=True, array_like=True):
     is_alive: bool
 
 
-class LocatedExtent(Part, frozen=True, array_like=True):
+class LocatedExtent(Part, frozen=True, array_like=True, gc=False):
     """Bytes [`chunk_offset`, +`length`) of a sealed chunk. Extents of a reply follow each other in the file."""
 
     handle: ChunkHandle
@@ -72,7 +72,7 @@ class LocatedExtent(Part, frozen=True, array_like=True):
     replicas: tuple[int, ...]  # indexes into `servers` of the reply, live ones first
 
 
-class AllocatedChunk(Part, frozen=True, array_like=True):
+class AllocatedChunk(Part, frozen=True, array_like=True, gc=False):
     handle: ChunkHandle
     token: bytes  # WRITE token
     chain: tuple[int, ...]  # indexes into `servers` of the reply, in chain order
@@ -95,7 +95,7 @@ class NewExtent(Part, frozen=True, array_like=True, gc=False):
     length: int
 
 
-class PackedFile(Part, frozen=True, array_like=True):
+class PackedFile(Part, frozen=True, array_like=True, gc=False):
     """One of many files that one call stores: ranges of the call's chunks, which the files share.
 
     `version` 0: the call says whether an existing file may be replaced; another one: the file must still have it."""
@@ -106,7 +106,7 @@ class PackedFile(Part, frozen=True, array_like=True):
     version: int = 0
 
 
-class FileFailure(Part, frozen=True, array_like=True):
+class FileFailure(Part, frozen=True, array_like=True, gc=False):
     """Why number `index` of the files of one call was not stored; `code` is that of the error."""
 
     index: int
@@ -114,7 +114,7 @@ class FileFailure(Part, frozen=True, array_like=True):
     text: str
 
 
-class LocatedChunk(Part, frozen=True, array_like=True):
+class LocatedChunk(Part, frozen=True, array_like=True, gc=False):
     """A sealed chunk that files of one reply share."""
 
     handle: ChunkHandle
@@ -124,7 +124,7 @@ class LocatedChunk(Part, frozen=True, array_like=True):
     replicas: tuple[int, ...]  # indexes into `servers` of the reply, live ones first
 
 
-class LocatedFile(Part, frozen=True, array_like=True):
+class LocatedFile(Part, frozen=True, array_like=True, gc=False):
     """A file or directory below the asked one. A file of more extents than a reply takes, or one that records are
     being appended to, has `is_partial` set: locate it by itself."""
 
@@ -138,7 +138,7 @@ class LocatedFile(Part, frozen=True, array_like=True):
     is_partial: bool = False
 
 
-class TrashEntry(Part, frozen=True, array_like=True):
+class TrashEntry(Part, frozen=True, array_like=True, gc=False):
     trash_id: int
     path: str  # where it was deleted from, and where undelete puts it
     kind: Kind
@@ -334,7 +334,7 @@ class SpaceStatus(Part, frozen=True, array_like=True):
     snapshot_size: int = 0  # bytes of the files in all snapshots; what they share with live files costs no space
 
 
-class SurveyedExtent(Part, frozen=True, array_like=True):
+class SurveyedExtent(Part, frozen=True, array_like=True, gc=False):
     """Bytes [`chunk_offset`, +`length`) of `chunks[chunk]` of the reply."""
 
     chunk: int

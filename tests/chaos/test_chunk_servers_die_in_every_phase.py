@@ -6,11 +6,13 @@ import functools
 import io
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
+from dfs.local.health import describe_missing
 from dfs.testing.append_chaos import locate
 from dfs.testing.chaos import deathtraps
 from dfs.testing.chaos.deathtraps import APPEND, COPY, MOMENTS, SEAL, SMALL_WRITE, WRITE, Traps
@@ -48,6 +50,17 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     launchers = {name: deathtraps.launcher(folder / "traps") for name in ("c1", "c2", "c3", "c4")}
     with ClusterUnderTest(folder, launchers=launchers) as cluster:
         yield Stage(cluster, traps)
+
+
+def test_a_server_that_died_a_moment_ago_is_missed_although_its_leader_still_takes_it_for_alive(stage: Stage) -> None:
+    cluster = stage.cluster
+    with cluster.client() as client:
+        assert describe_missing(cluster.config, cluster.names(), client) is None
+        os.kill(cluster.local.pids()["c1"], signal.SIGKILL)
+        wait_until(lambda: cluster.local.died() == ["c1"], 60, "c1 has ended")
+        assert "c1" in (describe_missing(cluster.config, cluster.names(), client) or "")
+    cluster.start("c1")
+    cluster.wait_healthy()
 
 
 @pytest.mark.parametrize(("size", "steps"), [(SIZE, WRITE), (SMALL_SIZE, SMALL_WRITE)], ids=["large", "small"])

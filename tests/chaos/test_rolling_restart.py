@@ -18,7 +18,7 @@ from dfs.testing.cluster import ClusterUnderTest, wait_until
 pytestmark = pytest.mark.timeout(300)
 CALL_TIMEOUT_S = 20.0  # the default of a cluster under test
 CONTENT = os.urandom(300_000)
-CALLS_BETWEEN = 20  # calls that every client must have done before the next daemon is stopped
+CALLS_BETWEEN = 8  # calls that every client must have done before the next daemon is stopped
 
 
 class Load:

@@ -65,7 +65,7 @@ def test_lost_power_failing_disks_and_full_ones_break_no_promise(tmp_path: Path)
 def test_clocks_that_jump_break_no_promise(tmp_path: Path) -> None:
     masters = one_after_another(*[FaultKind.JUMP_LEADERS_CLOCK] * 4, calm_s=0.3)
     servers = one_after_another(*[FaultKind.JUMP_CHUNK_SERVERS_CLOCK] * 4, calm_s=0.3)
-    verdict = run_chaos(4, 8, folder=tmp_path, plan=Plan(masters, servers), means=Means(clocks=True))
+    verdict = run_chaos(4, 7, folder=tmp_path, plan=Plan(masters, servers), means=Means(clocks=True))
     assert verdict.is_clean, verdict.text()
     assert verdict.faults.get("jump_leaders_clock", 0) >= 2, verdict.text()
 

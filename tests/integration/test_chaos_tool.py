@@ -114,17 +114,17 @@ def test_a_run_that_is_killed_is_undone_and_blocks_the_next_one(
     assert "nothing is left" in chaos(environ, CLEAN, "undo")
 
 
-def test_ctrl_c_undoes_all_and_concludes_nothing(
+def test_a_run_that_is_told_to_end_undoes_all_and_concludes_nothing(
     cluster: ClusterUnderTest, environ: dict[str, str], tmp_path: Path
 ) -> None:
     wait_whole(cluster)
     run = ["run", "--yes", "--seed", "1", "--for", "100s", "--outage-min", "90s", "--outage-max", "90s"]
     process = begin(environ, *run, "--fault", "kill-follower", "--report", str(tmp_path / "report"))
     wait_until(lambda: len(cluster.local.pids()) == 5, 60, "a follower is killed")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == REFUSED, (out.decode(), err.decode())
-    assert "SIGINT" in out.decode()
+    assert "SIGTERM" in out.decode()
     assert len(cluster.local.pids()) == 6
     wait_whole(cluster)
     assert names_below_root(cluster) == []

@@ -25,6 +25,7 @@ from dfs.net.listener import ServeLimits, serve_forever
 from dfs.net.local import LocalChannel, LocalListener
 from dfs.net.messages import OpenReplica, OpenReplicaReply, Ping, Pong, ReadRanges, ReadRangesReply
 from dfs.testing.chunk_server import KEY, LoopbackChunkServer, soon, token
+from dfs.testing.cluster import wait_until
 from dfs.testing.memory_cluster import MemoryCluster
 from dfs.testing.replicas import flip, path_of, put
 
@@ -162,8 +163,8 @@ def test_descriptors_are_bounded_and_closed_in_the_end(cluster: MemoryCluster, a
     with pytest.MonkeyPatch.context() as patch, cluster.client(reads=LOCAL) as client:
         patch.setattr(local_replicas, "HELD_MAX", local_replicas_max)
         assert content(client, "/file") == data
-        assert before < held() <= before + local_replicas_max
-    assert held() == before
+        wait_until(lambda: before < held() <= before + local_replicas_max, 20, "the others are let go")
+    wait_until(lambda: held() == before, 20, "all are let go")
 
 
 def _open_files() -> Iterator[Path]:

@@ -8,6 +8,7 @@ A judge that never calls anything broken proves nothing. Run as
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import runpy
@@ -25,8 +26,11 @@ from dfs.master import access, raft_journal
 from dfs.master.service import MasterService
 from dfs.master.state import MasterState
 from dfs.master.views import ExtentsView
+from dfs.net.aio import RequestContext
+from dfs.net.messages import Locate, Message
 
 SMALL_PAGES = "small_pages"
+PAGE_PAUSE_S = 0.05  # between two pages of a file, so that somebody surely writes it anew meanwhile
 LATE_S = 1.0  # how long a lying disk holds back what it called durable
 
 
@@ -115,13 +119,21 @@ class Saboteur:
 
     @staticmethod
     def _version_pin() -> contextlib.AbstractContextManager[Any]:
-        """Locate the next page of a file whatever version of it the reader began with."""
-        extents = MasterState.extents
+        """Locate the next page of a file whatever version of it the reader began with, and not too soon."""
+        extents, locate = MasterState.extents, MasterService._locate
 
         def unpinned(self: MasterState, path: str, first_extent: int, count: int, _version: int) -> ExtentsView:
             return extents(self, path, first_extent, count, 0)
 
-        return mock.patch.object(MasterState, "extents", unpinned)
+        async def locate_late(self: MasterService, message: Locate, context: RequestContext) -> Message:
+            if message.first_extent:
+                await asyncio.sleep(PAGE_PAUSE_S)
+            return await locate(self, message, context)
+
+        stack = contextlib.ExitStack()
+        stack.enter_context(mock.patch.object(MasterState, "extents", unpinned))
+        stack.enter_context(mock.patch.object(MasterService, "_locate", locate_late))
+        return stack
 
     @staticmethod
     def _small_pages() -> contextlib.AbstractContextManager[Any]:

@@ -63,14 +63,14 @@ def judge(
     history: History,
     moments: Sequence[Moment],
     faults: dict[str, int],
-    broken_logs: Sequence[str] = (),
+    found: Sequence[str] = (),
 ) -> Verdict:
-    """Check every object's history by itself, and count; `broken_logs`: what their own judge found."""
-    broken = list(broken_logs)
+    """Check every object's history by itself, and count; `found`: what others found broken."""
+    broken = list(found)
     for key, calls in sorted(split(history.calls).items(), key=lambda item: str(item[0])):
-        found = check(calls, BOOK if "book" in str(key) else YARD)
-        if not found.is_linearizable:
-            broken.append(f"{key}: {found.story}")
+        verdict = check(calls, BOOK if "book" in str(key) else YARD)
+        if not verdict.is_linearizable:
+            broken.append(f"{key}: {verdict.story}")
     return Verdict(
         seed,
         duration_s,
