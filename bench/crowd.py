@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.synchronize import Barrier
 from threading import BrokenBarrierError
 
@@ -61,10 +61,10 @@ def run_crowd(clients: int, job: Job, effort: Effort) -> list[Done]:
         running.append((process, own))
     told: list[Done | str] = []
     try:
-        for _, own in running:
-            told.append(_outcome(own))
-            if isinstance(told[-1], str):
-                begin.abort()  # nobody waits for one that died
+        for outcome in _outcomes([own for _, own in running]):
+            told.append(outcome)
+            if isinstance(outcome, str):
+                begin.abort()  # nobody waits for one that failed
     finally:
         for process, own in running:
             process.join(10 if len(told) == clients else 0)
@@ -84,14 +84,22 @@ def rate(done: list[Done]) -> float:
     return sum(each.count for each in done) / elapsed_s
 
 
-def _outcome(own: Connection) -> Done | str:
-    try:
-        if not own.poll(END_WAIT_S):
-            return f"a client told nothing for {END_WAIT_S:.0f} s"
-        outcome: Done | str = own.recv()
-    except EOFError:
-        return "a client process died without a word"
-    return outcome
+def _outcomes(pipes: list[Connection]) -> Iterator[Done | str]:
+    """Yield what each client tells, as it comes: a figure, or why there is none."""
+    until_s = time.monotonic() + END_WAIT_S
+    waiting = list(pipes)
+    while waiting:
+        ready = wait(waiting, max(0.0, until_s - time.monotonic()))
+        if not ready:
+            yield f"{len(waiting)} clients told nothing for {END_WAIT_S:.0f} s"
+            return
+        for pipe in ready:
+            assert isinstance(pipe, Connection), "only pipes are waited for"
+            waiting.remove(pipe)
+            try:
+                yield pipe.recv()
+            except EOFError:
+                yield "a client process died without a word"
 
 
 def _client(number: int, job: Job, effort: Effort, begin: Barrier, theirs: Connection) -> None:
