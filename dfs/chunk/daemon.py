@@ -62,18 +62,17 @@ def run(config: ClusterConfig, name: str, *, log_level: str = "info") -> None:
         raise
 
 
+def _opened_store(config: ClusterConfig, server: ChunkServerConfig) -> FileStore:
+    reserve = config.disk_reserve
+    return FileStore(server.data_dirs, config.name, disk_reserve=reserve, fsync=config.fsync, probe=RecentSpace())
+
+
 def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, stop: threading.Event) -> None:
     """Serve until `stop` is set; every thread has ended or been given up on return."""
     with contextlib.ExitStack() as stack:
         listener = Listener.bind(server.address)  # first: a taken port must not cost a scan of all disks
         stack.callback(listener.close)
-        store = FileStore(
-            server.data_dirs,
-            config.name,
-            disk_reserve=config.disk_reserve,
-            fsync=config.fsync,
-            probe=RecentSpace(),
-        )
+        store = _opened_store(config, server)
         stack.callback(store.close)
         service = ChunkService(
             store=store,
