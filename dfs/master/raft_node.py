@@ -273,13 +273,12 @@ class RaftNode:
             self.transport.check_links()
             self.wake()
 
-    def messages_handled(self, needs_turn: bool) -> None:
-        """Sync and answer at once what messages have brought; the turn that follows does the rest, if there is any."""
+    def messages_handled(self) -> None:
+        """Sync and answer at once what messages have brought; the turn that follows does the rest."""
         if self.is_running:
             self.journal.flush()
             self.transport.flush()
-            if needs_turn:
-                self.wake()
+            self.wake()
 
     def _journal_synced(self) -> None:
         if self.is_running:

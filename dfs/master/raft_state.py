@@ -4,9 +4,8 @@ Owns: the binding of a state machine to the replicated log, and everybody who wa
 limits, their ends. Refuses to know: when the node does what (dfs.master.raft_node), pysyncobj (dfs.master.raft_engine),
 bytes on wire and disk, and what a command means.
 
-All proposals that come while an entry is on its way become the next one: the more come, the fewer messages and syncs
-each of them costs. A read waits for a round of messages shared with all other waiting reads. Every wait ends: with the
-result, or with the error that says whether the change may have happened.
+All proposals of one loop turn become one log entry. A read waits for a round of messages shared with all other
+waiting reads. Every wait ends: with the result, or with the error that says whether the change may have happened.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ ENTRY_SIZE_GOAL = 256 * 1024  # bytes of commands after which the next log entry
 PENDING_COMMANDS_MAX = 20_000  # proposals without a result
 PENDING_SIZE_MAX = 128 * 1024 * 1024  # bytes of commands without a result
 PENDING_READS_MAX = 100_000  # reads without an answer
-ASK_ALL_EVERY = 256  # rounds of reads: somebody else may be the faster one by now
 EXIT_STATUS = 70  # of a process that must not go on
 _NEVER_S = float("inf")
 
@@ -92,7 +90,6 @@ class RaftLog:
         self._read_expiries: list[tuple[float, float, asyncio.Future[None]]] = []  # deadline, timeout, read
         self._unready_reads: list[asyncio.Future[None]] = []  # wait for the first entry of the own term
         self._leader_round = Round(len(peers) - 1)
-        self._prompt: frozenset[str] = frozenset()  # who made up a majority when all were asked; empty: ask all
         self._round_begun_s = 0.0
         self._age = StateAge()
 
@@ -132,24 +129,17 @@ class RaftLog:
     # --- what the node tells (dfs.master.raft_node.NodeUser) ------------------------------------------------
 
     def turn_begins(self) -> None:
-        if self._may_submit:
+        if self._fresh and not self.node.planned.is_handing_over:
             self._submit_fresh()
 
-    @property
-    def _may_submit(self) -> bool:
-        return bool(self._fresh) and not self._proposals and not self.node.planned.is_handing_over
-
     def turn_ended(self) -> None:
-        if self._may_submit:
-            self.node.wake()  # what was under way has been decided in this turn: the next ones may go
         if self._unready_reads:
             self._admit_reads()
 
     def timers_due(self, now_s: float) -> None:
         is_round_late = bool(self._reads_in_round) and now_s - self._round_begun_s >= self.node.heartbeat_s
         if self.is_leader and is_round_late:
-            self._prompt = frozenset()
-            self._begin_leader_round()  # unanswered so far: ask again, and all
+            self._begin_leader_round()  # unanswered so far: ask again
         if self._next_expiry_s <= now_s:
             self._expire_proposals(now_s)
         if self._read_expiries:
@@ -159,7 +149,6 @@ class RaftLog:
 
     def role_changed(self, old: int, new: int) -> None:
         self._leader_round.cancel()
-        self._prompt = frozenset()
         if old == LEADER:
             self._fail_waiting("leadership was lost")
         if LEADER in (old, new):
@@ -304,23 +293,13 @@ class RaftLog:
             self.node.loop.call_soon(self._begin_leader_round)
 
     def _begin_leader_round(self) -> None:
-        """Ask whether this master still leads, for all reads that wait: those who answered first when all were asked.
-
-        A majority is enough, and the others have better things to do. Who is late loses that place.
-        """
+        """Ask all others whether this master still leads, for all reads that wait."""
         if not self.node.is_running or not self.node.engine.is_leader:
             return
         self._reads_in_round += self._reads
         self._reads = []
         self._round_begun_s = time.monotonic()
-        question = ReadRound(self.node.journal.term, self._leader_round.begin())
-        if question.round % ASK_ALL_EVERY == 0 or not self._prompt.issubset(self.node.transport.connected):
-            self._prompt = frozenset()
-        if self._prompt:
-            for peer in sorted(self._prompt):
-                self.node.transport.put(peer, question, self.node.journal.vote_sequence)
-        else:
-            self.node.transport.broadcast(question)
+        self.node.transport.broadcast(ReadRound(self.node.journal.term, self._leader_round.begin()))
         self._finish_leader_round()
         self.node.transport.flush()
 
@@ -331,7 +310,6 @@ class RaftLog:
     def _finish_leader_round(self) -> None:
         if not self._leader_round.take():
             return
-        self._prompt = self._prompt or self._leader_round.answered
         reads, self._reads_in_round = self._reads_in_round, []
         if self.node.engine.leads_with_own_entry:
             self._age.proved(self._round_begun_s)

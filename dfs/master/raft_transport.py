@@ -21,10 +21,8 @@ from pysyncobj.transport import Transport
 from dfs.errors import AuthenticationFailed
 from dfs.log import get_logger
 from dfs.master.raft_link import Link, LinkSession, pack_name
-from dfs.master.raft_wire import Ping, RaftMessage, encode_raft, needs_turn
+from dfs.master.raft_wire import Ping, RaftMessage, encode_raft
 from dfs.net.sockets import bind_error, split_bind_address
-
-OnMessages = Callable[[bool], None]  # is told whether what came needs a turn of the node
 
 CONNECT_TIMEOUT_S = 0.5  # a lost SYN is sent again sooner than the kernel would
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 0.15  # between two attempts to reach a master
@@ -77,7 +75,7 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
         self._server: asyncio.Server | None = None
         self._dialers: list[asyncio.Task[None]] = []
         self._user: TransportUser | None = None
-        self._on_messages: OnMessages = lambda _: None
+        self._on_messages: Callable[[], None] = lambda: None
         self._is_closed = False
 
     @property
@@ -97,7 +95,7 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
         assert self._user is not None
         return self._user
 
-    async def start(self, user: TransportUser, on_messages: OnMessages) -> None:
+    async def start(self, user: TransportUser, on_messages: Callable[[], None]) -> None:
         """Listen and dial; raise `ConfigError` when the address cannot be bound."""
         self._user, self._on_messages = user, on_messages
         loop = asyncio.get_running_loop()
@@ -174,7 +172,7 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
         _log.info("raft_link_up", peer=peer, address=link.address)
         self.user.link_made(peer)
         self._onNodeConnected(self._nodes[peer])
-        self._on_messages(True)
+        self._on_messages()
 
     def link_down(self, link: Link) -> None:
         self._unproved.discard(link)
@@ -194,7 +192,7 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
             return  # an old link of a master that has connected anew
         for message in messages:
             self.user.received(peer, message)
-        self._on_messages(needs_turn(messages))
+        self._on_messages()
 
     # --- sending ----------------------------------------------------------------------------------------------
 

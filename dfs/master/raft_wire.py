@@ -175,11 +175,6 @@ def encode_raft(message: RaftMessage) -> bytes:
     return _ENCODER.encode(message)
 
 
-def needs_turn(messages: list[RaftMessage]) -> bool:
-    """Whether a master has more to do after these than to send what it answered at once."""
-    return not all(isinstance(message, (ReadRound, ReadRoundReply, Ping)) for message in messages)
-
-
 def join_bodies(encoded: list[bytes]) -> bytes:
     """Return the body that holds these encoded messages: a msgpack array32."""
     return b"".join((b"\xdd", len(encoded).to_bytes(4, "big"), *encoded))

@@ -39,7 +39,7 @@ from dfs.master import (
 from dfs.master.raft_checkpoint import CheckpointHead, CheckpointWriter, write_checkpoint
 from dfs.master.raft_engine import EngineJournal
 from dfs.master.raft_state import RaftLog
-from dfs.master.raft_wire import AgeQuery, AgeReply, Ping, RaftMessage, needs_turn
+from dfs.master.raft_wire import AgeQuery, AgeReply, Ping, RaftMessage
 from dfs.master.state import MasterState
 from dfs.net.auth import ClusterKey
 from dfs.testing.virtual_disk import VirtualDisk, VirtualOs
@@ -165,7 +165,7 @@ class Life:
     def hear_echo(self, peer: str, message: RaftMessage) -> None:
         """What the transport does with a message that comes over a link."""
         raft_gate.Gate.received(self.log.node.gate, peer, message)
-        self.log.node.messages_handled(needs_turn([message]))
+        self.log.node.messages_handled()
 
     def _fail(self, error: DfsError) -> None:
         """What `os._exit` is in a real process."""
