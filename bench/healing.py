@@ -11,7 +11,7 @@ import sys
 import time
 
 from dfs.ids import ChunkHandle
-from dfs.master.survey import Work
+from dfs.master.healing.survey import Work
 from dfs.testing.masters import MIB, MasterTrio, PretendServer
 
 

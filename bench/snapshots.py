@@ -15,8 +15,8 @@ from collections.abc import Callable
 from random import Random
 
 from dfs.ids import ChunkHandle, ServerId, SessionId
-from dfs.master.commands import PutServer
-from dfs.master.state import MasterState
+from dfs.master.state.commands import PutServer
+from dfs.master.state.machine import MasterState
 from dfs.net.messages import (
     CommitFile,
     Copy,

@@ -29,9 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dfs.ids import ChunkHandle, ServerId, SessionId
 from dfs.log import configure
 from dfs.master.chunk_report import HandleColumn
-from dfs.master.commands import ChangeReplicas, PutServer, ReplicaChange, encode_command
 from dfs.master.daemon import settle_memory
-from dfs.master.garbage import OrderBook, plan_garbage
+from dfs.master.healing.garbage import OrderBook, plan_garbage
 from dfs.master.raft_checkpoint import (
     CheckpointFolder,
     CheckpointHead,
@@ -40,7 +39,8 @@ from dfs.master.raft_checkpoint import (
     verify_checkpoint,
 )
 from dfs.master.raft_install import Installation
-from dfs.master.state import MasterState
+from dfs.master.state.commands import ChangeReplicas, PutServer, ReplicaChange, encode_command
+from dfs.master.state.machine import MasterState
 from dfs.net.messages import (
     COMMIT_CHUNKS_MAX,
     LIST_LIMIT_MAX,

@@ -26,8 +26,8 @@ from dfs.chunk.scrub_position import PositionFiles
 from dfs.chunk.scrubber import Scrubber
 from dfs.chunk.service import ChunkService
 from dfs.chunk.store import FileStore
-from dfs.chunk.tail_folders import TailFolders
-from dfs.chunk.tail_reports import TailReports
+from dfs.chunk.tails.folders import TailFolders
+from dfs.chunk.tails.reports import TailReports
 from dfs.config import ChunkServerConfig, ClusterConfig
 from dfs.errors import ConfigError, DfsError
 from dfs.ids import ServerId

@@ -21,8 +21,8 @@ from dfs.chunk.meter import ChunkMeter
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import ChunkStore, checksums_of, ranges_size, read_cut_ranges, read_range
 from dfs.chunk.streams import BUFFER_SIZE, RANGES_MEMORY_MAX, READS_MAX, STREAMS_MAX, ByteBudget, Streams
-from dfs.chunk.tail_folders import TailFolders
-from dfs.chunk.tail_service import TAIL_MESSAGES, TailService
+from dfs.chunk.tails.folders import TailFolders
+from dfs.chunk.tails.service import TAIL_MESSAGES, TailService
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
 from dfs.errors import DeadlineExceeded, DfsError, DiskFailed, InvalidArgument, Overloaded, ProtocolError
 from dfs.ids import ID_SIZE, ChunkHandle

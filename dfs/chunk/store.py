@@ -2,7 +2,7 @@
 
 Owns: the index of what is held, which disk takes a new replica, and the steps of publishing, deleting and verifying.
 Refuses to know: connections, tokens, masters, the bytes of the format (dfs.chunk.layout), and how small replicas are
-kept together (dfs.chunk.volumes).
+kept together (dfs.chunk.volumes.volumes).
 
 A replica of more than VOLUME_CHUNK_MAX bytes is written under `tmp/`, synced, renamed into its folder, and the folder
 synced; only then is it in the index. So a start after a kill needs no repair: what is under `tmp/` was never promised,
@@ -23,14 +23,14 @@ from pathlib import Path
 
 from dfs.checksum import BLOCK_SIZE, Buffer, combine_blocks, first_bad_block
 from dfs.chunk.changes import ReplicaChanges
-from dfs.chunk.compaction import Compactor
 from dfs.chunk.descriptors import FD_CACHE_MAX, DescriptorCache, OpenReplica
 from dfs.chunk.disk import FOLDER_COUNT, Disk, measure_space, read_open_tail
 from dfs.chunk.identity import claim, sync_directory
 from dfs.chunk.layout import Tail, encode_tail, file_size
 from dfs.chunk.replicas import BlockSequence, Pace, Replica, Space, SpaceProbe, checksums_of
-from dfs.chunk.volume_files import OpenRecord
-from dfs.chunk.volumes import VOLUME_CHUNK_MAX, VOLUME_SIZE, VolumeSet
+from dfs.chunk.volumes.compaction import Compactor
+from dfs.chunk.volumes.files import OpenRecord
+from dfs.chunk.volumes.volumes import VOLUME_CHUNK_MAX, VOLUME_SIZE, VolumeSet
 from dfs.chunk.writeback import drop_pages, start_writeback
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DfsError, DiskFailed, DiskFull

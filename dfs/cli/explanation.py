@@ -1,7 +1,7 @@
 """Explain in words how a path's bytes are kept: where they are, why, what is missing, what happens next and when.
 
 Owns: the sentences. Refuses to know: clocks (the present is among the facts), the wire, and how anything is repaired
-beyond the rules that the masters tell (dfs.master.repair decides).
+beyond the rules that the masters tell (dfs.master.healing.repair decides).
 """
 
 from __future__ import annotations

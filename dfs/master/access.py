@@ -13,12 +13,12 @@ from dfs.clock import Clock
 from dfs.config import ClusterConfig
 from dfs.errors import InvalidArgument, NotEnoughServers
 from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
-from dfs.master.liveness import ClusterView, Liveness, ServerView
-from dfs.master.nodes import Directory, Node
-from dfs.master.placement import Candidate, plan_chains
-from dfs.master.state import MasterState
-from dfs.master.tails import TailRecord
-from dfs.master.views import Extent, RegisteredServer
+from dfs.master.healing.liveness import ClusterView, Liveness, ServerView
+from dfs.master.healing.placement import Candidate, plan_chains
+from dfs.master.state.machine import MasterState
+from dfs.master.state.nodes import Directory, Node
+from dfs.master.state.tails import TailRecord
+from dfs.master.state.views import Extent, RegisteredServer
 from dfs.net.auth import ClusterKey, Rights, sign_token
 from dfs.net.messages import (
     ALLOCATE_COUNT_MAX,

@@ -13,19 +13,19 @@ from dfs.config import ClusterConfig
 from dfs.errors import Conflict, InvalidArgument, NotFound
 from dfs.ids import ServerId, id_text
 from dfs.log import get_logger
-from dfs.master.balance import plan_balance
-from dfs.master.commands import BALANCE_ASKED, BALANCE_STOPPED, SetBalance, SetServerMode
-from dfs.master.healing import Healing
-from dfs.master.healing_duties import fills_of
-from dfs.master.healing_status import balance_status, seconds, server_mode
+from dfs.master.healing.balance import plan_balance
+from dfs.master.healing.duties import fills_of
+from dfs.master.healing.liveness import ClusterView, Liveness
+from dfs.master.healing.lookout import Lookout
+from dfs.master.healing.orders import Healing
+from dfs.master.healing.removal import Removal
+from dfs.master.healing.standing import Roster, Standing
+from dfs.master.healing.status import balance_status, seconds, server_mode
 from dfs.master.leadership import Leadership
-from dfs.master.liveness import ClusterView, Liveness
-from dfs.master.lookout import Lookout
-from dfs.master.removal import Removal
 from dfs.master.reports import Reports
-from dfs.master.standing import Roster, Standing
-from dfs.master.state import MasterState
-from dfs.master.views import RegisteredServer
+from dfs.master.state.commands import BALANCE_ASKED, BALANCE_STOPPED, SetBalance, SetServerMode
+from dfs.master.state.machine import MasterState
+from dfs.master.state.views import RegisteredServer
 from dfs.net.aio import RequestContext
 from dfs.net.messages import (
     MAINTENANCE_MAX_S,

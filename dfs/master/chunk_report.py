@@ -20,7 +20,7 @@ from itertools import islice, pairwise, takewhile
 
 from dfs.errors import InvalidArgument
 from dfs.ids import ID_SIZE, ChunkHandle, ServerId, allocated_ms
-from dfs.master.views import ChunkView
+from dfs.master.state.views import ChunkView
 from dfs.net.messages import ChunkReport
 from dfs.net.parts import ReplicaReport
 

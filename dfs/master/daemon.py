@@ -21,7 +21,7 @@ from dfs.master.duties import Duty, all_duties, run_duty
 from dfs.master.leadership import Leadership
 from dfs.master.raft_state import RaftLog
 from dfs.master.service import MasterService
-from dfs.master.state import MasterState
+from dfs.master.state.machine import MasterState
 from dfs.master.tail_duty import TailDuty
 from dfs.net.aio import CONNECTIONS_MAX, AioServer
 from dfs.net.auth import ClusterKey

@@ -14,12 +14,12 @@ from dfs.config import ClusterConfig
 from dfs.errors import InvalidArgument
 from dfs.ids import ChunkHandle
 from dfs.master.access import ServerTable
-from dfs.master.file_walk import FoundFile
+from dfs.master.healing.liveness import ClusterView
 from dfs.master.leadership import Leadership
-from dfs.master.liveness import ClusterView
 from dfs.master.reports import Reports
-from dfs.master.state import MasterState
-from dfs.master.tails import TailRecord
+from dfs.master.state.file_walk import FoundFile
+from dfs.master.state.machine import MasterState
+from dfs.master.state.tails import TailRecord
 from dfs.net.aio import RequestContext
 from dfs.net.auth import ClusterKey, Rights, sign_token
 from dfs.net.messages import SURVEY_STEPS_MAX, GetReport, GetReportReply, Message, SurveyFiles, SurveyFilesReply

@@ -14,12 +14,12 @@ from dfs.clock import Clock
 from dfs.config import ClusterConfig
 from dfs.errors import DfsError, NoQuorum, NotLeader, OutcomeUnknown
 from dfs.log import get_logger
-from dfs.master.commands import ExpireSessions, ExpireTrash, SetOptions
-from dfs.master.garbage import plan_garbage
+from dfs.master.healing.garbage import plan_garbage
+from dfs.master.healing.liveness import ClusterView, Liveness, Transition
 from dfs.master.leadership import Leadership
-from dfs.master.liveness import ClusterView, Liveness, Transition
 from dfs.master.reports import Reports
-from dfs.master.state import MasterState
+from dfs.master.state.commands import ExpireSessions, ExpireTrash, SetOptions
+from dfs.master.state.machine import MasterState
 from dfs.net.parts import ReplicaReport
 
 TRASH_BATCH = 100  # trash entries released by one command; a directory may hold many files
@@ -206,7 +206,7 @@ def all_duties(
     clock: Clock,
     healers: Sequence[Duty] = (),
 ) -> list[Duty]:
-    """Return every duty of a leader; `healers` are those of dfs.master.healing_duties."""
+    """Return every duty of a leader; `healers` are those of dfs.master.healing.duties."""
     return [
         LivenessDuty(config, state, view, clock),
         OptionsDuty(config, state, leadership, clock),

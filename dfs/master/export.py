@@ -19,9 +19,9 @@ import msgspec
 from dfs.checksum import crc32c
 from dfs.errors import StorageCorrupt
 from dfs.ids import ChunkHandle, ServerId, SessionId
-from dfs.master import extents
-from dfs.master.checkpoint import PIECE_SIZE, SEPARATION, VERSION
-from dfs.master.checkpoint_rows import (
+from dfs.master.state import extents
+from dfs.master.state.checkpoint import PIECE_SIZE, SEPARATION, VERSION
+from dfs.master.state.checkpoint_rows import (
     AppenderRow,
     AppenderRows,
     ChunkRow,
@@ -49,7 +49,7 @@ from dfs.master.checkpoint_rows import (
     TrashRow,
     TrashRows,
 )
-from dfs.master.views import Extent
+from dfs.master.state.views import Extent
 from dfs.paths import SNAPSHOTS, join
 
 FORMAT = "dfs-export"

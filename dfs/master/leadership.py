@@ -10,8 +10,8 @@ from dfs.clock import Clock, Deadline
 from dfs.config import ClusterConfig
 from dfs.errors import DfsError, InternalError, InvalidArgument, NoQuorum, NotLeader
 from dfs.log import get_logger
-from dfs.master.commands import encode_command
 from dfs.master.replicated_log import LogStatus, ReplicatedLog
+from dfs.master.state.commands import encode_command
 from dfs.net.messages import ErrorReply, Message
 
 PROPOSE_TIMEOUT_S = 10.0  # a majority on slow disks answers well before; the client resends after OutcomeUnknown

@@ -28,12 +28,12 @@ from dfs.master.chunk_report import (
     check_handles,
     judge,
 )
-from dfs.master.commands import ChangeReplicas, ForgetGarbage, PutServer, ReplicaChange
-from dfs.master.garbage import ORDERS_WAITING_MAX, OrderBook
-from dfs.master.healing import Healing
+from dfs.master.healing.garbage import ORDERS_WAITING_MAX, OrderBook
+from dfs.master.healing.liveness import ClusterView
+from dfs.master.healing.orders import Healing
 from dfs.master.leadership import Leadership
-from dfs.master.liveness import ClusterView
-from dfs.master.state import MasterState
+from dfs.master.state.commands import ChangeReplicas, ForgetGarbage, PutServer, ReplicaChange
+from dfs.master.state.machine import MasterState
 from dfs.net.messages import (
     COPIES_WAITING_MAX,
     HEARTBEAT_CHANGES_MAX,

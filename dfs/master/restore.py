@@ -18,7 +18,7 @@ from dfs.master.raft_checkpoint import CheckpointFolder, CheckpointHead, write_c
 from dfs.master.raft_join import write_marker
 from dfs.master.raft_journal import Journal, disk_error, sync_directory
 from dfs.master.raft_records import Entry
-from dfs.master.state import MasterState
+from dfs.master.state.machine import MasterState
 
 NOTHING = b"\x01"  # a log entry without commands
 FIRST_INDEX = 1000  # not 1: an empty master's log, which begins there, must not seem to agree with this one

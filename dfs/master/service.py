@@ -25,18 +25,18 @@ from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
 from dfs.master.administration import AdministrationDesk
 from dfs.master.diagnosis import DiagnosisDesk
-from dfs.master.healing import Healing
-from dfs.master.healing_duties import BalanceDuty, Ordering, RepairDuty, ReplacedDuty, SurplusDuty
-from dfs.master.healing_status import healing_status, server_mode
+from dfs.master.healing.duties import BalanceDuty, Ordering, RepairDuty, ReplacedDuty, SurplusDuty
+from dfs.master.healing.liveness import ClusterView, Liveness
+from dfs.master.healing.lookout import Lookout
+from dfs.master.healing.orders import Healing
+from dfs.master.healing.status import healing_status, server_mode
 from dfs.master.leadership import Leadership
-from dfs.master.liveness import ClusterView, Liveness
-from dfs.master.lookout import Lookout
 from dfs.master.meter import MasterMeter
 from dfs.master.replicated_log import ReplicatedLog
 from dfs.master.reports import Reports
-from dfs.master.state import MasterState
+from dfs.master.state.machine import MasterState
+from dfs.master.state.views import RegisteredServer
 from dfs.master.tail_desk import TailDesk
-from dfs.master.views import RegisteredServer
 from dfs.net.aio import RequestContext
 from dfs.net.auth import ClusterKey
 from dfs.net.messages import (

@@ -1,7 +1,7 @@
 """The leader opens tails, seals them, and says which are no longer needed.
 
 Owns: the order of the steps with chunk servers and the log, and who waits for whom at one file. Refuses to know: the
-length at which to seal (dfs.master.sealing), and the rules of the state (dfs.master.tail_commands).
+length at which to seal (dfs.master.sealing), and the rules of the state (dfs.master.state.tail_commands).
 
 Every step may be repeated by any leader after any failure between two of them: docs/adr/0015.
 """
@@ -29,13 +29,13 @@ from dfs.errors import (
 from dfs.ids import ChunkHandle, ServerId, allocated_ms, id_text
 from dfs.log import get_logger
 from dfs.master.access import AccessDesk, ServerTable
-from dfs.master.commands import BeginTail, CommitTail
+from dfs.master.healing.liveness import ClusterView, Liveness
 from dfs.master.leadership import Leadership
-from dfs.master.liveness import ClusterView, Liveness
-from dfs.master.namespace import shown
 from dfs.master.sealing import plan_seal
-from dfs.master.state import MasterState
-from dfs.master.tails import TailRecord, named_paths
+from dfs.master.state.commands import BeginTail, CommitTail
+from dfs.master.state.machine import MasterState
+from dfs.master.state.namespace import shown
+from dfs.master.state.tails import TailRecord, named_paths
 from dfs.net.aio import AioChannel
 from dfs.net.auth import ClusterKey, Rights, sign_token
 from dfs.net.messages import (

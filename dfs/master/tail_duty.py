@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dfs.errors import NotEnoughServers
 from dfs.log import get_logger
-from dfs.master.commands import ForgetAppenders
 from dfs.master.leadership import Leadership
-from dfs.master.state import MasterState
+from dfs.master.state.commands import ForgetAppenders
+from dfs.master.state.machine import MasterState
 from dfs.master.tail_desk import TailDesk
 
 SEALS_PER_TURN = 20  # more wait for the next turn

@@ -23,13 +23,13 @@ from dfs.chunk.heartbeat import Heartbeats, ServerCard
 from dfs.chunk.leader import LeaderConnection
 from dfs.chunk.orders import DeletionOrders
 from dfs.chunk.replicator import Replicator
-from dfs.chunk.tail_reports import TailReports
+from dfs.chunk.tails.reports import TailReports
 from dfs.client import DfsClient, filesystem
 from dfs.client.pool import ChannelPool
 from dfs.clock import SYSTEM_CLOCK, Deadline
 from dfs.errors import ConnectionFailed, DfsError
 from dfs.master.duties import Duty, all_duties
-from dfs.master.state import MasterState
+from dfs.master.state.machine import MasterState
 from dfs.master.tail_duty import TailDuty
 from dfs.net.blocking import Channel
 from dfs.net.messages import Message

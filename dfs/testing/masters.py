@@ -17,7 +17,7 @@ from dfs.errors import DfsError
 from dfs.ids import ChunkHandle, ServerId, new_session_id
 from dfs.master.memory_log import MemoryGroup, MemoryLog
 from dfs.master.service import MasterService
-from dfs.master.state import MasterState
+from dfs.master.state.machine import MasterState
 from dfs.net.aio import RequestContext
 from dfs.net.auth import ClusterKey
 from dfs.net.messages import (

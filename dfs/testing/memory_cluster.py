@@ -25,7 +25,7 @@ from dfs.config import ClusterConfig, MasterConfig
 from dfs.ids import ChunkHandle, new_server_id
 from dfs.master.memory_log import MemoryGroup
 from dfs.master.service import MasterService
-from dfs.master.state import MasterState
+from dfs.master.state.machine import MasterState
 from dfs.net.aio import AioServer
 from dfs.net.auth import ClusterKey, make_secret
 from dfs.net.blocking import Channel

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from dfs import errors
-from dfs.master import sharing
+from dfs.master.state import sharing
 from dfs.net import messages as m
 from dfs.paths import ROOT, is_below, join, parent, split, split_snapshot
 from dfs.testing.naive_state import Extents, NaiveFile, NaiveState, Tree

@@ -14,7 +14,7 @@ from typing import Any
 
 from dfs.chaos.linearizability import UNKNOWN, Call, Model
 from dfs.errors import DfsError, NotFound, NotLeader
-from dfs.master.commands import encode_command
+from dfs.master.state.commands import encode_command
 from dfs.net.messages import Delete, ErrorReply, MakeDirectory, Message, Mutation, RemoveDirectory, Touch
 from dfs.net.parts import CallId
 from dfs.testing.raft_referee import RuleBroken

@@ -25,7 +25,7 @@ from dfs.master.raft_node import RaftNode
 from dfs.master.raft_records import Kind
 from dfs.master.raft_state import RaftLog
 from dfs.master.raft_wire import Append, AppendPiece, AppendReply, Vote
-from dfs.master.state import MasterState
+from dfs.master.state.machine import MasterState
 from dfs.testing.virtual_disk import VirtualOs
 
 Change = tuple[Any, str, Any]  # owner, name, the value to be there instead

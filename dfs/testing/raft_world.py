@@ -24,7 +24,6 @@ from typing import Any
 
 from dfs.errors import DfsError
 from dfs.master import (
-    checkpoint,
     raft_checkpoint,
     raft_engine,
     raft_gate,
@@ -40,7 +39,8 @@ from dfs.master.raft_checkpoint import CheckpointHead, CheckpointWriter, write_c
 from dfs.master.raft_engine import EngineJournal
 from dfs.master.raft_state import RaftLog
 from dfs.master.raft_wire import AgeQuery, AgeReply, Ping, RaftMessage
-from dfs.master.state import MasterState
+from dfs.master.state import checkpoint
+from dfs.master.state.machine import MasterState
 from dfs.net.auth import ClusterKey
 from dfs.testing.virtual_disk import VirtualDisk, VirtualOs
 from dfs.testing.virtual_loop import Machine, MachineDied, VirtualLoop, current_machine

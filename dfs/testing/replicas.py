@@ -17,9 +17,9 @@ from dfs.checksum import block_checksums, crc32c
 from dfs.chunk.layout import data_length, file_size
 from dfs.chunk.replicas import ChunkStore, Replica, Space
 from dfs.chunk.store import FileStore
-from dfs.chunk.volume_records import HEADER_SIZE, RecordHeader, RecordKind, VolumeName
-from dfs.chunk.volume_scan import read_volume
-from dfs.chunk.volumes import VOLUME_CHUNK_MAX
+from dfs.chunk.volumes.records import HEADER_SIZE, RecordHeader, RecordKind, VolumeName
+from dfs.chunk.volumes.scan import read_volume
+from dfs.chunk.volumes.volumes import VOLUME_CHUNK_MAX
 from dfs.ids import ChunkHandle, id_text, new_chunk_handle
 
 DATA: Final = bytes(range(256)) * 700  # two blocks and a rest

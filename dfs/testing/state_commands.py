@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from dfs.ids import ChunkHandle, ServerId, SessionId
-from dfs.master.commands import (
+from dfs.master.state.commands import (
     ChangeReplicas,
     ExpireTrash,
     ForgetGarbage,
@@ -25,7 +25,7 @@ from dfs.master.commands import (
     SetServerMode,
     TrimReplicas,
 )
-from dfs.master.state import MasterState
+from dfs.master.state.machine import MasterState
 from dfs.net import messages as m
 from dfs.net import parts
 from dfs.paths import join

@@ -24,19 +24,19 @@ from typing import Any, TypeVar, cast
 
 from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
 from dfs.checksum import Buffer, crc32c
-from dfs.chunk import tail_log
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.store import FileStore
-from dfs.chunk.tail_folders import TAIL_FOLDER
-from dfs.chunk.tail_service import TailService
+from dfs.chunk.tails import log as tail_log
+from dfs.chunk.tails.folders import TAIL_FOLDER
+from dfs.chunk.tails.service import TailService
 from dfs.clock import SYSTEM_CLOCK, Deadline
 from dfs.errors import ChunkNotFound, ConnectionFailed, DfsError, NotEnoughServers, OutcomeUnknown, TailClosed
 from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
 from dfs.master.access import AccessDesk
-from dfs.master.commands import PutServer
+from dfs.master.healing.liveness import ClusterView
 from dfs.master.leadership import Leadership
-from dfs.master.liveness import ClusterView
-from dfs.master.state import MasterState
+from dfs.master.state.commands import PutServer
+from dfs.master.state.machine import MasterState
 from dfs.master.tail_desk import TailDesk
 from dfs.net.auth import ClusterKey
 from dfs.net.messages import (

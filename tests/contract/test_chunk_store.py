@@ -13,7 +13,7 @@ from dfs.checksum import BLOCK_SIZE, block_checksums, crc32c
 from dfs.chunk.memstore import MemoryStore
 from dfs.chunk.replicas import ChunkStore, Space, checksums_of
 from dfs.chunk.store import FileStore
-from dfs.chunk.volumes import VOLUME_CHUNK_MAX
+from dfs.chunk.volumes.volumes import VOLUME_CHUNK_MAX
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DiskFull, InvalidArgument
 from dfs.ids import ServerId, new_chunk_handle
 from dfs.testing.replicas import content, put

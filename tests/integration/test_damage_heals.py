@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dfs.chunk.tail_folders import TAIL_FOLDER
-from dfs.chunk.volumes import VOLUME_CHUNK_MAX
+from dfs.chunk.tails.folders import TAIL_FOLDER
+from dfs.chunk.volumes.volumes import VOLUME_CHUNK_MAX
 from dfs.client import DfsClient
 from dfs.ids import id_text
 from dfs.testing.cluster import ClusterUnderTest, wait_until

@@ -17,16 +17,16 @@ import pytest
 
 from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
 from dfs.checksum import crc32c
-from dfs.chunk.tail_reports import TailReports
+from dfs.chunk.tails.reports import TailReports
 from dfs.client import DfsClient
 from dfs.client.appender import Appender
 from dfs.errors import AppenderUnknown, Conflict, ConnectionFailed, InvalidArgument, LimitExceeded, QuotaExceeded
 from dfs.ids import ChunkHandle
 from dfs.master.chunk_report import Verdict
-from dfs.master.commands import PutServer, SetServerMode
+from dfs.master.state.commands import PutServer, SetServerMode
+from dfs.master.state.tails import TailRecord
 from dfs.master.tail_desk import TailDesk
 from dfs.master.tail_duty import TailDuty
-from dfs.master.tails import TailRecord
 from dfs.net.messages import Message, OpenTail, OpenTailReply
 from dfs.net.parts import ReplicaReport
 from dfs.testing.append_chaos import AppendChaos, ChaosPlan

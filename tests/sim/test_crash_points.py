@@ -16,8 +16,8 @@ import pytest
 
 from dfs.chunk.orders import DeletionOrders
 from dfs.errors import DfsError
-from dfs.master.sessions import SessionTable
-from dfs.master.tails import TailTable
+from dfs.master.state.sessions import SessionTable
+from dfs.master.state.tails import TailTable
 from dfs.testing.crash_operations import OPERATIONS
 from dfs.testing.crash_points import CrashPoints, CrashWorld, Fault
 

@@ -13,10 +13,10 @@ from typing import TypeAlias
 import pytest
 
 from dfs.chaos.records import Acknowledged, check_exactly_once, make_record
-from dfs.chunk.tail_log import Round, TailFile
-from dfs.chunk.tails import OpenTail
+from dfs.chunk.tails.log import Round, TailFile
+from dfs.chunk.tails.open_tail import OpenTail
 from dfs.errors import DfsError
-from dfs.master import tails as memory
+from dfs.master.state import tails as memory
 from dfs.net.messages import ReplicateRecords
 from dfs.testing.tail_world import run_seed as run
 

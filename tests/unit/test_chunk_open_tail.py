@@ -15,10 +15,10 @@ from dfs.chunk.identity import DataDirectory
 from dfs.chunk.memstore import MemoryStore
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import Space
-from dfs.chunk.tail_folders import TAIL_FOLDER, TailFolders
-from dfs.chunk.tail_log import TAIL_SUFFIX, TailFile, TailLog, TailStart
-from dfs.chunk.tail_service import TAIL_PAYLOAD_MAX, TailService, receive_records
-from dfs.chunk.tails import Forward, OpenTail, Receipt
+from dfs.chunk.tails.folders import TAIL_FOLDER, TailFolders
+from dfs.chunk.tails.log import TAIL_SUFFIX, TailFile, TailLog, TailStart
+from dfs.chunk.tails.open_tail import Forward, OpenTail, Receipt
+from dfs.chunk.tails.service import TAIL_PAYLOAD_MAX, TailService, receive_records
 from dfs.clock import SYSTEM_CLOCK, Deadline
 from dfs.errors import ChunkCorrupt, DiskFailed, DiskFull, InvalidArgument, ProtocolError, TailClosed
 from dfs.ids import ChunkHandle, ServerId, new_chunk_handle

@@ -16,7 +16,7 @@ from dfs.chunk.descriptors import DescriptorCache
 from dfs.chunk.replicas import Replica
 from dfs.chunk.store import FileStore
 from dfs.chunk.streams import Streams
-from dfs.chunk.volumes import VOLUME_CHUNK_MAX
+from dfs.chunk.volumes.volumes import VOLUME_CHUNK_MAX
 from dfs.errors import ChunkExists
 from dfs.ids import id_text, new_chunk_handle
 from dfs.testing.replicas import DATA, flip, path_of, put, quarantined

@@ -13,8 +13,7 @@ import msgspec
 import pytest
 
 from dfs.checksum import crc32c
-from dfs.chunk.tail import Ledger
-from dfs.chunk.tail_log import (
+from dfs.chunk.tails.log import (
     FORMAT_VERSION,
     JOURNAL_START,
     TAIL_SUFFIX,
@@ -26,6 +25,7 @@ from dfs.chunk.tail_log import (
     encode_frame,
     encode_round,
 )
+from dfs.chunk.tails.order import Ledger
 from dfs.errors import (
     AppenderUnknown,
     ChunkCorrupt,

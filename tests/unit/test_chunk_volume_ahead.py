@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from dfs.checksum import block_checksums, crc32c
-from dfs.chunk import volumes as volumes_module
 from dfs.chunk.replicas import Space
 from dfs.chunk.store import FileStore
-from dfs.chunk.volumes import AHEAD_BATCH_MAX, AHEAD_SIZE
+from dfs.chunk.volumes import volumes as volumes_module
+from dfs.chunk.volumes.volumes import AHEAD_BATCH_MAX, AHEAD_SIZE
 from dfs.fast_paths import VARIABLE
 from dfs.ids import ChunkHandle, new_chunk_handle
 

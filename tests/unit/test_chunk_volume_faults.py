@@ -12,7 +12,7 @@ import pytest
 from dfs.checksum import block_checksums, crc32c
 from dfs.chunk.ballast import BALLAST_NAME, BALLAST_SIZE, STEP_SIZE
 from dfs.chunk.store import FileStore
-from dfs.chunk.volume_records import HEADER_SIZE
+from dfs.chunk.volumes.records import HEADER_SIZE
 from dfs.errors import ChunkNotFound, DfsError, DiskFull
 from dfs.ids import ChunkHandle, new_chunk_handle
 from dfs.testing.replicas import SMALL_VOLUME, content, flip, put, record_size, small_volumes, volumes_of

@@ -20,8 +20,8 @@ from dfs.chunk.identity import DataDirectory
 from dfs.chunk.layout import encode_tail
 from dfs.chunk.replicas import Replica
 from dfs.chunk.store import FileStore
-from dfs.chunk.volume_records import HEADER_SIZE
-from dfs.chunk.volumes import VolumeSet
+from dfs.chunk.volumes.records import HEADER_SIZE
+from dfs.chunk.volumes.volumes import VolumeSet
 from dfs.clock import SYSTEM_CLOCK
 from dfs.errors import ChunkCorrupt, ChunkNotFound, DfsError, DiskFailed, DiskFull
 from dfs.ids import ChunkHandle, new_chunk_handle

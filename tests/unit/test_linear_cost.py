@@ -13,7 +13,7 @@ import pytest
 import bench.linear
 from bench.linear import WORKS, Filled
 from dfs.ids import ChunkHandle
-from dfs.master import lookout
+from dfs.master.healing import lookout
 
 FEW, MANY = 600, 4_800
 RATIO_MAX = 1.25  # eight times as many files; anything quadratic would be near 8

@@ -14,7 +14,7 @@ import pytest
 from dfs.clock import Deadline
 from dfs.errors import Conflict, DiskFailed, InvalidArgument, NoQuorum, NotFound, NotLeader
 from dfs.master.raft_checkpoint import read_pieces
-from dfs.master.state import MasterState
+from dfs.master.state.machine import MasterState
 from dfs.net import messages
 from dfs.net.messages import (
     GetMasterStatus,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfs.ids import ServerId
-from dfs.master.balance import STEPS_MAX, Filled, Flow, MoveBudget, plan_balance, spread_of
+from dfs.master.healing.balance import STEPS_MAX, Filled, Flow, MoveBudget, plan_balance, spread_of
 
 
 def filled(number: int, stored: int, free: int) -> Filled:

@@ -10,7 +10,7 @@ from dfs.errors import InvalidArgument
 from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
 from dfs.master import chunk_report
 from dfs.master.chunk_report import HandleColumn, RecentChanges, ReportIntake, Verdict, judge
-from dfs.master.views import ChunkView
+from dfs.master.state.views import ChunkView
 from dfs.net.messages import ChunkReport
 from dfs.net.parts import ReplicaReport
 

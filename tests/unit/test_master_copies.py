@@ -8,14 +8,14 @@ from __future__ import annotations
 import pytest
 
 from dfs.ids import ChunkHandle, ServerId
-from dfs.master import copies
-from dfs.master.copies import BACKOFF_BASE_S, BACKOFF_MAX_S, RESEND_BEATS, UNSEEN_MAX_S, CopyBook
-from dfs.master.pace import Pace, slow_ones
-from dfs.master.progress import UNKNOWN_S, WINDOW_S, CopyMeter
-from dfs.master.repair import CopyPlan
-from dfs.master.surplus import TRIMS_WAITING_MAX, TrimBook
-from dfs.master.survey import Work
-from dfs.master.views import ChunkView
+from dfs.master.healing import copies
+from dfs.master.healing.copies import BACKOFF_BASE_S, BACKOFF_MAX_S, RESEND_BEATS, UNSEEN_MAX_S, CopyBook
+from dfs.master.healing.pace import Pace, slow_ones
+from dfs.master.healing.progress import UNKNOWN_S, WINDOW_S, CopyMeter
+from dfs.master.healing.repair import CopyPlan
+from dfs.master.healing.surplus import TRIMS_WAITING_MAX, TrimBook
+from dfs.master.healing.survey import Work
+from dfs.master.state.views import ChunkView
 from dfs.net.parts import CopyFailure
 
 TARGET, SOURCE, OTHER = (ServerId(bytes([number]) * 16) for number in (1, 2, 3))

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from dfs.errors import InvalidArgument, NotFound, NotLeader
 from dfs.ids import ChunkHandle
-from dfs.master import extents
-from dfs.master.file_walk import PATHS_SIZE_MAX, WalkPage, walk_page
-from dfs.master.namespace import Directory, File, Node
-from dfs.master.views import Extent
+from dfs.master.state import extents
+from dfs.master.state.file_walk import PATHS_SIZE_MAX, WalkPage, walk_page
+from dfs.master.state.namespace import Directory, File, Node
+from dfs.master.state.views import Extent
 from dfs.net.messages import (
     SURVEY_STEPS_MAX,
     Delete,

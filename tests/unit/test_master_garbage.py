@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dfs.ids import ChunkHandle, ServerId
-from dfs.master import garbage
-from dfs.master.garbage import ORDERS_WAITING_MAX, RESEND_AFTER_S, SCAN_MAX, OrderBook, plan_garbage
-from dfs.master.views import GarbageChunk
+from dfs.master.healing import garbage
+from dfs.master.healing.garbage import ORDERS_WAITING_MAX, RESEND_AFTER_S, SCAN_MAX, OrderBook, plan_garbage
+from dfs.master.state.views import GarbageChunk
 from dfs.net.parts import ReplicaReport
 
 A, B = ServerId(b"a" * 16), ServerId(b"b" * 16)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 
 from dfs.ids import ChunkHandle
-from dfs.master import repair as repair_module
-from dfs.master.commands import ChangeReplicas
+from dfs.master.healing import repair as repair_module
+from dfs.master.state.commands import ChangeReplicas
 from dfs.net.messages import (
     Delete,
     Message,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dfs.ids import ServerId
-from dfs.master.liveness import NEVER_HEARD_S, ClusterView, Liveness, Transition
+from dfs.master.healing.liveness import NEVER_HEARD_S, ClusterView, Liveness, Transition
 from dfs.net.messages import Heartbeat
 from dfs.net.parts import DiskReport
 

@@ -8,9 +8,9 @@ import pytest
 
 from bench.linear import CRC, SIZE, Filled
 from dfs.ids import ChunkHandle
-from dfs.master import lookout
-from dfs.master.commands import ChangeReplicas, ReplicaChange
-from dfs.master.survey import Work
+from dfs.master.healing import lookout
+from dfs.master.healing.survey import Work
+from dfs.master.state.commands import ChangeReplicas, ReplicaChange
 
 KEPT = 10
 

@@ -10,10 +10,10 @@ import pytest
 
 from dfs.errors import Conflict, InvalidArgument, NotEnoughServers
 from dfs.ids import ChunkHandle, allocated_ms, new_chunk_handle
-from dfs.master import parts as limits
 from dfs.master.duties import OptionsDuty
 from dfs.master.reports import REPORT_EVERY_S
-from dfs.master.state import MasterState
+from dfs.master.state import parts as limits
+from dfs.master.state.machine import MasterState
 from dfs.net.messages import Allocate, AllocateReply, CommitFile, Delete, EmptyTrash, MakeDirectory, Touch, Undelete
 from dfs.net.parts import AllocatedChunk, NewChunk, NewExtent
 from dfs.testing.masters import MasterTrio, PretendServer

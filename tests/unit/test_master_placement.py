@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs.ids import ServerId
-from dfs.master.placement import Candidate, plan_chains
+from dfs.master.healing.placement import Candidate, plan_chains
 
 SIZE = 64
 

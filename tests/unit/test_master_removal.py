@@ -8,7 +8,7 @@ import pytest
 
 from dfs.errors import Conflict
 from dfs.ids import ServerId, new_chunk_handle
-from dfs.master.commands import BeginTail, SetServerMode
+from dfs.master.state.commands import BeginTail, SetServerMode
 from dfs.testing.masters import MIB, MasterTrio, PretendServer
 
 

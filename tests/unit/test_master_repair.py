@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfs.ids import ChunkHandle, ServerId
-from dfs.master.repair import (
+from dfs.master.healing.repair import (
     GENTLE_COPIES_MAX,
     GENTLE_COPIES_MIN,
     GENTLE_SIZE_MAX,
@@ -24,9 +24,9 @@ from dfs.master.repair import (
     CopyPlan,
     plan_repairs,
 )
-from dfs.master.standing import Member, Roster, Standing
-from dfs.master.survey import Bucket, Survey, Work, judge, victim_of
-from dfs.master.views import ChunkView, ReplicaTally
+from dfs.master.healing.standing import Member, Roster, Standing
+from dfs.master.healing.survey import Bucket, Survey, Work, judge, victim_of
+from dfs.master.state.views import ChunkView, ReplicaTally
 from dfs.net.messages import COPIES_WAITING_MAX
 
 GIB = 1 << 30

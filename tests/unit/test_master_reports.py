@@ -13,7 +13,7 @@ from dfs.errors import InvalidArgument, NotLeader, OutcomeUnknown
 from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
 from dfs.master import reports
 from dfs.master.duties import GarbageDuty, OptionsDuty
-from dfs.master.garbage import RESEND_AFTER_S
+from dfs.master.healing.garbage import RESEND_AFTER_S
 from dfs.net.messages import (
     ORDERS_MAX,
     CommitFile,

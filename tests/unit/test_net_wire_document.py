@@ -16,7 +16,7 @@ from typing import Any, NewType, get_args, get_origin
 import msgspec
 import pytest
 
-import dfs.master.commands as _commands  # registers its numbers, too
+import dfs.master.state.commands as _commands  # registers its numbers, too
 from dfs.ids import ChunkHandle
 from dfs.net import messages, parts
 from dfs.net.auth import ClusterKey, Rights, sign_token

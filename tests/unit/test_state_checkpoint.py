@@ -14,12 +14,12 @@ import pytest
 
 from dfs.errors import InternalError, StorageCorrupt
 from dfs.ids import ChunkHandle, ServerId, SessionId
-from dfs.master import checkpoint, checkpoint_rows, sharing
-from dfs.master import parts as parts_module
-from dfs.master.commands import BALANCE_ASKED, PutServer, SetBalance, SetServerMode
-from dfs.master.namespace import walk
-from dfs.master.nodes import Directory
-from dfs.master.state import MasterState
+from dfs.master.state import checkpoint, checkpoint_rows, sharing
+from dfs.master.state import parts as parts_module
+from dfs.master.state.commands import BALANCE_ASKED, PutServer, SetBalance, SetServerMode
+from dfs.master.state.machine import MasterState
+from dfs.master.state.namespace import walk
+from dfs.master.state.nodes import Directory
 from dfs.net import messages as m
 from dfs.net import parts
 

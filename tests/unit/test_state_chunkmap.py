@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from dfs.ids import ChunkHandle, ServerId
-from dfs.master.chunkmap import ChunkMap
+from dfs.master.state.chunkmap import ChunkMap
 
 SERVERS = [ServerId(bytes([number]) * 16) for number in range(1, 7)]
 

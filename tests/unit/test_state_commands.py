@@ -13,9 +13,9 @@ import pytest
 
 from dfs.errors import Conflict, IsADirectory, NotFound
 from dfs.ids import ChunkHandle, ServerId, SessionId
-from dfs.master import extents as packing
-from dfs.master import parts as limits
-from dfs.master.commands import (
+from dfs.master.state import extents as packing
+from dfs.master.state import parts as limits
+from dfs.master.state.commands import (
     ChangeReplicas,
     ExpireTrash,
     ForgetGarbage,
@@ -23,8 +23,8 @@ from dfs.master.commands import (
     ReplicaChange,
     SetOptions,
 )
-from dfs.master.state import MasterState
-from dfs.master.trash import RELEASE_STEP_MAX
+from dfs.master.state.machine import MasterState
+from dfs.master.state.trash import RELEASE_STEP_MAX
 from dfs.net import messages as m
 from dfs.net import parts
 from dfs.paths import PATH_SIZE_MAX
@@ -259,7 +259,7 @@ def test_a_recursive_copy_is_independent_of_its_source(master: Master) -> None:
 def test_one_command_does_not_touch_more_files_than_the_limit(
     master: Master, monkeypatch: pytest.MonkeyPatch, command: type[m.Mutation]
 ) -> None:
-    monkeypatch.setattr("dfs.master.tree_commands.SUBTREE_MAX", 3)
+    monkeypatch.setattr("dfs.master.state.tree_commands.SUBTREE_MAX", 3)
     for name in "abcd":
         master.ok(m.StatReply, m.Touch, f"/{name}")
     master.ok(m.StatReply, m.MakeDirectory, "/d2")
@@ -411,7 +411,7 @@ def test_a_large_release_is_spread_over_the_next_commands(master: Master) -> Non
 
 
 def test_emptying_the_trash_is_bounded_and_says_so(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfs.master.tree_commands.EMPTY_TRASH_MAX", 2)
+    monkeypatch.setattr("dfs.master.state.tree_commands.EMPTY_TRASH_MAX", 2)
     for name in "abc":
         master.put(f"/{name}")
         master.ok(m.DeleteReply, m.Delete, f"/{name}")

@@ -11,10 +11,10 @@ from random import Random
 import pytest
 
 from dfs.ids import ChunkHandle
-from dfs.master import extents
-from dfs.master.entries import BLOCK_MAX, EntryTable
-from dfs.master.namespace import File
-from dfs.master.views import Extent
+from dfs.master.state import extents
+from dfs.master.state.entries import BLOCK_MAX, EntryTable
+from dfs.master.state.namespace import File
+from dfs.master.state.views import Extent
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -15,12 +15,12 @@ import pytest
 from dfs.errors import AlreadyExists, StorageCorrupt
 from dfs.ids import ChunkHandle, ServerId, SessionId, new_chunk_handle
 from dfs.master.chunk_report import Verdict, judge
-from dfs.master.commands import PutServer
 from dfs.master.export import export_lines, import_pieces
 from dfs.master.raft_checkpoint import read_pieces, verify_checkpoint
 from dfs.master.raft_journal import Journal
 from dfs.master.restore import check_empty, install, load_export
-from dfs.master.state import MasterState
+from dfs.master.state.commands import PutServer
+from dfs.master.state.machine import MasterState
 from dfs.net import messages as m
 from dfs.net import parts
 from dfs.net.parts import ReplicaReport

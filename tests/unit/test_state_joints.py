@@ -14,8 +14,9 @@ import pytest
 
 from dfs.errors import DfsError, InvalidName
 from dfs.ids import ChunkHandle, ServerId, SessionId
-from dfs.master import sharing, tails
-from dfs.master.commands import (
+from dfs.master.export import export_lines, import_pieces
+from dfs.master.state import sharing, tails
+from dfs.master.state.commands import (
     BeginTail,
     CommitTail,
     ExpireSessions,
@@ -24,9 +25,8 @@ from dfs.master.commands import (
     PutServer,
     encode_command,
 )
-from dfs.master.export import export_lines, import_pieces
-from dfs.master.state import MasterState
-from dfs.master.tails import named_paths
+from dfs.master.state.machine import MasterState
+from dfs.master.state.tails import named_paths
 from dfs.net import messages as m
 from dfs.net import parts
 from dfs.paths import join

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dfs.ids import ServerId, SessionId
-from dfs.master import sharing
-from dfs.master.commands import PutServer, encode_command
 from dfs.master.export import export_lines, import_pieces
-from dfs.master.state import MasterState
+from dfs.master.state import sharing
+from dfs.master.state.commands import PutServer, encode_command
+from dfs.master.state.machine import MasterState
 from dfs.net import messages as m
 from dfs.net import parts
 from dfs.paths import join

@@ -8,8 +8,8 @@ import pytest
 
 from dfs.errors import LimitExceeded, NotADirectory
 from dfs.ids import ChunkHandle, ServerId, SessionId
-from dfs.master.commands import PutServer
-from dfs.master.state import MasterState
+from dfs.master.state.commands import PutServer
+from dfs.master.state.machine import MasterState
 from dfs.net import messages as m
 from dfs.net.parts import CallId, NewChunk, NewExtent, PackedFile
 

@@ -9,10 +9,10 @@ import pytest
 
 from dfs.errors import Overloaded
 from dfs.ids import SessionId
-from dfs.master import sessions
-from dfs.master.commands import ExpireSessions
-from dfs.master.sessions import IDLE_KEPT_MS, SessionTable
-from dfs.master.state import MasterState
+from dfs.master.state import sessions
+from dfs.master.state.commands import ExpireSessions
+from dfs.master.state.machine import MasterState
+from dfs.master.state.sessions import IDLE_KEPT_MS, SessionTable
 from dfs.net.messages import OUTSTANDING_CALLS_MAX, Done, ErrorReply, MakeDirectory, Message, RemoveDirectory
 from dfs.net.parts import CallId
 

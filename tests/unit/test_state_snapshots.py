@@ -15,12 +15,12 @@ import msgspec
 import pytest
 
 from dfs.ids import ChunkHandle, ServerId, SessionId
-from dfs.master import extents as packing
-from dfs.master import quotas, sharing, snapshot_commands
-from dfs.master.commands import ExpireTrash, PutServer
 from dfs.master.export import export_lines, import_pieces
-from dfs.master.state import MasterState
-from dfs.master.views import Extent
+from dfs.master.state import extents as packing
+from dfs.master.state import quotas, sharing, snapshot_commands
+from dfs.master.state.commands import ExpireTrash, PutServer
+from dfs.master.state.machine import MasterState
+from dfs.master.state.views import Extent
 from dfs.net import messages as m
 from dfs.net import parts
 
@@ -451,7 +451,7 @@ def test_a_limit_below_the_use_only_stops_growth(master: Master) -> None:
 
 
 def test_the_number_of_quotas_is_limited(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfs.master.quota_commands.QUOTAS_MAX", 1)
+    monkeypatch.setattr("dfs.master.state.quota_commands.QUOTAS_MAX", 1)
     master.put("/a/f")
     master.ok(m.QuotaReply, m.SetQuota, "/", 50)
     assert master.refused(m.SetQuota, "/a", 5).code == "limit_exceeded"

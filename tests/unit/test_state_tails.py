@@ -10,11 +10,11 @@ import pytest
 
 from dfs.errors import Conflict, InvalidArgument, LimitExceeded, NotFound, QuotaExceeded, TailOpen
 from dfs.ids import ChunkHandle, ServerId, SessionId
-from dfs.master import tails as limits
-from dfs.master.commands import BeginTail, ChangeReplicas, CommitTail, ForgetAppenders, PutServer, ReplicaChange
 from dfs.master.export import export_lines
 from dfs.master.restore import load_export
-from dfs.master.state import MasterState
+from dfs.master.state import tails as limits
+from dfs.master.state.commands import BeginTail, ChangeReplicas, CommitTail, ForgetAppenders, PutServer, ReplicaChange
+from dfs.master.state.machine import MasterState
 from dfs.net import messages as m
 from dfs.net import parts
 from dfs.net.parts import AppenderState

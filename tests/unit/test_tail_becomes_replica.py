@@ -19,9 +19,9 @@ import pytest
 from dfs.checksum import BLOCK_SIZE, crc32c
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.store import FileStore
-from dfs.chunk.tail_folders import TailFolders
-from dfs.chunk.tail_log import JOURNAL_START, Round
-from dfs.chunk.tail_service import TailService
+from dfs.chunk.tails.folders import TailFolders
+from dfs.chunk.tails.log import JOURNAL_START, Round
+from dfs.chunk.tails.service import TailService
 from dfs.errors import ChunkCorrupt, StaleReplica, TailClosed
 from dfs.ids import ChunkHandle
 from dfs.net.messages import (

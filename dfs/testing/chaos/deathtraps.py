@@ -22,10 +22,10 @@ from dfs.chunk.chain import ChunkTransfer
 from dfs.chunk.replicator import Replicator
 from dfs.chunk.service import ChunkService
 from dfs.chunk.store import FileReplicaWriter
-from dfs.chunk.tail_log import TailFile
-from dfs.chunk.tail_service import TailService
-from dfs.chunk.tails import OpenTail
-from dfs.chunk.volumes import VolumeSet
+from dfs.chunk.tails.log import TailFile
+from dfs.chunk.tails.open_tail import OpenTail
+from dfs.chunk.tails.service import TailService
+from dfs.chunk.volumes.volumes import VolumeSet
 
 _STEPS: dict[str, tuple[type, str]] = {
     "chunk taken": (ChunkTransfer, "run"),

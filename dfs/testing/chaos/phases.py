@@ -31,7 +31,7 @@ from dfs.master.raft_journal import Journal
 from dfs.master.raft_state import RaftLog
 from dfs.master.raft_wire import AppendReply
 from dfs.master.service import MasterService
-from dfs.master.state import MasterState
+from dfs.master.state.machine import MasterState
 from dfs.net.aio_server import _ServerConnection
 from dfs.net.messages import (
     ChunkReport,

@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from dfs.chunk.tails import OpenTail
+from dfs.chunk.tails.open_tail import OpenTail
 from dfs.client import local_replicas, readings
 from dfs.master import access, raft_journal
 from dfs.master.service import MasterService
-from dfs.master.state import MasterState
-from dfs.master.views import ExtentsView
+from dfs.master.state.machine import MasterState
+from dfs.master.state.views import ExtentsView
 from dfs.net.aio import RequestContext
 from dfs.net.messages import Locate, Message
 

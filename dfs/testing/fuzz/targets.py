@@ -20,7 +20,7 @@ import msgspec
 
 from dfs.checksum import block_checksums, block_count, crc32c
 from dfs.chunk.layout import decode_tail, encode_tail
-from dfs.chunk.tail_log import (
+from dfs.chunk.tails.log import (
     JOURNAL_START,
     Round,
     TailStart,
@@ -34,12 +34,12 @@ from dfs.config import parse_config
 from dfs.config_default import EMBEDDED_DEFAULT
 from dfs.errors import DfsError
 from dfs.ids import ChunkHandle, ServerId, SessionId
-from dfs.master.commands import PutServer, encode_command
 from dfs.master.export import export_lines
 from dfs.master.raft_records import Kind, Replay, encode_head, encode_record, parse_head
 from dfs.master.raft_wire import Ping, RequestVote, decode_body, encode_raft, join_bodies
 from dfs.master.restore import load_export
-from dfs.master.state import MasterState
+from dfs.master.state.commands import PutServer, encode_command
+from dfs.master.state.machine import MasterState
 from dfs.net.auth import ClusterKey
 from dfs.net.frames import FrameParser, encode_frame
 from dfs.net.messages import CommitFile, Heartbeat, MakeDirectory, Rename, ReplicateRecords, Stat, Touch, decode, encode
