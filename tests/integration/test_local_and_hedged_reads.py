@@ -340,13 +340,19 @@ def test_ranges_that_cannot_be_are_refused_and_the_connection_goes_on(door: Door
 
 
 class Stall:
-    """Makes a chunk server take requests and answer none of them, as a paused one does, until it is released."""
+    """Makes a chunk server take requests and answer none of them, as a paused one does, until it is released.
 
-    def __init__(self) -> None:
+    With `is_for_first`, only the first connection of all is treated so, whichever server it is made to.
+    """
+
+    def __init__(self, *, is_for_first: bool = False) -> None:
         self.released = threading.Event()
         self.count = 0
+        self._is_for_first = is_for_first
 
     def __call__(self, channel: Channel) -> bool:
+        if self._is_for_first and self.count:
+            return True
         self.count += 1
         channel.wait_readable(Deadline.after(60))
         self.released.wait(60)
@@ -355,17 +361,19 @@ class Stall:
 
 def test_a_slow_replica_is_overtaken_by_another_one(cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replica_reads, "READ_STALL_S", 60.0)  # only a second request ends the waiting in time
+    with cluster.client() as writer:
+        data = stored(writer, "/file", 4 * CHUNK)
+    stall = Stall(is_for_first=True)
+    for server in cluster.chunk_servers:
+        server.intercept = stall  # connections that are made from here on
     with cluster.client(reads=HEDGED) as client:
-        data = stored(client, "/file", 4 * CHUNK)
-        stall = Stall()
-        cluster.chunk_servers[0].intercept = stall
         begun_s = time.monotonic()
         assert content(client, "/file") == data
         with client.open("/file") as file:
             for number in range(20):
                 assert file.read_at(number * 50_000, 10) == data[number * 50_000 : number * 50_000 + 10]
         assert time.monotonic() - begun_s < 50
-        assert stall.count
+        assert stall.count == 1
         assert client.read_counts.hedges_won >= 1
         stall.released.set()
 
