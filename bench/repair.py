@@ -273,7 +273,7 @@ def tell_order(copies: dict[str, list[tuple[str, str]]]) -> None:
     ended = sorted(itertools.chain.from_iterable(copies.values()))
     merged = [kind.lower() == "true" for _, kind in ended]
     if True not in merged:
-        print("  no chunk was ever down to one replica: what a late server held was copied before it counted as dead")
+        print("  no chunk was ever down to one replica")
         return
     first, last = merged.index(True), len(merged) - merged[::-1].index(True)
     print(
