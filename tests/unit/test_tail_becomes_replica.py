@@ -220,6 +220,20 @@ def failing_at(step: int, number: int, patch: pytest.MonkeyPatch) -> Iterator[li
         yield done
 
 
+def test_a_name_found_at_start_is_made_durable_before_it_is_told_as_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process may have died between the rename and its sync; the leader's next word removes the seal."""
+    with started(tmp_path / "d") as server:
+        server.fill()
+        server.publish()
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    with started(tmp_path / "d") as server:
+        server.check_sealed(server.publish())
+        assert path_of(tmp_path / "d", HANDLE).parent.stat().st_ino in synced
+
+
 def test_bytes_that_rotted_between_seal_and_replica_are_not_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
