@@ -194,6 +194,8 @@ class Disk:
         folder = self.chunks / f"{number:02x}"
         try:
             entries = list(os.scandir(folder))
+            if entries:
+                sync_directory(folder)  # the process may have died before that; what is reported must be durable
         except OSError as error:
             self.judge(error, f"listing {folder}")
             return

@@ -247,9 +247,15 @@ class FileStore:
             os.close(fd)
         target = disk.chunk_path(tail.handle)
         path.rename(target)
-        if self.fsync:
+        if not self.fsync:
+            return
+        try:
             sync_directory(target.parent)
             sync_directory(path.parent)
+        except OSError:
+            with contextlib.suppress(OSError):  # it is whole under either name; who tries again looks for the first
+                target.rename(path)
+            raise
 
     def _choose_disk(self) -> Disk:
         """Return the disk with the most free bytes per present writer, so that parallel writes use all of them."""

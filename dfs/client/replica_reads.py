@@ -115,7 +115,10 @@ class ReplicaReader:
                 raise _unreadable(reading, path) from None
 
     def _read_round(self, reading: Reading, cancellation: Cancellation, stall_s: float) -> bool:
-        """Ask each replica once, until all is read; return whether asking again later may help."""
+        """Ask each replica once, until all is read; return whether asking again later may help.
+
+        One that was overtaken by another that then failed has not failed itself: it is asked once more, at the end.
+        """
         may_get_better = not reading.replicas
         now_s, turn = time.monotonic(), reading.plan.extent_index
         order = self._health.order(reading.replicas, now_s, turn, self._distance)
@@ -130,6 +133,8 @@ class ReplicaReader:
                 cancellation.check()
                 failure = self._note_failure(reading, error, stall_s)
                 may_get_better = may_get_better or failure.retry is not Retry.NEVER
+                if reading.server is not server and order.count(server) == 1:
+                    order.append(server)
             else:
                 self._health.worked(reading.server)
                 return True

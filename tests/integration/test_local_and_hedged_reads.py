@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import socket
@@ -11,19 +12,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from dfs.checksum import BLOCK_SIZE
 from dfs.client import DfsClient, ReadRules, local_replicas, replica_reads
 from dfs.clock import Deadline
-from dfs.errors import AuthenticationFailed, ConnectionFailed, DfsError, InvalidArgument, ProtocolError, TokenInvalid
+from dfs.errors import (
+    AuthenticationFailed,
+    ChunkNotFound,
+    ConnectionFailed,
+    DfsError,
+    InvalidArgument,
+    NoQuorum,
+    ProtocolError,
+    TokenInvalid,
+)
 from dfs.ids import ChunkHandle, ServerId, new_server_id
 from dfs.net.auth import ClusterKey, Rights
 from dfs.net.blocking import Channel, Received, expect
 from dfs.net.listener import ServeLimits, serve_forever
 from dfs.net.local import LocalChannel, LocalListener
-from dfs.net.messages import OpenReplica, OpenReplicaReply, Ping, Pong, ReadRanges, ReadRangesReply
+from dfs.net.messages import ErrorReply, OpenReplica, OpenReplicaReply, Ping, Pong, ReadRanges, ReadRangesReply
 from dfs.testing.chunk_server import KEY, LoopbackChunkServer, soon, token
 from dfs.testing.cluster import wait_until
 from dfs.testing.memory_cluster import MemoryCluster
@@ -414,10 +425,40 @@ def test_a_cluster_that_is_slow_as_a_whole_is_not_asked_twice_for_everything(
         assert 1 <= counts.hedged <= 4 + 60 * 0.05 + 1
 
 
-def _delayed(receive: Callable[[Deadline], Received]) -> Callable[[Deadline], Received]:
+def test_a_slow_replica_is_read_when_those_that_answered_first_have_none(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was only overtaken has not failed, and no master is there to tell of other replicas."""
+    monkeypatch.setattr("dfs.client.hedging.PATIENCE_FIRST_S", 0.01)
+    with cluster.client() as writer:
+        data = stored(writer, "/file", CHUNK)
+    slow: list[int] = []
+
+    def answer(number: int, channel: Channel) -> bool:
+        slow.append(number)
+        if slow[0] == number:
+            channel.receive = _delayed(channel.receive, 0.5)  # type: ignore[method-assign,assignment]
+            return True
+        received = channel.receive(soon())
+        channel.send(ErrorReply.of(ChunkNotFound("it was moved away")), soon(), request_id=received.request_id)
+        channel.wait_readable(soon())
+        return False
+
+    def nobody(*_arguments: object) -> NoReturn:
+        raise NoQuorum("no master answers")
+
+    for number, server in enumerate(cluster.chunk_servers):
+        server.intercept = functools.partial(answer, number)  # connections that are made from here on
+    with cluster.client(reads=HEDGED) as client, client.open("/file") as file:
+        monkeypatch.setattr(file, "_relocate", nobody)
+        assert file.read_at(100, 1000) == data[100:1100]
+        assert client.read_counts.hedges_won >= 1
+
+
+def _delayed(receive: Callable[[Deadline], Received], delay_s: float = 0.02) -> Callable[[Deadline], Received]:
     def late(deadline: Deadline) -> Received:
         received = receive(deadline)
-        time.sleep(0.02)
+        time.sleep(delay_s)
         return received
 
     return late

@@ -216,6 +216,28 @@ def test_full_disk_ends_the_tail_but_not_the_disk(tmp_path: Path, monkeypatch: p
     service.reply(PublishTail(handle, b"", 3), b"")
 
 
+def test_a_tail_leaves_the_reserve_of_its_disk_alone(tmp_path: Path) -> None:
+    """To seal it takes room, too, and deletions are to find some."""
+    free = [10**9]
+    (tmp_path / "a").mkdir()
+    disk = Disk(
+        DataDirectory(tmp_path / "a"),
+        reserve=1000,
+        probe=lambda _: Space(10**9, free[0]),
+        clock=SYSTEM_CLOCK,
+        on_failed=lambda _: None,
+    )
+    service = service_on(disk)
+    handle = create(service)
+    free[0] = 1003
+    service.reply(appended(1, b"one", handle), b"one")
+    free[0] = 1002
+    with pytest.raises(TailClosed, match="reserve"):
+        service.reply(appended(2, b"two", handle), b"two")
+    service.reply(FenceTail(handle, b""), b"")
+    service.reply(PublishTail(handle, b"", 3), b"")
+
+
 def test_folder_of_tails_is_durable_before_the_first_tail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))

@@ -297,3 +297,24 @@ def test_on_a_full_disk_a_volume_without_live_replicas_goes_though_others_hold_m
         store.compactor.run_once()
         assert set(before) - set(volumes_of(path)) == {before[1]}
         assert len(content(store, half[1])) == 4000
+
+
+def test_on_a_full_disk_volumes_become_free_also_after_a_compaction_that_found_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    with opened(path) as store:
+        half = [put(store, bytes(4000)).handle for _ in range(2)]  # fills a volume
+        whole = [put(store, bytes(2100)).handle for _ in range(4)]  # likewise
+        put(store, bytes(4000))
+        store.compactor.run_once()
+        store.delete(half[0])
+        before = volumes_of(path)
+        disk = FullDisk(monkeypatch)
+        store.compactor.run_once()
+        assert volumes_of(path) == before, "what is live in the first one found no room"
+        assert all(store.delete(handle) for handle in whole)
+        disk.room = 0
+        store.compactor.run_once()
+        assert set(before) - set(volumes_of(path)) == {before[1]}
+        assert len(content(store, half[1])) == 4000

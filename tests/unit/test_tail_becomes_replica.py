@@ -5,6 +5,8 @@ Owns: sealing on one server, on real files. Refuses to know: who decides the len
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ from dfs.chunk.store import FileStore
 from dfs.chunk.tails.folders import TailFolders
 from dfs.chunk.tails.log import JOURNAL_START, Round
 from dfs.chunk.tails.service import TailService
-from dfs.errors import ChunkCorrupt, StaleReplica, TailClosed
+from dfs.errors import ChunkCorrupt, DiskFull, Overloaded, StaleReplica, TailClosed
 from dfs.ids import ChunkHandle
 from dfs.net.messages import (
     AppendRecords,
@@ -176,6 +178,60 @@ def test_sealing_that_is_cut_short_anywhere_is_brought_to_its_end(
         step += 1
     assert len(done) == step >= 10, f"these are the steps: {done}"
     assert lengths == {-1, SEALED}
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC])
+def test_sealing_that_fails_for_a_moment_anywhere_can_be_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """After each failure the bytes are in the tail still, also for the server that goes on without a new start."""
+    for step in itertools.count():
+        with started(tmp_path / str(step)) as server:
+            server.fill()
+            with failing_at(step, number, monkeypatch) as done:
+                try:
+                    server.publish()
+                except (DiskFull, Overloaded):
+                    assert server.store.replica(HANDLE) is None
+                else:
+                    break
+            server.check_sealed(server.publish())
+    assert len(done) == step >= 14, f"these are the steps: {done}"
+
+
+@contextmanager
+def failing_at(step: int, number: int, patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Yield the calls that change the disk or open a file; the one of that place fails with an error, once."""
+    done: list[str] = []
+
+    def wrap(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            done.append(name)
+            if len(done) - 1 == step:
+                raise OSError(number, os.strerror(number))
+            return call(*args, **kwargs)
+
+        return counted
+
+    with patch.context() as within:
+        for name in (*CALLS, "open"):
+            within.setattr(os, name, wrap(name, getattr(os, name)))
+        within.setattr(Path, "rename", wrap("rename", Path.rename))
+        yield done
+
+
+def test_a_name_found_at_start_is_made_durable_before_it_is_told_as_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process may have died between the rename and its sync; the leader's next word removes the seal."""
+    with started(tmp_path / "d") as server:
+        server.fill()
+        server.publish()
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    with started(tmp_path / "d") as server:
+        server.check_sealed(server.publish())
+        assert path_of(tmp_path / "d", HANDLE).parent.stat().st_ino in synced
 
 
 def test_bytes_that_rotted_between_seal_and_replica_are_not_published(

@@ -68,6 +68,12 @@ class TailFolders:
             raise DiskFull(f"no disk of this server has {size} bytes for another tail; write elsewhere")
         raise DiskFailed("no disk of this server can keep tails; write elsewhere")
 
+    def check_room(self, path: Path, size: int) -> None:
+        """Raise `DiskFull` or `DiskFailed` when the disk of a tail is not to take `size` bytes more."""
+        disk = self._disks.get(path.parent)
+        if disk is not None:
+            disk.check_room(size)
+
     def judge(self, path: Path, error: OSError, doing: str) -> DfsError:
         """Return what an error at a tail means, and let its disk draw the consequence."""
         disk = self._disks.get(path.parent)

@@ -41,6 +41,7 @@ class Receipt(Protocol):
 
 Forward = Callable[[ReplicateRecords, Buffer, Deadline], Receipt]  # sends a round to the next server
 Judge = Callable[[OSError, str], DfsError]  # what an error of the operating system means, and does, to the disk
+CheckRoom = Callable[[int], None]  # raises when the disk has no room for so many bytes above its reserve
 
 
 @dataclass(slots=True)
@@ -63,6 +64,7 @@ class OpenTail:
         judge: Judge | None = None,
         *,
         is_head: bool = True,
+        check_room: CheckRoom = lambda _: None,
     ) -> None:
         """`forward`: the way to the rest of the chain, None at its end. `is_head`: as the master made this tail."""
         self.handle = file.handle
@@ -71,6 +73,7 @@ class OpenTail:
         self._ledger = ledger  # in use at the head only
         self._forward = forward
         self._judge = judge or _failed_disk
+        self._check_room = check_room
         self._is_head = is_head
         self._changed = threading.Condition()
         self._writing = threading.Lock()  # held by the one round that comes down the chain
@@ -169,6 +172,7 @@ class OpenTail:
             return False
         receipt = None
         try:
+            self._check_room(len(data))
             if self._forward is not None:  # first: the last server of a chain is what the others wait for
                 receipt = self._forward(message, data, Deadline.after(ROUND_TIMEOUT_S))
             with self._errors_judged():

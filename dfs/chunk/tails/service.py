@@ -202,8 +202,8 @@ class TailService:
         except ChainBroken:
             self.drop(request.handle)
             raise
-        judge = partial(self._folders.judge, path)
-        tail = OpenTail(file, start.ledger(), forward, judge, is_head=request.is_head)
+        judge, check_room = partial(self._folders.judge, path), partial(self._folders.check_room, path)
+        tail = OpenTail(file, start.ledger(), forward, judge, is_head=request.is_head, check_room=check_room)
         with self._lock:
             self._open[request.handle] = tail
         log.info("tail_made", handle=request.handle, servers=len(below) + 1)

@@ -479,8 +479,14 @@ class VolumeSet:
                         buffers += (encode_header(moved, volume.name.salt), body)
                         end += moved.size
                 if headers:
+                    had_outdated = source.has_outdated
                     source.has_outdated = True  # from here on it holds copies that only their copies hide
-                    self._write_durably(volume, fd, buffers)
+                    try:
+                        self._write_durably(volume, fd, buffers)
+                    except OSError:
+                        if self._present is not None:  # nothing of them was left there
+                            source.has_outdated = had_outdated
+                        raise
             self._count(volume, headers, end)
 
     def remove(self, volume: Volume) -> bool:
