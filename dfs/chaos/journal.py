@@ -11,6 +11,7 @@ file, which the kernel takes from it when it dies. All undoings may be done agai
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Sequence
@@ -166,10 +167,15 @@ class Journal:
         self._file.close()
 
     def _write(self, line: _Line) -> None:
+        data, start = msgspec.json.encode(line) + b"\n", self._file.tell()
         try:
-            self._file.write(msgspec.json.encode(line) + b"\n")
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError as error:
+            with contextlib.suppress(OSError):  # half a line would spoil the next one
+                self._file.truncate(start)
+                self._file.seek(start)
             raise ConfigError(f"cannot write the undo journal {self.path}: {error.strerror or error}") from None
 
 

@@ -80,14 +80,20 @@ def local_nodes(
 
 def _process_ways(local: LocalCluster, name: str) -> dict[Action, Way]:
     start = StartNode(name, str(local.config.source))
+    noted: list[ResumeProcess] = []  # the one that is resumed is the one to be paused, whoever starts another meanwhile
 
     def pause_steps() -> tuple[Step, ...]:
-        return (_resume(name, ProcessMark.load(local.pid_path(name))),)
+        noted[:] = [_resume(name, ProcessMark.load(local.pid_path(name)))]
+        return tuple(noted)
+
+    def pause() -> None:
+        if not noted or not ProcessMark(noted[0].pid, noted[0].start_ticks, noted[0].boot_id).send(signal.SIGSTOP):
+            raise InvalidArgument(f"the process of {name} that was to be paused is gone")
 
     return {
         Action.KILL: Way(f"SIGKILL to {name}, then start it again", lambda: (start,), lambda: local.kill(name)),
         Action.RESTART: Way(f"SIGTERM to {name}, then start it again", lambda: (start,), lambda: local.stop(name)),
-        Action.PAUSE: Way(f"SIGSTOP to {name}, then SIGCONT", pause_steps, lambda: local.kill(name, signal.SIGSTOP)),
+        Action.PAUSE: Way(f"SIGSTOP to {name}, then SIGCONT", pause_steps, pause),
     }
 
 
