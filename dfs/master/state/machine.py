@@ -264,7 +264,7 @@ class MasterState:
 
     @property
     def born_ms(self) -> int:
-        """No chunk of this state was allocated before. One whose life begins at its next command has none that is older."""
+        """No chunk of this state was allocated before; none at all when its life begins at its next command."""
         return self._parts.born_ms or TIME_MAX_MS
 
     def stat(self, path: str) -> FileStatus:
