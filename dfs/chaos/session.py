@@ -240,7 +240,8 @@ def run(wishes: Wishes, planned: Planned, folder: Path | None, say: Callable[[st
         if found := _left_behind(config, run_id):
             raise Conflict("; ".join(found))
         about = About(run_id, config.name, wishes.is_throw_away, planned.seed, begun_ms, __version__, _again(planned))
-        report, story_and_calls = _break(wishes, planned, config, journal, about, say)
+        with _hang_up_ends():
+            report, story_and_calls = _break(wishes, planned, config, journal, about, say)
     finally:
         with _signals_held():  # nothing cuts the undoing short
             failures = undo_all(journal)
@@ -304,6 +305,21 @@ def _signals_stop(run: ChaosRun, say: Callable[[str], None]) -> Iterator[None]:
 
     with _handled(stop):
         yield
+
+
+@contextlib.contextmanager
+def _hang_up_ends() -> Iterator[None]:
+    """Let a terminal that goes away end the run as SIGTERM does, through what undoes it: not at once."""
+    ended = signal.getsignal(signal.SIGTERM)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not callable(ended) or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGHUP, ended)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _signals_held() -> contextlib.AbstractContextManager[None]:
