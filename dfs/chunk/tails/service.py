@@ -316,9 +316,9 @@ class TailService:
         with self._lock:
             tail, path = self._open.get(handle), self._paths.get(handle)
         if path is None:
-            replica = self._made_of(handle)
-            _check_published(replica, handle, length)
-            return PublishTailReply(self._store.server_id, length, replica.crc, (), ())
+            made = self._made_of(handle)
+            _check_published(made, handle, length)
+            return PublishTailReply(self._store.server_id, length, made.crc, (), ())
         if tail is not None:
             tail.end()
         with self._publishing:
