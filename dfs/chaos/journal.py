@@ -189,8 +189,8 @@ class Unfinished:
     is_alive: bool
 
 
-def unfinished(folder: Path) -> list[Unfinished]:
-    """Return all journals of a folder, the oldest first."""
+def unfinished(folder: Path, damaged: dict[Path, str] | None = None) -> list[Unfinished]:
+    """Return all journals of a folder, the oldest first. `damaged` gets why others cannot be read, or it is raised."""
     found = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         with contextlib.suppress(FileNotFoundError):  # it ended this very moment
@@ -200,7 +200,13 @@ def unfinished(folder: Path) -> list[Unfinished]:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
                     is_alive = True
-                head, steps, _ = _read(path)
+                try:
+                    head, steps, _ = _read(path)
+                except ConfigError as error:
+                    if damaged is None:
+                        raise
+                    damaged[path] = error.message
+                    continue
             found.append(Unfinished(path, head, tuple(step for _, step in sorted(steps.items())), is_alive))
     return sorted(found, key=lambda one: one.head.begun_ms)
 

@@ -381,8 +381,10 @@ class Undone:
 
 def undo_unfinished(*, is_list: bool = False) -> list[Undone]:
     """Undo what dead runs of this user left, or only list it."""
-    found = []
-    for one in unfinished(state_folder()):
+    damaged: dict[Path, str] = {}
+    readable = unfinished(state_folder(), damaged)
+    found = [Undone(path.stem, [], [words], is_alive=False) for path, words in damaged.items()]
+    for one in readable:
         steps = [describe(step) for step in reversed(one.steps)]
         if one.is_alive or is_list:
             found.append(Undone(one.head.run_id, [] if one.is_alive else steps, [], one.is_alive))

@@ -110,6 +110,16 @@ def test_a_process_is_paused_and_resumed_and_never_its_successor(
         node.ways[Action.PAUSE].strike()
 
 
+def test_the_run_never_pauses_itself_or_who_started_it(config: ClusterConfig) -> None:
+    for pid in (os.getpid(), os.getppid()):
+        with pytest.raises(InvalidArgument, match="runs this command"):
+            process_node(config, "c1", pid)
+
+
+def test_a_process_is_shown_with_what_it_runs(config: ClusterConfig, sleeper: subprocess.Popen[bytes]) -> None:
+    assert "import time" in process_node(config, "c1", sleeper.pid).where
+
+
 def test_processes_that_are_not_there_cannot_be_named(config: ClusterConfig, sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.kill()
     sleeper.wait()

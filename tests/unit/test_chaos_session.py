@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from dfs.chaos import session
+from dfs.chaos.journal import Head, Journal, RemoveFile, state_folder
 from dfs.cli.wall import EXIT_TERMINATED
 from dfs.local.loopback import cluster_ini
 
@@ -48,3 +52,20 @@ def test_a_terminal_that_goes_away_ends_the_run_through_its_undoing(tmp_path: Pa
     assert done.returncode == EXIT_TERMINATED
     assert not made.exists()
     assert list((state / "dfs" / "chaos").iterdir()) == []
+
+
+def test_a_damaged_journal_does_not_keep_other_runs_from_being_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    made = tmp_path / "made"
+    made.write_bytes(b"x")
+    journal = Journal.begin(state_folder(), Head("run-2", "test", (), "", 5))
+    journal.add(RemoveFile(str(made)))
+    journal.close()
+    (state_folder() / "run-1.undo").write_bytes(b"rubbish\n")
+    bad, good = session.undo_unfinished()
+    assert (bad.run_id, bad.undone) == ("run-1", [])
+    assert "is damaged" in bad.failed[0]
+    assert (good.run_id, good.failed) == ("run-2", [])
+    assert not made.exists()
