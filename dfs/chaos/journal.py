@@ -11,6 +11,7 @@ file, which the kernel takes from it when it dies. All undoings may be done agai
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Sequence
@@ -166,10 +167,15 @@ class Journal:
         self._file.close()
 
     def _write(self, line: _Line) -> None:
+        data, start = msgspec.json.encode(line) + b"\n", self._file.tell()
         try:
-            self._file.write(msgspec.json.encode(line) + b"\n")
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError as error:
+            with contextlib.suppress(OSError):  # half a line would spoil the next one
+                self._file.truncate(start)
+                self._file.seek(start)
             raise ConfigError(f"cannot write the undo journal {self.path}: {error.strerror or error}") from None
 
 
@@ -183,8 +189,8 @@ class Unfinished:
     is_alive: bool
 
 
-def unfinished(folder: Path) -> list[Unfinished]:
-    """Return all journals of a folder, the oldest first."""
+def unfinished(folder: Path, damaged: dict[Path, str] | None = None) -> list[Unfinished]:
+    """Return all journals of a folder, the oldest first. `damaged` gets why others cannot be read, or it is raised."""
     found = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         with contextlib.suppress(FileNotFoundError):  # it ended this very moment
@@ -194,7 +200,13 @@ def unfinished(folder: Path) -> list[Unfinished]:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
                     is_alive = True
-                head, steps, _ = _read(path)
+                try:
+                    head, steps, _ = _read(path)
+                except ConfigError as error:
+                    if damaged is None:
+                        raise
+                    damaged[path] = error.message
+                    continue
             found.append(Unfinished(path, head, tuple(step for _, step in sorted(steps.items())), is_alive))
     return sorted(found, key=lambda one: one.head.begun_ms)
 

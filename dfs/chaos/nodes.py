@@ -31,6 +31,7 @@ from dfs.local.process import ProcessMark
 FILLER_PIECE_SIZE = 1 << 20  # bytes
 FILLER = "filler"
 SYSTEMD_UNIT = "dfs-{role}@{name}"  # as in deploy/
+COMMAND_LINE_SHOWN = 120  # characters of what a process runs
 _PROBE_TIMEOUT_S = 20.0
 
 
@@ -80,14 +81,20 @@ def local_nodes(
 
 def _process_ways(local: LocalCluster, name: str) -> dict[Action, Way]:
     start = StartNode(name, str(local.config.source))
+    noted: list[ResumeProcess] = []  # the one that is resumed is the one to be paused, whoever starts another meanwhile
 
     def pause_steps() -> tuple[Step, ...]:
-        return (_resume(name, ProcessMark.load(local.pid_path(name))),)
+        noted[:] = [_resume(name, ProcessMark.load(local.pid_path(name)))]
+        return tuple(noted)
+
+    def pause() -> None:
+        if not noted or not ProcessMark(noted[0].pid, noted[0].start_ticks, noted[0].boot_id).send(signal.SIGSTOP):
+            raise InvalidArgument(f"the process of {name} that was to be paused is gone")
 
     return {
         Action.KILL: Way(f"SIGKILL to {name}, then start it again", lambda: (start,), lambda: local.kill(name)),
         Action.RESTART: Way(f"SIGTERM to {name}, then start it again", lambda: (start,), lambda: local.stop(name)),
-        Action.PAUSE: Way(f"SIGSTOP to {name}, then SIGCONT", pause_steps, lambda: local.kill(name, signal.SIGSTOP)),
+        Action.PAUSE: Way(f"SIGSTOP to {name}, then SIGCONT", pause_steps, pause),
     }
 
 
@@ -133,9 +140,12 @@ def _folders(config: ClusterConfig, name: str) -> tuple[Path, ...]:
 
 def process_node(config: ClusterConfig, name: str, pid: int) -> Node:
     """Return a daemon that is known by its process id alone: it can be paused, not started again."""
+    _section(config, name)
     mark = ProcessMark.of(pid)
     if mark is None:
         raise InvalidArgument(f"there is no process {pid} for {name}")
+    if pid in _own_line():
+        raise InvalidArgument(f"process {pid} is no {name}: it runs this command, and nobody would resume it")
     if not _is_ours(pid):
         raise InvalidArgument(f"process {pid} of {name} belongs to another user; run as that user, or as root")
 
@@ -144,7 +154,26 @@ def process_node(config: ClusterConfig, name: str, pid: int) -> Node:
             raise InvalidArgument(f"process {pid} of {name} is gone")
 
     way = Way(f"SIGSTOP to process {pid} ({name}), then SIGCONT", lambda: (_resume(name, mark),), strike)
-    return Node(name, _is_master(config, name), f"process {pid}", {Action.PAUSE: way})
+    return Node(name, _is_master(config, name), f"process {pid}, {_command_line(pid)}", {Action.PAUSE: way})
+
+
+def _own_line() -> list[int]:
+    """Return this process, its parent, and so on."""
+    line, pid = list[int](), os.getpid()
+    while pid > 0:
+        line.append(pid)
+        pid = 0
+        with contextlib.suppress(OSError):
+            pid = int(Path(f"/proc/{line[-1]}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    return line
+
+
+def _command_line(pid: int) -> str:
+    """Return what a process runs, as much as tells people whether it is the one that they meant."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0").split("\0")
+        return shlex.join(words)[:COMMAND_LINE_SHOWN]
+    return "gone"
 
 
 def _is_ours(pid: int) -> bool:

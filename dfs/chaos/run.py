@@ -189,10 +189,16 @@ class ChaosRun:
 
     def _lift(self, standing: _Standing) -> None:
         open_steps = dict(self._journal.steps)
+        failures: list[DfsError | OSError] = []
         for number in reversed(standing.steps):
             if number in open_steps:
-                undo(open_steps[number])
-                self._journal.done(number)
+                try:
+                    undo(open_steps[number])
+                    self._journal.done(number)
+                except (DfsError, OSError) as error:  # one target must not keep the others broken
+                    failures.append(error)
+        if failures:
+            raise failures[0]
         standing.lifted_s = self._elapsed_s()
         self._say(standing.lifted_s, f"undone: {standing.fault.kind} {', '.join(standing.targets)}")
 

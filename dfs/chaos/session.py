@@ -240,7 +240,8 @@ def run(wishes: Wishes, planned: Planned, folder: Path | None, say: Callable[[st
         if found := _left_behind(config, run_id):
             raise Conflict("; ".join(found))
         about = About(run_id, config.name, wishes.is_throw_away, planned.seed, begun_ms, __version__, _again(planned))
-        report, story_and_calls = _break(wishes, planned, config, journal, about, say)
+        with _hang_up_ends():
+            report, story_and_calls = _break(wishes, planned, config, journal, about, say)
     finally:
         with _signals_held():  # nothing cuts the undoing short
             failures = undo_all(journal)
@@ -306,6 +307,21 @@ def _signals_stop(run: ChaosRun, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _hang_up_ends() -> Iterator[None]:
+    """Let a terminal that goes away end the run as SIGTERM does, through what undoes it: not at once."""
+    ended = signal.getsignal(signal.SIGTERM)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not callable(ended) or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGHUP, ended)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def _signals_held() -> contextlib.AbstractContextManager[None]:
     return _handled(signal.SIG_IGN)
 
@@ -365,8 +381,10 @@ class Undone:
 
 def undo_unfinished(*, is_list: bool = False) -> list[Undone]:
     """Undo what dead runs of this user left, or only list it."""
-    found = []
-    for one in unfinished(state_folder()):
+    damaged: dict[Path, str] = {}
+    readable = unfinished(state_folder(), damaged)
+    found = [Undone(path.stem, [], [words], is_alive=False) for path, words in damaged.items()]
+    for one in readable:
         steps = [describe(step) for step in reversed(one.steps)]
         if one.is_alive or is_list:
             found.append(Undone(one.head.run_id, [] if one.is_alive else steps, [], one.is_alive))

@@ -45,15 +45,12 @@ def undo_all(journal: Journal) -> list[str]:
     steps = journal.steps
     goes_whole = [number for number, step in steps if isinstance(step, RemoveCluster)]
     for number, step in steps:
-        if goes_whole and number not in goes_whole:
-            journal.done(number)
-            continue
         try:
-            undo(step)
-        except (DfsError, OSError) as error:
-            failures.append(f"{describe(step)}: {error}")
-        else:
+            if not goes_whole or number in goes_whole:
+                undo(step)
             journal.done(number)
+        except (DfsError, OSError) as error:  # the journal's own, too: its disk may be full
+            failures.append(f"{describe(step)}: {error}")
     return failures
 
 

@@ -15,7 +15,7 @@ from itertools import islice
 from dfs.ids import ChunkHandle
 from dfs.log import get_logger
 from dfs.net.messages import COPIES_WAITING_MAX
-from dfs.net.parts import CopyFailure, CopyReplica
+from dfs.net.parts import COPY_GAVE_WAY, CopyFailure, CopyReplica
 
 COPIERS = 12  # copies under way at the same time: small ones wait for a sync most of the time, and share it
 ORDINARY_MAX = COPIERS - 4  # of them not urgent: slowed down by the rate limit, they must not make an urgent one wait
@@ -98,7 +98,7 @@ class CopyQueue:
             return False
         given_up = ordinary[-1].order
         del self._waiting[given_up.handle]
-        self._fail(given_up.handle, "overloaded", "gave way to an urgent copy; order it again")
+        self._fail(given_up.handle, COPY_GAVE_WAY, "gave way to an urgent copy; order it again")
         return True
 
     def cancel(self, handles: Iterable[ChunkHandle]) -> None:

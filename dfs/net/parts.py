@@ -208,8 +208,11 @@ class CopyReplica(Part, frozen=True, array_like=True):
     is_urgent: bool = False  # one live replica is left: before all others, and without a rate limit
 
 
+COPY_GAVE_WAY = "gave_way"  # an urgent order took its place: no failure, and no error has this code
+
+
 class CopyFailure(Part, frozen=True, array_like=True):
-    """An order to copy that came to nothing; `code` is that of the error."""
+    """An order to copy that came to nothing; `code` is that of the error, or COPY_GAVE_WAY."""
 
     handle: ChunkHandle
     code: str

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +23,9 @@ from dfs.chaos.journal import (
     Step,
     unfinished,
 )
+from dfs.chaos.nodes import Node, Way
+from dfs.chaos.run import ChaosRun
+from dfs.chaos.scenario import KINDS, Action, Fault
 from dfs.chaos.undoing import describe, undo, undo_all
 from dfs.errors import ConfigError, Conflict
 
@@ -117,6 +123,73 @@ def test_undoing_goes_on_after_a_failure_and_keeps_what_failed(tmp_path: Path) -
     undo(RemoveFile(str(filler)))  # again is harmless
     journal.close()
     assert len(unfinished(tmp_path / "state")) == 1
+
+
+def test_a_journal_that_cannot_be_written_keeps_nothing_from_being_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk of the journal may be full by then; what is not noted as undone is undone once more."""
+    fillers = [tmp_path / name for name in ("one", "two")]
+    journal = Journal.begin(tmp_path / "state", HEAD)
+    for filler in fillers:
+        filler.write_bytes(b"x")
+        journal.add(RemoveFile(str(filler)))
+
+    def is_full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as within:
+        within.setattr(os, "fsync", is_full)
+        failures = undo_all(journal)
+    assert not any(filler.exists() for filler in fillers)
+    assert len(failures) == 2
+    assert all("cannot write the undo journal" in words for words in failures)
+    journal.close()
+    (left,) = unfinished(tmp_path / "state")
+    again = Journal.resume(left.path)
+    assert undo_all(again) == []
+    again.close()
+    assert unfinished(tmp_path / "state") == []
+
+
+def test_a_line_that_does_not_fit_on_the_disk_is_refused_and_spoils_no_other(
+    tmp_path: Path,
+) -> None:
+    journal = Journal.begin(tmp_path, HEAD)
+    journal.add(RemoveFile("/one"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (journal.path.stat().st_size + 10, limits[1]))
+    try:
+        with pytest.raises(ConfigError, match="cannot write the undo journal"):
+            journal.add(RemoveFile("/two"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    journal.add(RemoveFile("/three"))
+    (found,) = unfinished(tmp_path)
+    assert found.steps == (RemoveFile("/one"), RemoveFile("/three"))
+    journal.close()
+
+
+def test_a_target_that_cannot_be_healed_does_not_keep_the_others_of_its_fault_broken(tmp_path: Path) -> None:
+    mark = tmp_path / "c1"
+    fault = Fault(0.0, 1.0, KINDS["kill-server"], 0.0, 2)
+    ways = {"c1": ("touch", str(mark)), "c2": ("false",)}
+    nodes = [Node(name, False, "", {Action.KILL: _way(name, words)}) for name, words in ways.items()]
+    journal = Journal.begin(tmp_path / "state", HEAD)
+    run = ChaosRun(nodes, [fault], 10.0, 2, journal=journal, say=lambda _at_s, _words: None)
+    side = run._sides[1]
+    run._strike(side, fault, ("c1", "c2"))
+    run._undo()
+    assert mark.exists()
+    assert ["false ended with 1" in words for words in run.story.left] == [True]
+    assert [step for _, step in journal.steps] == [RunCommand("c2", ("false",))]
+    journal.close()
+
+
+def _way(name: str, words: tuple[str, ...]) -> Way:
+    return Way("", lambda: (RunCommand(name, words),), lambda: None)
 
 
 def test_a_throw_away_cluster_goes_as_a_whole(tmp_path: Path) -> None:

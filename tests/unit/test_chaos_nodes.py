@@ -17,6 +17,7 @@ from dfs.chaos.undoing import undo
 from dfs.config import ClusterConfig, load_config
 from dfs.errors import DfsError, InvalidArgument
 from dfs.local.loopback import cluster_ini
+from dfs.local.process import ProcessMark
 from dfs.testing.cluster import wait_until
 
 
@@ -109,6 +110,16 @@ def test_a_process_is_paused_and_resumed_and_never_its_successor(
         node.ways[Action.PAUSE].strike()
 
 
+def test_the_run_never_pauses_itself_or_who_started_it(config: ClusterConfig) -> None:
+    for pid in (os.getpid(), os.getppid()):
+        with pytest.raises(InvalidArgument, match="runs this command"):
+            process_node(config, "c1", pid)
+
+
+def test_a_process_is_shown_with_what_it_runs(config: ClusterConfig, sleeper: subprocess.Popen[bytes]) -> None:
+    assert "import time" in process_node(config, "c1", sleeper.pid).where
+
+
 def test_processes_that_are_not_there_cannot_be_named(config: ClusterConfig, sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.kill()
     sleeper.wait()
@@ -122,3 +133,27 @@ def test_only_daemons_that_run_here_are_found(config: ClusterConfig) -> None:
     config.run_dir.mkdir(parents=True)
     (config.run_dir / "m1.pid").write_text(f"{os.getpid()} 1 another-boot\n")
     assert local_nodes(config) == []
+
+
+def test_the_process_that_is_paused_is_the_one_that_was_noted(
+    config: ClusterConfig, sleeper: subprocess.Popen[bytes]
+) -> None:
+    """Somebody may start the daemon again between the two: nobody would resume the new one."""
+    config.run_dir.mkdir(parents=True)
+    mark = ProcessMark.of(sleeper.pid)
+    assert mark is not None
+    mark.save(config.run_dir / "c1.pid")
+    (node,) = local_nodes(config)
+    (step,) = node.ways[Action.PAUSE].steps()
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as successor:
+        try:
+            later = ProcessMark.of(successor.pid)
+            assert later is not None
+            later.save(config.run_dir / "c1.pid")
+            node.ways[Action.PAUSE].strike()
+            wait_until(lambda: state_of(sleeper.pid) == "T", 30, "it is paused")
+            assert state_of(successor.pid) != "T"
+            undo(step)
+            wait_until(lambda: state_of(sleeper.pid) != "T", 30, "it runs again")
+        finally:
+            successor.kill()

@@ -17,7 +17,7 @@ from dfs.chunk.copy_queue import (
 )
 from dfs.ids import ChunkHandle
 from dfs.net.messages import COPIES_WAITING_MAX
-from dfs.net.parts import CopyReplica
+from dfs.net.parts import COPY_GAVE_WAY, CopyReplica
 
 
 def order(number: int, *, urgent: bool = False, token: bytes = b"t", length: int = 1) -> CopyReplica:
@@ -97,7 +97,7 @@ def test_full_queue_takes_only_urgent_orders_and_says_what_gave_way() -> None:
     queue.add([order(1000, urgent=True)])
     copying = numbers(queue.status().copying)
     assert copying == [*range(COPIES_WAITING_MAX - 1), 1000]
-    assert failures(queue) == {COPIES_WAITING_MAX - 1: "overloaded"}
+    assert failures(queue) == {COPIES_WAITING_MAX - 1: COPY_GAVE_WAY}
     assert numbers((take(queue).order.handle,)) == [1000]
 
 

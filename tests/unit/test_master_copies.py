@@ -16,7 +16,7 @@ from dfs.master.healing.repair import CopyPlan
 from dfs.master.healing.surplus import TRIMS_WAITING_MAX, TrimBook
 from dfs.master.healing.survey import Work
 from dfs.master.state.views import ChunkView
-from dfs.net.parts import CopyFailure
+from dfs.net.parts import COPY_GAVE_WAY, CopyFailure
 
 TARGET, SOURCE, OTHER = (ServerId(bytes([number]) * 16) for number in (1, 2, 3))
 CHUNK = ChunkView(100, 5, 3, (SOURCE, OTHER), 1)
@@ -109,9 +109,17 @@ def test_backing_off_doubles_up_to_its_limit() -> None:
 def test_an_order_that_gave_way_to_an_urgent_one_did_not_fail() -> None:
     book = CopyBook()
     book.add(plan(), 0.0)
-    assert book.fail(TARGET, [CopyFailure(handle(1), "overloaded", "gave way")], 0.0) == []
+    assert book.fail(TARGET, [CopyFailure(handle(1), COPY_GAVE_WAY, "gave way")], 0.0) == []
     assert handle(1) not in book
     assert book.setback(handle(1)) is None
+
+
+def test_a_source_that_has_too_much_to_do_is_a_failure() -> None:
+    """Taken for an order that gave way it would be ordered again at once, for ever, and counted nowhere."""
+    book = CopyBook()
+    book.add(plan(1), 0.0)
+    assert len(book.fail(TARGET, [CopyFailure(handle(1), "overloaded", "busy; try again later")], 0.0)) == 1
+    assert book.is_barred(handle(1), 1.0)
 
 
 def test_orders_end_with_their_server_and_with_their_sense() -> None:

@@ -130,6 +130,28 @@ def test_maintenance_suppresses_repair_until_it_ends_by_itself() -> None:
     run(test())
 
 
+def test_a_server_in_maintenance_gets_no_copies_while_it_still_runs() -> None:
+    """Once it is silent they would count for the goal, and nobody could read them."""
+
+    async def test() -> None:
+        scene = await Scene.begin(5)
+        handles = await scene.store("/f", 10)
+        await scene.pass_time(2)
+        held = {handle: scene.holders(handle) for handle in handles}
+        await scene.trio.expect(SetMaintenanceReply, SetMaintenance("c5", 3600.0))
+        scene.away = {"c1"}
+        await scene.pass_time(60)
+        assert scene.fetched(["c5"]) == 0
+        assert any("c1" in holders for holders in held.values())
+        for handle in handles:
+            assert len(scene.alive_holders(handle)) == 3
+        assert isinstance(await scene.trio.refused(DecommissionServer("c4")), Conflict), "two are left that can take"
+        await scene.trio.expect(SetMaintenanceReply, SetMaintenance("c5", 0.0))
+        await scene.trio.expect(DecommissionServerReply, DecommissionServer("c4"))
+
+    run(test())
+
+
 def test_a_server_that_runs_or_has_only_replicas_is_not_removed() -> None:
     async def test() -> None:
         scene = await Scene.begin(3)

@@ -92,6 +92,21 @@ def test_what_was_stored_after_an_export_is_foreign_to_the_imported_state_and_ne
     assert verdict(imported_ms + 1) is Verdict.YOUNG
 
 
+def test_what_was_foreign_to_an_imported_state_is_foreign_to_its_own_import(state: MasterState) -> None:
+    """A leader may hear full reports before the first command of the new life."""
+    first = load_export(exported(state), "file")
+    stored_ms = first.clock_ms + 1
+    server = ServerId(bytes([1]) * 16)
+    first.apply(first.clock_ms + 1000, PutServer(server, "c1", "host:1", "r"))
+    first.apply(first.clock_ms + 2 * first.orphan_grace_ms, PutServer(server, "c1", "host:2", "r"))
+    assert stored_ms < first.born_ms < first.horizon_ms
+    second = load_export(exported(first), "file")
+    report = ReplicaReport(new_chunk_handle(stored_ms), 10, 5)
+    for known in (first, second):
+        found = judge(report, server, None, is_garbage=False, born_ms=known.born_ms, horizon_ms=known.horizon_ms)
+        assert found is Verdict.FOREIGN
+
+
 def test_every_line_is_json_and_the_last_one_counts_them(state: MasterState) -> None:
     lines = exported(state)
     records = [json.loads(line) for line in lines]

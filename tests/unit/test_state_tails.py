@@ -316,6 +316,16 @@ def test_a_command_of_an_earlier_version_reserves_nothing(master: Master) -> Non
     assert master.commit(100, path="/d/log") == m.Done()
 
 
+def test_a_replication_that_an_earlier_version_set_on_an_open_tail_is_set_when_its_journal_is_read_again(
+    master: Master,
+) -> None:
+    master.call(m.MakeDirectory, "/d")
+    master.begin("/d/log", reserves=False)
+    assert master.call(m.SetReplication, "/d/log", 2) == m.SetReplicationReply(1)
+    master.commit(10, path="/d/log")
+    assert master.state.stat("/d/log").replication == 2
+
+
 def test_what_is_reserved_is_in_every_dump(master: Master) -> None:
     master.call(m.MakeDirectory, "/d")
     master.call(m.SetQuota, "/d", 0, 1000)

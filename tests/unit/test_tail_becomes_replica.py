@@ -24,7 +24,7 @@ from dfs.chunk.store import FileStore
 from dfs.chunk.tails.folders import TailFolders
 from dfs.chunk.tails.log import JOURNAL_START, Round
 from dfs.chunk.tails.service import TailService
-from dfs.errors import ChunkCorrupt, DiskFull, Overloaded, StaleReplica, TailClosed
+from dfs.errors import ChunkCorrupt, ChunkNotFound, DiskFull, Overloaded, StaleReplica, TailClosed
 from dfs.ids import ChunkHandle
 from dfs.net.messages import (
     AppendRecords,
@@ -116,6 +116,26 @@ def cut_at(step: int, *, is_torn: bool, patch: pytest.MonkeyPatch) -> Iterator[l
             within.setattr(os, name, wrap(name, getattr(os, name)))
         within.setattr(Path, "rename", wrap("rename", Path.rename))
         yield done
+
+
+@pytest.mark.parametrize("volume_chunk_max", [0, 1 << 22])
+def test_masters_that_were_put_back_to_before_the_seal_find_the_replica(tmp_path: Path, volume_chunk_max: int) -> None:
+    """After an import the tail is open again, and its servers dropped it long ago: without this it stayed so."""
+    with started(tmp_path / "d", volume_chunk_max=volume_chunk_max) as server:
+        server.fill()
+        server.fence()
+        crc = server.publish().crc
+        server.tails.drop(HANDLE)
+        again = server.fence()
+        assert (again.length, again.is_fresh, again.published_length) == (SEALED, False, SEALED)
+        reply = server.publish()
+        assert (reply.length, reply.crc, reply.appenders, reply.closed) == (SEALED, crc, (), ())
+        with pytest.raises(StaleReplica):
+            server.publish(SEALED - 1)
+        server.store.delete(HANDLE)
+        for ask in (server.fence, server.publish):
+            with pytest.raises(ChunkNotFound):
+                ask()
 
 
 def test_a_sealed_tail_is_its_file_cut_and_renamed(tmp_path: Path) -> None:

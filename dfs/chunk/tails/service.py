@@ -18,7 +18,7 @@ from pathlib import Path
 from dfs.checksum import BLOCK_SIZE, Buffer, block_checksums, combine_blocks, crc32c
 from dfs.chunk.layout import CHUNK_SIZE_MAX, Tail
 from dfs.chunk.peers import PeerConnections
-from dfs.chunk.replicas import ChunkStore
+from dfs.chunk.replicas import ChunkStore, Replica
 from dfs.chunk.streams import APPENDS_SIZE_MAX, ByteBudget
 from dfs.chunk.tails.folders import TailFolders, tail_handle
 from dfs.chunk.tails.log import TAIL_SUFFIX, TailFile, TailLog, TailStart, check_records, read_data
@@ -269,7 +269,8 @@ class TailService:
         with self._lock:
             tail, path = self._open.get(handle), self._paths.get(handle)
         if path is None:
-            raise ChunkNotFound(f"there is no tail {id_text(handle)} on this server")
+            length = self._made_of(handle).length
+            return FenceTailReply(self._store.server_id, length, is_fresh=False, published_length=length)
         seal = self._seal_of(path, handle)
         if tail is not None:
             length = tail.fence()
@@ -279,6 +280,13 @@ class TailService:
         published = seal.length if seal is not None else replica.length if replica is not None else -1
         log.info("tail_fenced", handle=handle, length=length, is_fresh=tail is not None)
         return FenceTailReply(self._store.server_id, length, tail is not None, published)
+
+    def _made_of(self, handle: ChunkHandle) -> Replica:
+        """Return the replica of a tail that was sealed and dropped: masters ask for it whose state was put back."""
+        replica = self._store.replica(handle)
+        if replica is None:
+            raise ChunkNotFound(f"there is no tail {id_text(handle)} on this server")
+        return replica
 
     def _load(self, path: Path, handle: ChunkHandle, *, is_checked: bool = False) -> TailLog:
         with self._errors_judged(path, "reading"):
@@ -308,15 +316,17 @@ class TailService:
         with self._lock:
             tail, path = self._open.get(handle), self._paths.get(handle)
         if path is None:
-            raise ChunkNotFound(f"there is no tail {id_text(handle)} on this server")
+            made = self._made_of(handle)
+            _check_published(made, handle, length)
+            return PublishTailReply(self._store.server_id, length, made.crc, (), ())
         if tail is not None:
             tail.end()
         with self._publishing:
             seal = self._seal_of(path, handle)
             replica = self._store.replica(handle)
             for known in (seal, replica):
-                if known is not None and known.length != length:
-                    raise StaleReplica(f"tail {id_text(handle)} was published with {known.length} bytes, not {length}")
+                if known is not None:
+                    _check_published(known, handle, length)
             content = None if seal is not None else self._load_to_seal(path, handle, length, is_fresh=tail is not None)
             checksums = b"" if replica is not None else self._checksums(path, length, content)
             if content is not None:
@@ -390,6 +400,11 @@ class TailService:
                 path.unlink(missing_ok=True)
                 seal_path(path, handle).unlink(missing_ok=True)
             log.info("tail_dropped", handle=handle)
+
+
+def _check_published(known: Seal | Replica, handle: ChunkHandle, length: int) -> None:
+    if known.length != length:
+        raise StaleReplica(f"tail {id_text(handle)} was published with {known.length} bytes, not {length}")
 
 
 def receive_records(channel: Channel, groups: Sequence[RecordGroup], size: int) -> bytearray:

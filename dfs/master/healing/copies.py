@@ -14,14 +14,13 @@ from dataclasses import dataclass, field, replace
 
 from dfs.ids import ChunkHandle, ServerId
 from dfs.master.healing.repair import CopyLoad, CopyPlan
-from dfs.net.parts import CopyFailure
+from dfs.net.parts import COPY_GAVE_WAY, CopyFailure
 
 RESEND_BEATS = 2  # heartbeats that do not mention an order before it is sent again
 UNSEEN_MAX_S = 15.0  # an order that is not mentioned for so long is lost
 BACKOFF_BASE_S = 2.0  # after the first failure of a chunk; doubles with each more
 BACKOFF_MAX_S = 300.0
 SETBACKS_MAX = 50_000  # chunks whose failures are remembered
-GAVE_WAY = "overloaded"  # an urgent order took its place: no failure
 TARGET_FAULTS = frozenset({"disk_full", "disk_failed", "internal", "chunk_exists"})  # its own, not a source's
 
 
@@ -129,7 +128,7 @@ class CopyBook:
             order = self._pop(server_id, failure.handle)
             if order is None:
                 continue
-            if failure.code == GAVE_WAY:
+            if failure.code == COPY_GAVE_WAY:
                 continue
             failed.append(order)
             setback = self._note(failure.handle, failure.text, now_s)

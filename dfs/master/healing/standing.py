@@ -89,7 +89,8 @@ def make_roster(
         is_replaced = seen.is_replaced if seen is not None else server.address in running
         if is_replaced:  # another identity runs at its address: its data is not there any more
             standing = Standing.LOST
-        takes = seen is not None and standing is Standing.PRESENT and liveness is Liveness.ALIVE
+        stays = wall_ms >= server.maintenance_until_ms  # or it may be away soon, and what it got with it
+        takes = seen is not None and standing is Standing.PRESENT and liveness is Liveness.ALIVE and stays
         members.append(
             Member(
                 server.server_id,

@@ -264,8 +264,8 @@ class MasterState:
 
     @property
     def born_ms(self) -> int:
-        """No chunk of this state was allocated before."""
-        return self._parts.born_ms
+        """No chunk of this state was allocated before; none at all when its life begins at its next command."""
+        return self._parts.born_ms or TIME_MAX_MS
 
     def stat(self, path: str) -> FileStatus:
         return status_of(path, self._parts.find(path))

@@ -24,6 +24,7 @@ from dfs.net.messages import (
     RemoveDirectory,
     RemoveSnapshot,
     SetQuota,
+    SetReplication,
     Touch,
     Undelete,
 )
@@ -114,8 +115,11 @@ class TailTable:
         """Raise `TailOpen` when a command names a path at or below which a tail is open."""
         if not self._open or isinstance(command, _HARMLESS):
             return
+        waiting = self._above
+        if isinstance(command, SetReplication):  # an earlier version, whose tails reserve nothing, did not wait for it
+            waiting = self._reserved
         for path in named_paths(command):
-            if self._above.get(path):  # as `below` finds them; a path in another form is refused by its handler
+            if waiting.get(path):  # as `below` finds them; a path in another form is refused by its handler
                 raise TailOpen(f"records are being appended at or below {shown(path)}; its tail must be sealed before")
 
     def open(self, tail: TailRecord) -> None:
