@@ -252,6 +252,13 @@ def third_round(cluster: ClusterUnderTest, client: DfsClient, reader: Reader) ->
     """Let a server die in the midst of the repair of another one; tell the order of the copies, and read all back."""
     cluster.start("c5")
     come_back(cluster, client, "c2")
+    holders = ("c1", "c2", "c3", "c4", "c5")
+    wait_until(  # or what is surplus, and not deleted yet, is used again in place of copies
+        lambda: sum(len(cluster.replicas(name)) for name in holders) == 3 * len(reader.digests),
+        WAIT_S,
+        "no server holds a replica that is not needed",
+        interval_s=0.5,
+    )
     settle()
     names = ("c1", "c4", "c5")
     known = {name: len(cluster.log_of(name)) for name in names}
@@ -259,6 +266,12 @@ def third_round(cluster: ClusterUnderTest, client: DfsClient, reader: Reader) ->
     second.start()
     repair_moments(cluster, client, "c2")
     second.join()
+
+    def is_over() -> bool:
+        dead = {server.info.name for server in client.cluster_status().servers if server.state == "dead"}
+        return dead == {"c2", "c3"} and is_calm(client)
+
+    wait_until(is_over, WAIT_S, "all that c3 held is replicated again", interval_s=0.5)
     print(f"  c3: killed {SECOND_AFTER_S} s after c2")
     tell_order({name: _COPIED.findall(cluster.log_of(name)[known[name] :]) for name in names})
     reader.check_all()
