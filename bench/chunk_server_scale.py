@@ -118,12 +118,18 @@ def _life(cluster: ClusterUnderTest) -> str:
     return cluster.log_of("c1").rpartition("stopped")[2]
 
 
-def main() -> None:
+def read_words() -> tuple[int, int, str]:
+    """Return what the command line asks for: how many replicas, the bytes of each, and where they lie."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
     size = int(sys.argv[2]) if len(sys.argv) > 2 else 4096
     kind = sys.argv[3] if len(sys.argv) > 3 else "volumes"
     if kind not in ("volumes", "files"):
         raise SystemExit(f"{kind}: replicas lie in volumes or in files")
+    return count, size, kind
+
+
+def main() -> None:
+    count, size, kind = read_words()
     with tempfile.TemporaryDirectory(prefix="dfs-bench-") as folder:
         settings = {"heartbeat_interval": "1 s", "dead_after": "10 s", "repair_after": "60 s", "scrub_period": "0 s"}
         cluster = ClusterUnderTest(Path(folder), masters=1, chunk_servers=1, settings=settings)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import tempfile
 import time
 import urllib.request
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.chunk_server_scale import IDLE_S, WAIT_S, cpu_s, fill
+from bench.chunk_server_scale import IDLE_S, WAIT_S, cpu_s, fill, read_words
 from dfs.checksum import crc32c
 from dfs.client import DfsClient
 from dfs.clock import Deadline
@@ -128,11 +127,7 @@ def measure(cluster: ClusterUnderTest, count: int, size: int, kind: str) -> None
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
-    size = int(sys.argv[2]) if len(sys.argv) > 2 else 4096
-    kind = sys.argv[3] if len(sys.argv) > 3 else "volumes"
-    if kind not in ("volumes", "files"):
-        raise SystemExit(f"{kind}: replicas lie in volumes or in files")
+    count, size, kind = read_words()
     with tempfile.TemporaryDirectory(prefix="dfs-bench-") as folder:
         measure(cluster_with_metrics(Path(folder)), count, size, kind)
 

@@ -248,6 +248,15 @@ class FullDisk:
         self._truncate(path, size)
 
 
+def two_full_volumes(store: FileStore) -> tuple[list[ChunkHandle], list[ChunkHandle]]:
+    """Fill a volume with two replicas and the next one with four; return their handles. A third volume is in use."""
+    half = [put(store, bytes(4000)).handle for _ in range(2)]
+    whole = [put(store, bytes(2100)).handle for _ in range(4)]
+    put(store, bytes(4000))
+    store.compactor.run_once()
+    return half, whole
+
+
 def test_small_replicas_can_be_deleted_from_a_full_disk_and_nothing_is_stored_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,10 +295,7 @@ def test_on_a_full_disk_a_volume_without_live_replicas_goes_though_others_hold_m
 ) -> None:
     path = tmp_path / "a"
     with opened(path) as store:
-        half = [put(store, bytes(4000)).handle for _ in range(2)]  # fills a volume
-        whole = [put(store, bytes(2100)).handle for _ in range(4)]  # likewise
-        put(store, bytes(4000))
-        store.compactor.run_once()
+        half, whole = two_full_volumes(store)
         for handle in (half[0], *whole):
             store.delete(handle)
         before = volumes_of(path)
@@ -304,10 +310,7 @@ def test_on_a_full_disk_volumes_become_free_also_after_a_compaction_that_found_n
 ) -> None:
     path = tmp_path / "a"
     with opened(path) as store:
-        half = [put(store, bytes(4000)).handle for _ in range(2)]  # fills a volume
-        whole = [put(store, bytes(2100)).handle for _ in range(4)]  # likewise
-        put(store, bytes(4000))
-        store.compactor.run_once()
+        half, whole = two_full_volumes(store)
         store.delete(half[0])
         before = volumes_of(path)
         disk = FullDisk(monkeypatch)

@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import runpy
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from dfs.chunk.tails.log import TailFile
 from dfs.chunk.tails.open_tail import OpenTail
 from dfs.chunk.tails.service import TailService
 from dfs.chunk.volumes.volumes import VolumeSet
+from dfs.testing.chaos.wrapping import run_dfs, words_before, wrapped
 
 _STEPS: dict[str, tuple[type, str]] = {
     "chunk taken": (ChunkTransfer, "run"),
@@ -53,7 +52,7 @@ MOMENTS = ("before", "after")
 
 def launcher(folder: Path) -> tuple[str, ...]:
     """Return the words before a chunk server's command that let it fall into the traps in `folder`."""
-    return (sys.executable, "-P", "-m", "dfs.testing.chaos.deathtraps", str(folder))
+    return wrapped("dfs.testing.chaos.deathtraps", str(folder))
 
 
 class Traps:
@@ -94,12 +93,12 @@ def _trapped(traps: Traps, step: str, method: Callable[..., Any]) -> Callable[..
 
 
 def main() -> None:
-    """Run `dfs` with the arguments after the first word `dfs`."""
-    traps = Traps(Path(sys.argv[1]))
-    sys.argv = sys.argv[sys.argv.index("dfs") :]
+    """Run `dfs` with all traps in place."""
+    folder, *_ = words_before()
+    traps = Traps(Path(folder))
     for step, (cls, name) in _STEPS.items():
         setattr(cls, name, _trapped(traps, step, getattr(cls, name)))
-    runpy.run_module("dfs", run_name="__main__", alter_sys=True)
+    run_dfs()
 
 
 if __name__ == "__main__":

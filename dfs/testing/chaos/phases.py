@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import runpy
 import signal
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -43,6 +41,7 @@ from dfs.net.messages import (
     RegisterServer,
     TailReport,
 )
+from dfs.testing.chaos.wrapping import run_dfs, words_before, wrapped
 
 # What befalls a call that changes something, in this order, but that a follower may be faster than the own disk. What
 # happens between two of them happens in memory alone: a process that is killed there leaves what it left before.
@@ -68,8 +67,7 @@ class Phases:
 
     def launchers(self, masters: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Return the words before the command of each master that put it under watch."""
-        module = ("-P", "-m", "dfs.testing.chaos.phases")
-        return {name: (sys.executable, *module, str(self._folder), name) for name in masters}
+        return {name: wrapped("dfs.testing.chaos.phases", str(self._folder), name) for name in masters}
 
     @contextlib.contextmanager
     def watched(self, deadly: str = "") -> Iterator[None]:
@@ -255,11 +253,10 @@ class Watch:
 
 
 def main() -> None:
-    """Run `dfs` under watch, with the arguments after the first word `dfs`."""
-    folder, name, rest = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
-    sys.argv = rest[rest.index("dfs") :]
-    with Watch(folder, name).installed():
-        runpy.run_module("dfs", run_name="__main__", alter_sys=True)
+    """Run `dfs` under watch."""
+    folder, name, *_ = words_before()
+    with Watch(Path(folder), name).installed():
+        run_dfs()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import runpy
-import sys
 import threading
 import time
 from collections import deque
@@ -28,6 +26,7 @@ from dfs.master.state.machine import MasterState
 from dfs.master.state.views import ExtentsView
 from dfs.net.aio import RequestContext
 from dfs.net.messages import Locate, Message
+from dfs.testing.chaos.wrapping import run_dfs, words_before, wrapped
 
 SMALL_PAGES = "small_pages"
 PAGE_PAUSE_S = 0.05  # between two pages of a file, so that somebody surely writes it anew meanwhile
@@ -146,17 +145,15 @@ SABOTEUR = Saboteur()
 
 def launcher(*deeds: str) -> tuple[str, ...]:
     """Return the words before a daemon's command that do this to it."""
-    return (sys.executable, "-P", "-m", "dfs.testing.chaos.sabotage", *deeds) if deeds else ()
+    return wrapped("dfs.testing.chaos.sabotage", *deeds) if deeds else ()
 
 
 def main() -> None:
-    """Run `dfs` with the arguments after the first word `dfs`."""
-    words = sys.argv[1:]
-    sys.argv = words[words.index("dfs") :]
+    """Run `dfs` without what the words before it name."""
     with contextlib.ExitStack() as stack:
-        for deed in itertools.takewhile(SABOTEUR.knows, words):
+        for deed in itertools.takewhile(SABOTEUR.knows, words_before()):
             stack.enter_context(SABOTEUR.without(deed))
-        runpy.run_module("dfs", run_name="__main__", alter_sys=True)
+        run_dfs()
 
 
 if __name__ == "__main__":
