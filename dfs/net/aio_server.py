@@ -69,7 +69,7 @@ class AioServer:
         self.limits = limits
         self.refusals = RefusalLog(log)
         self.address = ""
-        self.tasks: set[asyncio.Task[None]] = set()  # requests in progress, also of connections that are gone
+        self.tasks: set[asyncio.Future[Message]] = set()  # requests in progress, also of connections that are gone
         self._server: asyncio.Server | None = None
         self._trusted: set[_ServerConnection] = set()
         self._strangers: dict[_ServerConnection, None] = {}  # before their proof, oldest first
@@ -87,7 +87,8 @@ class AioServer:
         """Listen at `host:port` (port 0: any free one); raise `ConfigError` when that is impossible.
 
         `handler` is called for messages of the `allowed` classes only, concurrently, also for one connection. A
-        `DfsError` that it raises is the reply; another exception is logged and answered as an internal error.
+        `DfsError` that it raises is the reply; another exception is logged and answered as an internal error. What is
+        only waiting for others to end a wait returns a future instead of costing a task: it sees to its end itself.
         """
         server = cls(key, handler, allowed, limits or AioLimits())
         sock = listening_socket(address, is_bulk=False)
@@ -158,7 +159,7 @@ class AioServer:
 
 
 class _ServerConnection(FrameConnection):
-    """One client of an AioServer: its frames become tasks, at most `requests_max` at a time."""
+    """One client of an AioServer: its frames become requests in progress, at most `requests_max` at a time."""
 
     def __init__(self, server: AioServer) -> None:
         limits = server.limits
@@ -209,36 +210,48 @@ class _ServerConnection(FrameConnection):
             except ProtocolError as error:
                 self._reply(head, ErrorReply.of(error))  # the frame itself was whole: the stream stays in step
                 continue
-            task = self.loop.create_task(self._serve(head, message))
-            self._in_progress += 1
-            self._server.tasks.add(task)
-            task.add_done_callback(self._done)
+            self._start(head, message)
         self.pause_reading(bool(self._waiting) or self._is_stopping)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _start(self, head: FrameHead, message: Message) -> None:
+        seconds = min(head.timeout_ms / 1000 or REQUEST_TIMEOUT_S, REQUEST_TIMEOUT_MAX_S)
+        context = RequestContext(self.peer, head.request_id, Deadline.after(seconds))
+        answer = self._server.handler(message, context)
+        if not isinstance(answer, asyncio.Future):
+            answer = self.loop.create_task(self._bounded(answer, message, seconds))
+        self._in_progress += 1
+        self._server.tasks.add(answer)
+        answer.add_done_callback(lambda ended: self._done(ended, head, message))
+
+    async def _bounded(self, answer: Awaitable[Message], message: Message, seconds: float) -> Message:
+        """Return the answer of a handler, or give it up a while after its request's time."""
+        try:
+            async with asyncio.timeout(seconds + REQUEST_GRACE_S) as scope:
+                return await answer
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            what = type(message).__name__
+            log.error("request_cancelled", peer=self.peer, request=what, after_s=round(seconds, 3))
+            raise DeadlineExceeded(f"{what} took longer than its {seconds:.1f} s and was given up") from None
+
+    def _done(self, answer: asyncio.Future[Message], head: FrameHead, message: Message) -> None:
         self._in_progress -= 1
-        self._server.tasks.discard(task)
+        self._server.tasks.discard(answer)
+        if not answer.cancelled():
+            self._reply(head, self._outcome(answer, head, message))
         if self._waiting:
             self._begin()
 
-    async def _serve(self, head: FrameHead, message: Message) -> None:
-        seconds = min(head.timeout_ms / 1000 or REQUEST_TIMEOUT_S, REQUEST_TIMEOUT_MAX_S)
-        context = RequestContext(self.peer, head.request_id, Deadline.after(seconds))
-        reply: Message
+    def _outcome(self, answer: asyncio.Future[Message], head: FrameHead, message: Message) -> Message:
         try:
-            async with asyncio.timeout(seconds + REQUEST_GRACE_S) as scope:
-                reply = await self._server.handler(message, context)
+            return answer.result()
         except DfsError as error:
-            reply = ErrorReply.of(error)
-        except Exception as error:
+            return ErrorReply.of(error)
+        except Exception:
             what = type(message).__name__
-            if isinstance(error, TimeoutError) and scope.expired():
-                log.error("request_cancelled", peer=self.peer, request=what, after_s=round(seconds, 3))
-                reply = ErrorReply.of(DeadlineExceeded(f"{what} took longer than its {seconds:.1f} s and was given up"))
-            else:
-                log.exception("request_failed", peer=self.peer, request=what, request_id=head.request_id)
-                reply = ErrorReply("internal", f"{what} failed inside the node that served it; its log tells why")
-        self._reply(head, reply)
+            log.exception("request_failed", peer=self.peer, request=what, request_id=head.request_id)
+            return ErrorReply("internal", f"{what} failed inside the node that served it; its log tells why")
 
     def _reply(self, head: FrameHead, reply: Message) -> None:
         if not self.is_open:
