@@ -4,7 +4,7 @@ Owns: who waits, and the end of each wait. Refuses to know: what is read, and ho
 
 A proof that is begun after a read came shows that nothing was missed which was acknowledged before it: whoever comes
 while one is under way waits for the next. Each read then takes its answer from the state in the very step of the loop
-in which the proof ends, and costs a future instead of a task.
+in which the proof ends, and costs no task.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dfs.clock import Deadline
 from dfs.errors import DfsError, InvalidArgument, Overloaded
 from dfs.master.leadership import Leadership
 from dfs.master.meter import MasterMeter
+from dfs.net.answers import Answer
 from dfs.net.messages import Message
 
 WAITING_MAX = 100_000  # reads without an answer
@@ -24,15 +25,14 @@ WAITING_MAX = 100_000  # reads without an answer
 Read = Callable[[Any], Message]  # takes the answer to a message from the state, at once; raises DfsError
 
 
-class Waiting:
-    """A read that was asked for; `answer` is what it will be."""
+class Waiting(Answer):
+    """The answer to a read that was asked for."""
 
-    __slots__ = ("answer", "begun_s", "deadline", "message", "read")
+    __slots__ = ("begun_s", "deadline", "message", "read")
 
-    def __init__(
-        self, message: Message, read: Read, deadline: Deadline, answer: asyncio.Future[Message], begun_s: float
-    ) -> None:
-        self.message, self.read, self.deadline, self.answer, self.begun_s = message, read, deadline, answer, begun_s
+    def __init__(self, message: Message, read: Read, deadline: Deadline, begun_s: float) -> None:
+        super().__init__()
+        self.message, self.read, self.deadline, self.begun_s = message, read, deadline, begun_s
 
 
 class ReadGate:
@@ -44,14 +44,12 @@ class ReadGate:
         self._waiting: list[Waiting] = []
         self._proving: asyncio.Task[None] | None = None
 
-    def wait(self, message: Message, read: Read, deadline: Deadline) -> asyncio.Future[Message]:
+    def wait(self, message: Message, read: Read, deadline: Deadline) -> Answer:
         """Return what `read` will say to `message` once the state holds all that was acknowledged before this call.
 
         A message that allows an age (`stale_ms`) is answered at once where the state is provably not older.
         """
-        loop = asyncio.get_running_loop()
-        begun_s = self._meter.begin(type(message).__name__)
-        waiting = Waiting(message, read, deadline, loop.create_future(), begun_s)
+        waiting = Waiting(message, read, deadline, self._meter.begin(type(message).__name__))
         age_ms = getattr(message, "stale_ms", 0)
         if age_ms < 0:
             self._end(waiting, InvalidArgument(f"an age of {age_ms} ms cannot be allowed: it is in the future"))
@@ -62,8 +60,8 @@ class ReadGate:
         else:
             self._waiting.append(waiting)
             if self._proving is None:
-                self._proving = loop.create_task(self._prove())
-        return waiting.answer
+                self._proving = asyncio.get_running_loop().create_task(self._prove())
+        return waiting
 
     async def _prove(self) -> None:
         """Seek proofs as long as somebody waits for one."""
@@ -81,19 +79,16 @@ class ReadGate:
             self._proving = None
 
     def _end(self, waiting: Waiting, error: Exception | None) -> None:
-        answer, code = waiting.answer, ""
-        try:
-            if error is not None:
-                raise error
-            reply = waiting.read(waiting.message)
-        except DfsError as failure:
-            code = failure.code
-            if not answer.done():  # else its server was closed
-                answer.set_exception(failure)
-        except Exception as failure:  # noqa: BLE001 - a bug: the server of the port logs it
-            if not answer.done():
-                answer.set_exception(failure)
-        else:
-            if not answer.done():
-                answer.set_result(reply)
+        code, reply = "", None
+        if error is None:
+            try:
+                reply = waiting.read(waiting.message)
+            except Exception as failure:  # noqa: BLE001 - refused, or a bug: the server of the port tells them apart
+                error = failure
+        if isinstance(error, DfsError):
+            code = error.code
         self._meter.end(type(waiting.message).__name__, waiting.begun_s, code)
+        if reply is not None:
+            waiting.give(reply)
+        elif error is not None:
+            waiting.fail(error)
