@@ -162,15 +162,15 @@ class ChunkService:
         self._check_token(request.token, request.handle, Rights.READ)
         deadline, begun_s = received.deadline(READ_TIME_MAX_S), time.perf_counter()
         with self._reads.turn(), self._store.open(request.handle) as opened:
-            tail, start = opened.tail, opened.start + request.offset
+            tail = opened.tail
             reply = ReadChunkReply(tail.length, checksums_of(tail, request.offset, request.length), tail.crc)
             try:
                 if request.length <= SMALL_READ_SIZE:
-                    data = read_range(opened.fd, start, request.length)
+                    data = read_range(opened, request.offset, request.length)
                     channel.send(reply, deadline, request_id=received.request_id, payload=data)
                 else:
                     channel.send(reply, deadline, request_id=received.request_id, payload_size=request.length)
-                    channel.send_file(opened.fd, start, request.length, deadline)
+                    channel.send_file(opened.fd, opened.start + request.offset, request.length, deadline)
             except DiskFailed as error:
                 self._suspect(request.handle, error)
                 raise
