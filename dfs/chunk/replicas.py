@@ -195,18 +195,23 @@ def read_cut_ranges(
     for offset, length in zip(offsets, lengths, strict=True):
         start, end = covering(offset, length, tail.length)
         checksums += checksums_of(tail, start, max(end, offset + length) - start)
-        blocks, skip = memoryview(read_range(opened, start, end - start)), offset - start
+        blocks, skip = memoryview(read_bytes(opened, start, end - start)), offset - start
         edges += edges_of(blocks, skip, length)
         data += blocks[skip : skip + length]
     return data, bytes(checksums), bytes(edges)
 
 
-def read_range(opened: ReplicaReader, offset: int, length: int) -> bytes:
+def read_bytes(opened: ReplicaReader, offset: int, length: int) -> bytes:
     """Return exactly these bytes of a replica; raise `DiskFailed`."""
     if opened.data is not None:
         return opened.data[offset : offset + length]
+    return read_range(opened.fd, opened.start + offset, length)
+
+
+def read_range(fd: int, offset: int, length: int) -> bytes:
+    """Return exactly these bytes of a replica's file; raise `DiskFailed`."""
     try:
-        data = os.pread(opened.fd, length, opened.start + offset)
+        data = os.pread(fd, length, offset)
     except OSError as error:
         raise DiskFailed(f"a replica cannot be read: {error.strerror}") from None
     if len(data) != length:

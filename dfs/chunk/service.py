@@ -19,7 +19,7 @@ from dfs.chunk.chain import STALL_MAX_S, ChunkTransfer, Upstream, check_chain
 from dfs.chunk.door import LocalDoor
 from dfs.chunk.meter import ChunkMeter
 from dfs.chunk.peers import PeerConnections
-from dfs.chunk.replicas import ChunkStore, checksums_of, ranges_size, read_cut_ranges, read_range
+from dfs.chunk.replicas import ChunkStore, checksums_of, ranges_size, read_bytes, read_cut_ranges
 from dfs.chunk.streams import BUFFER_SIZE, RANGES_MEMORY_MAX, READS_MAX, STREAMS_MAX, ByteBudget, Streams
 from dfs.chunk.tails.folders import TailFolders
 from dfs.chunk.tails.service import TAIL_MESSAGES, TailService
@@ -162,15 +162,15 @@ class ChunkService:
         self._check_token(request.token, request.handle, Rights.READ)
         deadline, begun_s = received.deadline(READ_TIME_MAX_S), time.perf_counter()
         with self._reads.turn(), self._store.open(request.handle) as opened:
-            tail = opened.tail
+            tail, start = opened.tail, opened.start + request.offset
             reply = ReadChunkReply(tail.length, checksums_of(tail, request.offset, request.length), tail.crc)
             try:
                 if request.length <= SMALL_READ_SIZE:
-                    data = read_range(opened, request.offset, request.length)
+                    data = read_bytes(opened, request.offset, request.length)
                     channel.send(reply, deadline, request_id=received.request_id, payload=data)
                 else:
                     channel.send(reply, deadline, request_id=received.request_id, payload_size=request.length)
-                    channel.send_file(opened.fd, opened.start + request.offset, request.length, deadline)
+                    channel.send_file(opened.fd, start, request.length, deadline)
             except DiskFailed as error:
                 self._suspect(request.handle, error)
                 raise
