@@ -28,6 +28,7 @@ from dfs.errors import (
 )
 from dfs.master import raft_engine, raft_state
 from dfs.master.raft_state import COMMAND_SIZE_MAX
+from dfs.master.raft_wire import ReadRound
 from dfs.net.auth import ClusterKey
 from dfs.testing.raft_group import CommandList, RaftGroup, run_group, wait_until
 
@@ -147,6 +148,57 @@ def test_a_read_waits_for_what_was_acknowledged_before_it() -> None:
             await log.read_barrier(5)
             machine = next(group.machines[name] for name in group.logs if group.logs[name] is log)
             assert machine.commands[-1] == b"%d" % number
+
+    run_group(scenario)
+
+
+def test_changes_that_come_while_an_entry_is_on_its_way_share_the_next_one() -> None:
+    async def scenario(group: RaftGroup) -> None:
+        await group.start()
+        await group.propose(b"before")
+        _, log = await group.leader()
+        before = log.status().applied_index
+        proposals = []
+        for number in range(200):
+            proposals.append(asyncio.ensure_future(log.propose(b"%d" % number, 10)))
+            await asyncio.sleep(0)  # a turn of the loop: each would be an entry of its own
+        assert await asyncio.gather(*proposals) == list(range(2, 202))
+        assert log.status().applied_index - before < 100
+
+    run_group(scenario)
+
+
+def test_reads_are_proved_by_those_who_are_prompt_and_by_others_when_they_fall_silent() -> None:
+    async def scenario(group: RaftGroup) -> None:
+        await group.start()
+        await group.propose(b"one")
+        name, log = await group.leader()
+        questions = dict.fromkeys(group.logs, 0)
+        silent: set[str] = set()
+
+        def watch(peer: str) -> None:
+            gate = group.logs[peer].node.gate
+            answer = gate._handlers[ReadRound]
+
+            def asked(leader: str, message: ReadRound) -> None:
+                questions[peer] += 1
+                if peer not in silent:
+                    answer(leader, message)
+
+            gate._handlers[ReadRound] = asked
+
+        followers = [peer for peer in group.logs if peer != name]
+        for peer in followers:
+            watch(peer)
+        for _ in range(50):
+            await log.read_barrier(5)
+        assert sum(questions.values()) < 75  # each of the two would have been asked 50 times
+        silent.add(max(followers, key=questions.__getitem__))
+        for _ in range(5):
+            await log.read_barrier(5)
+        silent.update(followers)
+        with pytest.raises(NoQuorum):
+            await log.read_barrier(0.5)
 
     run_group(scenario)
 
