@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from dfs.client.hedging import Hedging
-from dfs.client.local_replicas import LocalReplicas
+from dfs.client.local_replicas import LocalReplica, LocalReplicas
 from dfs.client.parallel import Cancellation
 from dfs.client.plan import ReadPlan, ServerHealth, backoff_s
 from dfs.client.pool import ChannelPool, exchange
@@ -113,6 +113,20 @@ class ReplicaReader:
             except (ConnectionFailed, NoQuorum, DeadlineExceeded) as error:
                 reading.reasons.setdefault("the masters", error.message)
                 raise _unreadable(reading, path) from None
+
+    def at_hand(self, extent: LocatedExtent, replicas: Sequence[ServerInfo]) -> LocalReplica | None:
+        """Return an open replica of this machine at a server that did not fail lately, None when there is none."""
+        bad = self._health.bad(time.monotonic())
+        for server in replicas:
+            if server.server_id not in bad and is_own_address(server.address):
+                replica = self._local.find(server, extent)
+                if replica is not None:
+                    return replica
+        return None
+
+    def note_local(self) -> None:
+        """Count a read that was served by what `at_hand` gave."""
+        self._count(local=1)
 
     def _read_round(self, reading: Reading, cancellation: Cancellation, stall_s: float) -> bool:
         """Ask each replica once, until all is read; return whether asking again later may help.
