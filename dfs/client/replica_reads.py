@@ -35,6 +35,7 @@ from dfs.errors import (
     Retry,
     StaleReplica,
 )
+from dfs.fast_paths import FastPath, is_on
 from dfs.ids import id_text
 from dfs.log import get_logger
 from dfs.net.blocking import Channel, expect, first_readable
@@ -83,7 +84,7 @@ class ReplicaReader:
         self._local = local
         self._timeout_s = timeout_s
         self._rack = rack
-        self._hedging = Hedging() if is_hedged else None
+        self._hedging = Hedging() if is_hedged and is_on(FastPath.HEDGED_READS) else None
         self._lock = threading.Lock()
         self.counts = ReadCounts()
 

@@ -12,12 +12,13 @@ from dfs.client import local_replicas
 from dfs.client.local_replicas import LocalReplica
 from dfs.client.memory_stream import PIECE_SIZE, MemoryStream
 from dfs.client.plan import ReadPlan, plan_reads
+from dfs.ids import ChunkHandle
 from dfs.net.messages import OpenReplicaReply
 from dfs.net.parts import LocatedExtent
 
 SIZE = 3 * PIECE_SIZE + BLOCK_SIZE + 77
 DATA = random.Random(1).randbytes(SIZE)
-EXTENT = LocatedExtent(b"h" * 16, 0, SIZE, SIZE, crc32c(DATA), b"", (0,))
+EXTENT = LocatedExtent(ChunkHandle(b"h" * 16), 0, SIZE, SIZE, crc32c(DATA), b"", (0,))
 
 
 class HalfInMemory(LocalReplica):
