@@ -102,7 +102,8 @@ class VerbGroup(click.Group):
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb, unless the environment leaves out what there is not; keep a closed pipe out of click's hands, which would make it exit code 1."""
+        """Run the verb, unless the environment leaves out a fast path that there is not; keep a closed pipe out of
+        click's hands, which would make it exit code 1."""
         fast_paths.left_out()
         try:
             result = super().invoke(ctx)

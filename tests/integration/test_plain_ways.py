@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -105,9 +105,9 @@ def get_tree(client: DfsClient, root: str, target: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
+def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Steps:
     monkeypatch.setattr(local_replicas, "READ_FLAGS", 0)  # a memory file cannot be asked what of it is in memory
-    yield Steps(TAKEN_BY[request.param], monkeypatch)
+    return Steps(TAKEN_BY[request.param], monkeypatch)
 
 
 def everything(folder: Path, steps: Steps) -> int:
