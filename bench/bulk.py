@@ -142,9 +142,11 @@ class _Bulk:
         return Measure(Key(workload, where.subject), UNIT, lambda _: self._run(job))
 
     def _run(self, job: Job) -> float:
-        shutil.rmtree(self._copies, ignore_errors=True)
         self._copies.mkdir()
-        return self._mebibytes * rate(run_crowd(1, job, ONCE))
+        try:
+            return self._mebibytes * rate(run_crowd(1, job, ONCE))
+        finally:
+            shutil.rmtree(self._copies, ignore_errors=True)  # now: the disk is settled before the next measure
 
 
 def forget(target: Target) -> None:

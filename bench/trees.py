@@ -93,7 +93,6 @@ class _Trees:
 
     def _rate(self, work: Step, *, is_fresh: bool = True) -> float:
         """Do it in a process of its own, with an empty folder for copies or (for rm) with one copy in it."""
-        shutil.rmtree(self._copies, ignore_errors=True)
         self._copies.mkdir()
         if not is_fresh:
             self._cp(1, synced=True)
@@ -102,7 +101,10 @@ class _Trees:
         def job(_: int) -> Iterator[Step]:
             yield work
 
-        return self._count * rate(run_crowd(1, job, ONCE))
+        try:
+            return self._count * rate(run_crowd(1, job, ONCE))
+        finally:
+            shutil.rmtree(self._copies, ignore_errors=True)  # now: the disk is settled before the next measure
 
     def _removed(self) -> float:
         where = Where(DFS, access=self._cluster.access)
