@@ -99,7 +99,8 @@ def spread(folder: Path) -> None:
 
     ext4 does not use the number of a file again for a minute after it was deleted, and looks at each such number
     whenever it makes a file in that part of the disk: right after `rm -r` of 2,000 files everybody, cp too, makes files
-    20 times more slowly than in a place where nothing was deleted. What is measured is to start in such a place.
+    20 times more slowly than in a place where nothing was deleted. What is measured is to start in such a place; a new
+    name is needed each time, because the place follows from it.
     """
     fd = os.open(folder, os.O_RDONLY)
     try:
