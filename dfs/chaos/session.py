@@ -290,7 +290,7 @@ def _break(
             log = clients.read_log()
         except DfsError as error:
             unusable.append(f"{clients.log_path}: {error}")
-    verdict = judge(clients.history, clients.acknowledged, log, unusable, story)
+    verdict = judge(clients.history, clients.acknowledged, log, unusable, story, clients.copies)
     return assemble(about, verdict, story, clients.history.timed), (story, clients.history.timed)
 
 
