@@ -52,6 +52,7 @@ from dfs.net.messages import (
     CreateSnapshot,
     Delete,
     EmptyTrash,
+    EndTail,
     ErrorReply,
     GetClusterStatus,
     GetClusterStatusReply,
@@ -208,6 +209,7 @@ class MasterService:
             Allocate: self._allocate,
             OpenTail: self._open_tail,
             CloseTail: self._close_tail,
+            EndTail: self._end_tail,
             TailReport: self._tail_report,
             RegisterServer: self._register,
             Heartbeat: self._heartbeat,
@@ -399,6 +401,9 @@ class MasterService:
 
     async def _close_tail(self, message: CloseTail, context: RequestContext) -> Message:
         return await self.tails.close(message, context.deadline)
+
+    async def _end_tail(self, message: EndTail, context: RequestContext) -> Message:
+        return await self.tails.end(message, context.deadline, asked_by=context.peer)
 
     async def _tail_report(self, message: TailReport, context: RequestContext) -> Message:
         return await self.tails.report(message, context.deadline)
