@@ -20,7 +20,7 @@ import dfs
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.config import ClusterConfig
 from dfs.errors import DfsError, InternalError, InvalidArgument, ProtocolError
-from dfs.log import get_logger
+from dfs.log import get_logger, unexpected
 from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
 from dfs.master.administration import AdministrationDesk
@@ -305,6 +305,7 @@ class MasterService:
                 checkpoint.size if checkpoint else 0,
                 checkpoint.age_s if checkpoint else -1.0,
                 -1.0 if stale_s is None else stale_s,
+                sum(unexpected().values()),
             ),
             self._config.name,
         )
@@ -394,6 +395,7 @@ class MasterService:
             left_size,
             survey.stored[server.server_id] if survey is not None else 0,
             round(seen.pace.wait_ms) if seen is not None else 0,
+            seen.unexpected_count if seen is not None else 0,
         )
 
     async def _open_tail(self, message: OpenTail, context: RequestContext) -> Message:
