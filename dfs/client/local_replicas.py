@@ -19,6 +19,7 @@ from typing import Final
 from dfs.checksum import BLOCK_SIZE, CRC_SIZE, block_count, combine_blocks, first_bad_block
 from dfs.clock import Deadline
 from dfs.errors import ChunkCorrupt, DfsError
+from dfs.fast_paths import FastPath, is_on
 from dfs.ids import ChunkHandle, ServerId, id_text
 from dfs.log import get_logger
 from dfs.net.auth import ClusterKey
@@ -86,7 +87,7 @@ class LocalReplicas:
     def __init__(self, key: ClusterKey, *, is_used: bool = True) -> None:
         """`is_used`: False forces every read over the network."""
         self._key = key
-        self._is_used = is_used and hasattr(os, "RWF_NOWAIT")
+        self._is_used = is_used and is_on(FastPath.LOCAL_READS) and hasattr(os, "RWF_NOWAIT")
         self._lock = threading.Lock()
         self._held: OrderedDict[tuple[ServerId, ChunkHandle], LocalReplica] = OrderedDict()
         self._doors: dict[ServerId, LocalChannel] = {}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from dfs.client.hedging import Hedging
-from dfs.client.local_replicas import LocalReplicas
+from dfs.client.local_replicas import LocalReplica, LocalReplicas
 from dfs.client.parallel import Cancellation
 from dfs.client.plan import ReadPlan, ServerHealth, backoff_s
 from dfs.client.pool import ChannelPool, exchange
@@ -36,6 +36,7 @@ from dfs.errors import (
     Retry,
     StaleReplica,
 )
+from dfs.fast_paths import FastPath, is_on
 from dfs.ids import id_text
 from dfs.log import get_logger
 from dfs.net.blocking import Channel, expect, first_readable
@@ -120,7 +121,7 @@ class ReplicaReader:
         self._local = local
         self._timeout_s = timeout_s
         self._rack = rack
-        self._hedging = Hedging() if is_hedged else None
+        self._hedging = Hedging() if is_hedged and is_on(FastPath.HEDGED_READS) else None
         self._lock = threading.Lock()
         self.counts = ReadCounts()
 
@@ -150,6 +151,20 @@ class ReplicaReader:
             except (ConnectionFailed, NoQuorum, DeadlineExceeded) as error:
                 reading.reasons.setdefault("the masters", error.message)
                 raise _unreadable(reading, path) from None
+
+    def at_hand(self, extent: LocatedExtent, replicas: Sequence[ServerInfo]) -> LocalReplica | None:
+        """Return an open replica of this machine at a server that did not fail lately, None when there is none."""
+        bad = self._health.bad(time.monotonic())
+        for server in replicas:
+            if server.server_id not in bad and is_own_address(server.address):
+                replica = self._local.find(server, extent)
+                if replica is not None:
+                    return replica
+        return None
+
+    def note_local(self) -> None:
+        """Count a read that was served by what `at_hand` gave."""
+        self._count(local=1)
 
     def _read_round(self, reading: Reading, cancellation: Cancellation, stall_s: float) -> bool:
         """Ask each replica once, until all is read; return whether asking again later may help.

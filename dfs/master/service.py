@@ -20,7 +20,7 @@ import dfs
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.config import ClusterConfig
 from dfs.errors import DfsError, InternalError, InvalidArgument, ProtocolError
-from dfs.log import get_logger
+from dfs.log import get_logger, unexpected
 from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
 from dfs.master.administration import AdministrationDesk
@@ -53,6 +53,7 @@ from dfs.net.messages import (
     CreateSnapshot,
     Delete,
     EmptyTrash,
+    EndTail,
     ErrorReply,
     GetClusterStatus,
     GetClusterStatusReply,
@@ -216,6 +217,7 @@ class MasterService:
             Allocate: self._allocate,
             OpenTail: self._open_tail,
             CloseTail: self._close_tail,
+            EndTail: self._end_tail,
             TailReport: self._tail_report,
             RegisterServer: self._register,
             Heartbeat: self._heartbeat,
@@ -317,6 +319,7 @@ class MasterService:
                 checkpoint.size if checkpoint else 0,
                 checkpoint.age_s if checkpoint else -1.0,
                 -1.0 if stale_s is None else stale_s,
+                sum(unexpected().values()),
             ),
             self._config.name,
         )
@@ -385,6 +388,7 @@ class MasterService:
             left_size,
             survey.stored[server.server_id] if survey is not None else 0,
             round(seen.pace.wait_ms) if seen is not None else 0,
+            seen.unexpected_count if seen is not None else 0,
         )
 
     async def _open_tail(self, message: OpenTail, context: RequestContext) -> Message:
@@ -392,6 +396,9 @@ class MasterService:
 
     async def _close_tail(self, message: CloseTail, context: RequestContext) -> Message:
         return await self.tails.close(message, context.deadline)
+
+    async def _end_tail(self, message: EndTail, context: RequestContext) -> Message:
+        return await self.tails.end(message, context.deadline, asked_by=context.peer)
 
     async def _tail_report(self, message: TailReport, context: RequestContext) -> Message:
         return await self.tails.report(message, context.deadline)
