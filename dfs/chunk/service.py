@@ -19,7 +19,7 @@ from dfs.chunk.chain import STALL_MAX_S, ChunkTransfer, Upstream, check_chain
 from dfs.chunk.door import LocalDoor
 from dfs.chunk.meter import ChunkMeter
 from dfs.chunk.peers import PeerConnections
-from dfs.chunk.replicas import ChunkStore, checksums_of, ranges_size, read_cut_ranges, read_range
+from dfs.chunk.replicas import ChunkStore, checksums_of, ranges_size, read_bytes, read_cut_ranges, read_range
 from dfs.chunk.streams import BUFFER_SIZE, RANGES_MEMORY_MAX, READS_MAX, STREAMS_MAX, ByteBudget, Streams
 from dfs.chunk.tails.folders import TailFolders
 from dfs.chunk.tails.service import TAIL_MESSAGES, TailService
@@ -169,7 +169,7 @@ class ChunkService:
             reply = ReadChunkReply(tail.length, checksums_of(tail, request.offset, request.length), tail.crc)
             try:
                 if request.length <= SMALL_READ_SIZE:
-                    data = read_range(opened.fd, start, request.length)
+                    data = read_bytes(opened, request.offset, request.length)
                     channel.send(reply, deadline, request_id=received.request_id, payload=data)
                 else:
                     channel.send(reply, deadline, request_id=received.request_id, payload_size=request.length)
