@@ -4,6 +4,10 @@ Owns: these measures. Refuses to know: why a figure is what it is.
 
 `3x` makes three copies one after the other, as replication 3 stores three. `put, unsynced` runs on a cluster with
 `fsync = no`. All files come from the page cache. A peer's reads follow a request to drop what its mount has cached.
+
+The last copies are removed right before a measure, not after the one that made them: a virtual machine may give memory
+back to its host that was free for seconds, and whoever needs it first waits for it (up to 9 times the processor time of
+a copy). So all find memory that was freed a moment ago.
 """
 
 from __future__ import annotations
@@ -65,9 +69,7 @@ class _Bulk:
         self._mebibytes = site.sizes.large / MIB
         self._folder = site.folder
         self._numbers = itertools.count()
-        self._copies = (
-            site.folder
-        )  # each measure gets one of its own, under a name of its own: see `bench.machine.spread`
+        self._copies = site.folder / "none-yet"  # each measure gets a new one: see `bench.machine.spread`
         self._targets = [Where(DFS, access=site.cluster.access)]
         if site.peer is not None:
             self._targets.append(Where(PEER, root=site.peer))
@@ -147,12 +149,10 @@ class _Bulk:
         return Measure(Key(workload, where.subject), UNIT, lambda _: self._run(job))
 
     def _run(self, job: Job) -> float:
+        shutil.rmtree(self._copies, ignore_errors=True)
         self._copies = self._folder / f"copies-{next(self._numbers)}"
         self._copies.mkdir()
-        try:
-            return self._mebibytes * rate(run_crowd(1, job, ONCE))
-        finally:
-            shutil.rmtree(self._copies, ignore_errors=True)  # now: the disk is settled before the next measure
+        return self._mebibytes * rate(run_crowd(1, job, ONCE))
 
 
 def forget(target: Target) -> None:

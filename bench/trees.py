@@ -64,9 +64,7 @@ class _Trees:
         self._cluster = site.cluster
         self._folder = site.folder
         self._numbers = itertools.count()
-        self._copies = (
-            site.folder
-        )  # each measure gets one of its own, under a name of its own: see `bench.machine.spread`
+        self._copies = site.folder / "none-yet"  # each measure gets a new one: see `bench.machine.spread`
         self._peer = site.peer
 
     def measures(self) -> Iterator[Measure]:
@@ -101,6 +99,7 @@ class _Trees:
 
     def _rate(self, work: Step, *, is_fresh: bool = True) -> float:
         """Do it in a process of its own, with an empty folder for copies or (for rm) with one copy in it."""
+        shutil.rmtree(self._copies, ignore_errors=True)
         self._copies = self._folder / f"copies-{next(self._numbers)}"
         self._copies.mkdir()
         if not is_fresh:
@@ -110,10 +109,7 @@ class _Trees:
         def job(_: int) -> Iterator[Step]:
             yield work
 
-        try:
-            return self._count * rate(run_crowd(1, job, ONCE))
-        finally:
-            shutil.rmtree(self._copies, ignore_errors=True)  # now: the disk is settled before the next measure
+        return self._count * rate(run_crowd(1, job, ONCE))
 
     def _removed(self) -> float:
         where = Where(DFS, access=self._cluster.access)

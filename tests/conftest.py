@@ -5,9 +5,12 @@ Owns: isolation from the environment. Refuses to know: any single test.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from dfs.fast_paths import VARIABLE
 
 
 @pytest.fixture(autouse=True)
@@ -20,3 +23,14 @@ def isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     for variable in ("DFS_CONFIG", "DFS_SETTINGS", "DFS_LOG_FILE"):
         monkeypatch.delenv(variable, raising=False)
     return home
+
+
+@pytest.fixture(scope="module")
+def all_fast_paths() -> Iterator[None]:
+    """Leave no fast path out, whatever the run does: for modules that ask how the fast paths work.
+
+    All others hold with and without them (`DFS_WITHOUT=all make test`).
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(VARIABLE, raising=False)
+        yield

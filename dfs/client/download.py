@@ -46,7 +46,7 @@ from dfs.net.parts import FileStatus, Kind, LocatedExtent, ServerInfo
 
 STREAM_PIECE_SIZE = 4 * 1024 * 1024  # bytes of one piece that `read` yields
 STREAM_WINDOW = 4  # pieces read ahead; with the size above they bound the memory of a stream to 16 MiB
-STREAM_RUN = 32  # pieces fetched ahead, where one was not in memory here, before memory is looked at again
+STREAM_RUN = 128  # pieces fetched ahead, where one was not in memory here, before memory is looked at again
 STREAM_BUFFERS = STREAM_WINDOW + 4  # used again and again: those ahead, and what a caller holds for a moment
 FOLLOW_WAIT_S = 2.0  # that the head of a tail is asked to wait for new records
 FOLLOW_ROUNDS = 2  # without records, before the masters are asked whether it is still the tail

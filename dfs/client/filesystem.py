@@ -331,7 +331,7 @@ class DfsClient:
         )
 
     def read(self, path: str, *, offset: int = 0, length: int | None = None) -> Iterator[memoryview]:
-        """Yield the content in order, verified, in pieces of a few MiB that belong to the caller."""
+        """Yield the content in order, verified, in pieces of up to 4 MiB that belong to the caller."""
         return self._download().read(paths.normalise(path), offset=offset, length=length)
 
     def open(self, path: str) -> DfsFile:

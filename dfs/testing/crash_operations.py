@@ -12,6 +12,7 @@ from pathlib import Path
 from dfs.client import DfsClient
 from dfs.client.packs import PackEvents, PackItem
 from dfs.errors import DfsError
+from dfs.fast_paths import FastPath, is_on
 from dfs.testing.crash_points import CHUNK_SIZE, RECORD_SIZE, Operation, Scope
 
 SMALL, LARGE = b"small" * 100, bytes(range(256)) * 600  # one message; three chunks
@@ -63,7 +64,11 @@ def _half_empty_pack(client: DfsClient, directory: str) -> None:
 
 def _put_many(client: DfsClient, directory: str, count: int = 6, size: int = 900) -> None:
     failures: list[DfsError] = []
-    events = PackEvents(lambda _item, _size: None, lambda _item, error: failures.append(error), lambda _item: None)
+
+    def by_itself(item: PackItem) -> None:
+        client.put(item.source, item.path)
+
+    events = PackEvents(lambda _item, _size: None, lambda _item, error: failures.append(error), by_itself)
     with tempfile.TemporaryDirectory(prefix="dfs-crash-") as name:
         for number in range(count):
             (Path(name) / str(number)).write_bytes(bytes([number]) * size)
@@ -89,7 +94,8 @@ class _RollOver:
 
 def _repack(client: DfsClient, directory: str) -> None:
     report = client.repack(directory)
-    assert report.file_count + report.conflict_count, "there was something to move"
+    is_packed = is_on(FastPath.PACKING)
+    assert report.file_count + report.conflict_count or not is_packed, "there was something to move"
 
 
 def _empty_trash(client: DfsClient, directory: str) -> None:

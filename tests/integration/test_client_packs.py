@@ -22,6 +22,8 @@ from dfs.testing.memory_cluster import MemoryCluster
 
 CHUNK = 8 * 1024 * 1024
 
+pytestmark = pytest.mark.usefixtures("all_fast_paths")
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemoryCluster]:

@@ -44,6 +44,8 @@ CHUNK = 512 * 1024
 LOCAL = ReadRules(local=True, hedged=False)
 HEDGED = ReadRules(local=False, hedged=True)
 
+pytestmark = pytest.mark.usefixtures("all_fast_paths")
+
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[MemoryCluster]:

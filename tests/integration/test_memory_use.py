@@ -22,6 +22,8 @@ SMALL, LARGE = 32, 320  # MiB of the two files
 GROWTH_MAX = 48 * MIB  # what the larger one may need more: allocators differ from run to run; it is 288 MiB larger
 CLIENT_MAX = 96 * MIB  # of a transfer over an idle client
 
+pytestmark = pytest.mark.usefixtures("all_fast_paths")
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTest]:

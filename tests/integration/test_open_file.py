@@ -28,6 +28,8 @@ WAYS = {  # every fast path forced off and on
     "all": ReadRules(local=True, hedged=True, rack="r1"),
 }
 
+pytestmark = pytest.mark.usefixtures("all_fast_paths")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def all_is_memory() -> Iterator[None]:

@@ -15,6 +15,7 @@ from dfs.chunk.identity import IDENTITY_FILE
 from dfs.clock import Deadline
 from dfs.config import ChunkServerConfig, ClusterConfig, MasterConfig
 from dfs.errors import ConfigError, ConnectionFailed
+from dfs.fast_paths import VARIABLE
 from dfs.ids import ServerId
 from dfs.net.auth import ClusterKey, make_secret
 from dfs.net.blocking import Channel
@@ -88,9 +89,13 @@ def test_start_with_a_taken_port_or_without_its_secret_is_refused(
         run(config, "c9", log_level="error")
 
 
-@pytest.mark.parametrize("is_open", [True, False])
-def test_the_local_door_is_open_where_the_configuration_says_so(config: ClusterConfig, is_open: bool) -> None:
-    config = replace(config, local_reads=is_open)
+@pytest.mark.parametrize(("is_wanted", "without"), [(True, ""), (False, ""), (True, "local-reads")])
+def test_the_local_door_is_open_where_configuration_and_environment_say_so(
+    config: ClusterConfig, monkeypatch: pytest.MonkeyPatch, is_wanted: bool, without: str
+) -> None:
+    monkeypatch.setenv(VARIABLE, without)
+    is_open = is_wanted and not without
+    config = replace(config, local_reads=is_wanted)
     server = config.chunk_server("c1")
     key = ClusterKey.load(config.secret_file, config.name)
     stop = threading.Event()

@@ -16,6 +16,7 @@ from dfs.chunk.service import ChunkService
 from dfs.chunk.store import FileStore
 from dfs.clock import Deadline
 from dfs.errors import ConnectionFailed, DiskFailed
+from dfs.fast_paths import VARIABLE
 from dfs.ids import new_chunk_handle
 from dfs.net.auth import ClusterKey, Rights, sign_token
 from dfs.net.blocking import Channel
@@ -114,15 +115,18 @@ def test_error_while_a_replica_is_read_takes_its_disk_out(disks: TwoDisks, break
     disks.check_first_is_out()
 
 
+@pytest.mark.parametrize(("without", "call"), [("", "sendfile"), ("sendfile", "pread")])
 def test_error_while_a_replica_is_sent_takes_its_disk_out(
-    disks: TwoDisks, breaks: Break, monkeypatch: pytest.MonkeyPatch
+    disks: TwoDisks, breaks: Break, monkeypatch: pytest.MonkeyPatch, without: str, call: str
 ) -> None:
+    monkeypatch.setenv(VARIABLE, without)
     content(disks.store, disks.lost)  # from now on its descriptor is open
 
     def fail(*_arguments: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "sendfile", fail)
+    patch = pytest.MonkeyPatch()  # undone before the other disk is looked at
+    patch.setattr(os, call, fail)
     breaks("preadv", errno.EIO)
     listener = Listener.bind("127.0.0.1:0")
     service = ChunkService(store=disks.store, key=KEY, name="c1", address=listener.address)
@@ -143,6 +147,7 @@ def test_error_while_a_replica_is_sent_takes_its_disk_out(
         listener.close()
         thread.join(20)
         service.close()
+        patch.undo()
     disks.check_first_is_out()
 
 

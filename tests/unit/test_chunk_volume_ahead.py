@@ -41,7 +41,10 @@ def volume_of(disk: Path) -> Path:
     return found
 
 
-def test_small_records_fall_into_bytes_that_the_disk_already_has(tmp_path: Path) -> None:
+def test_small_records_fall_into_bytes_that_the_disk_already_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
     store = opened(tmp_path / "a")
     put(store, b"first")
     size = volume_of(tmp_path / "a").stat().st_size
