@@ -34,6 +34,9 @@ FILES_MAX = 20  # that a client has at a time
 LOGS = 20  # shared by all clients
 LOG_MINUTES = 1.0  # after so long a log goes on under another name, and the one before it is deleted
 SAMPLE_S = 2.0
+SHOWN = 12  # samples of a daemon's memory that are printed
+WARM_UP = 0.25  # share of a run, at most WARM_UP_S, that does not count: caches fill, threads start, files come to be
+WARM_UP_S = 90.0
 GROWTH_MAX = 1.10  # of the mean of the last third over that of the first, and:
 GROWTH_FLOOR_MIB = 8.0  # what is always allowed: caches that were not full
 MIB = 1 << 20
@@ -57,7 +60,7 @@ class LoadClient:
     def __init__(self, number: int, client: DfsClient, record: Record, lock: threading.Lock) -> None:
         self._rng = random.Random(number)
         self._client, self._record, self._lock = client, record, lock
-        self._folder = f"/load/{number}"
+        self._number, self._folder, self._folders = number, "", 0
         self._files: dict[str, bytes] = {}
         self._count = 0
         self._calls: dict[str, tuple[int, Callable[[], object]]] = {
@@ -68,7 +71,14 @@ class LoadClient:
             "delete": (2, self._delete),
             "append": (2, self._append),
         }
-        client.make_directory(self._folder, parents=True)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Go on in an empty directory: what is in it is known then."""
+        self._folders += 1
+        folder = f"/load/{self._number}.{self._folders}"
+        self._client.make_directory(folder)
+        self._folder, self._files = folder, {}
 
     def step(self) -> None:
         """Make one call and note how it ended."""
@@ -85,6 +95,8 @@ class LoadClient:
             with self._lock:
                 self._record.errors[f"{name}: {error.code}"] += 1
                 self._record.words.setdefault(f"{name}: {error.code}", error.message)
+            if error.may_have_happened:
+                self._begin_anew()
         else:
             with self._lock:
                 self._record.durations_s.setdefault(name, []).append(time.perf_counter() - begun_s)
@@ -155,6 +167,15 @@ def sweep_logs(client: DfsClient) -> None:
             client.delete(f"/load/{entry.path}", skip_trash=True)
 
 
+def sweep_noting(client: DfsClient, record: Record) -> None:
+    """Delete old logs, and note an error as one of a client's."""
+    try:
+        sweep_logs(client)
+    except DfsError as error:
+        record.errors[f"sweep: {error.code}"] += 1
+        record.words.setdefault(f"sweep: {error.code}", error.message)
+
+
 def resident_mib(pid: int) -> float:
     """Return the memory that a process has in RAM."""
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
@@ -171,7 +192,8 @@ class Report:
     errors: dict[str, int]
     words: dict[str, str]
     crashes: list[str]
-    memory_mib: dict[str, dict[str, float]]  # by daemon: first third, last third, most
+    memory_mib: dict[str, dict[str, float]]  # by daemon: first third and last third after the warm-up, most
+    samples_mib: dict[str, list[float]]  # by daemon, every SAMPLE_S or a bit more
 
     @property
     def unexpected(self) -> list[str]:
@@ -186,8 +208,16 @@ class Report:
         ]
 
     @property
+    def verdict(self) -> str:
+        """GOOD, or BAD and why."""
+        why = [*self.crashes, *(f"unexpected error: {name}" for name in self.unexpected)]
+        why += [f"the memory of {name} was not flat" for name in self.grown]
+        why += [] if self.calls else ["no call succeeded"]
+        return f"BAD: {'; '.join(why)}" if why else "GOOD"
+
+    @property
     def is_good(self) -> bool:
-        return not (self.crashes or self.unexpected or self.grown)
+        return self.verdict == "GOOD"
 
     def text(self) -> str:
         total = sum(int(call["count"]) for call in self.calls.values())
@@ -205,12 +235,16 @@ class Report:
                 f"  {name}   {memory['first']:6.1f} MiB in the first third, {memory['last']:6.1f} in the last "
                 f"({change:+.1f} %), most {memory['most']:6.1f}"
             )
+        for name, values in self.samples_mib.items():
+            shown = [values[place * (len(values) - 1) // (SHOWN - 1)] for place in range(SHOWN)] if values else []
+            lines.append(f"  {name}   over time, MiB: {' '.join(f'{value:.0f}' for value in shown)}")
         lines.append(f"  unexpected errors: {self.unexpected or 'none'}; grown: {self.grown or 'none'}")
+        lines.append(f"verdict: {self.verdict}")
         return "\n".join(lines)
 
 
 def summary(
-    samples: Mapping[str, Sequence[float]], records: Sequence[Record]
+    samples: Mapping[str, Sequence[float]], records: Sequence[Record], warm_up: float = WARM_UP
 ) -> tuple[dict[str, dict[str, float]], ...]:
     """Return the figures of all calls, and of the memory of all daemons."""
     calls: dict[str, dict[str, float]] = {}
@@ -221,7 +255,8 @@ def summary(
             at = min(len(ordered) - 1, int(share * len(ordered)))
             calls[name][f"p{100 * share:.0f}_ms"] = round(1000 * ordered[at], 2)
     memory = {}
-    for name, values in samples.items():
+    for name, all_values in samples.items():
+        values = all_values[int(len(all_values) * warm_up) :]
         third = max(1, len(values) // 3)
         first, last = mean(values[:third]), mean(values[-third:])
         memory[name] = {"first": round(first, 1), "last": round(last, 1), "most": round(max(values), 1)}
@@ -231,32 +266,35 @@ def summary(
 def measure(clients: int, minutes: float) -> Report:
     """Run it against a fresh cluster."""
     with ClusterUnderTest(settings=SETTINGS) as cluster, cluster.client() as client:
+        client.make_directory("/load")
+        swept = Record()
         until_s = time.monotonic() + 60 * minutes
         context = multiprocessing.get_context("spawn")
         workers = []
         for place in range(PROCESSES):
             ours, theirs = context.Pipe(duplex=False)
             numbers = range(place, clients, PROCESSES)
-            process = context.Process(target=run_clients, args=(cluster.access, numbers, until_s, theirs))
+            arguments = (cluster.access, numbers, until_s, theirs)
+            process = context.Process(target=run_clients, args=arguments, daemon=True)
             process.start()
             theirs.close()
             workers.append((process, ours))
         samples: dict[str, list[float]] = {name: [] for name in cluster.names()}
         while time.monotonic() < until_s:
             for name, pid in cluster.local.pids().items():
-                samples[name].append(resident_mib(pid))
-            sweep_logs(client)
+                samples[name].append(round(resident_mib(pid), 1))
+            sweep_noting(client, swept)
             time.sleep(min(SAMPLE_S, max(0.0, until_s - time.monotonic())))
         answers = [pipe.recv() for _, pipe in workers]
         for process, _ in workers:
             process.join()
         died = cluster.local.died()
-    records = [record for record, _ in answers]
-    calls, memory = summary(samples, records)
+    records = [swept, *(record for record, _ in answers)]
+    calls, memory = summary(samples, records, min(WARM_UP, WARM_UP_S / (60 * minutes)))
     errors = sum((record.errors for record in records), Counter[str]())
     words = {name: text for record in records for name, text in record.words.items()}
     crashes = [words for _, crashed in answers for words in crashed] + [f"{name} died" for name in died]
-    return Report(clients, minutes, calls, dict(errors), words, crashes, memory)
+    return Report(clients, minutes, calls, dict(errors), words, crashes, memory, samples)
 
 
 def main() -> int:
@@ -268,7 +306,8 @@ def main() -> int:
     report = measure(given.clients, given.minutes)
     print(report.text())
     if given.json is not None:
-        given.json.write_text(json.dumps({**vars(report), "grown": report.grown}, indent=2) + "\n", encoding="utf-8")
+        figures = {"verdict": report.verdict, **vars(report), "grown": report.grown, "unexpected": report.unexpected}
+        given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 0 if report.is_good else 1
 
 

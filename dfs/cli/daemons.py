@@ -5,11 +5,16 @@ Owns: finding the node's section. Refuses to know: what a daemon does.
 
 from __future__ import annotations
 
+import os
+from typing import Final
+
 import click
 
 from dfs.cli.context import Cli
 from dfs.cli.verb import pass_cli, verb
 from dfs.errors import ConfigError
+
+UMASK: Final = 0o077  # what a daemon makes is its user's alone, as in deploy/*.service, whatever starts it
 
 
 def _name(names: list[str], given: str | None, role: str) -> str:
@@ -31,6 +36,7 @@ def master_verb(cli: Cli, name: str | None) -> None:
     name = config.master(_name([node.name for node in config.masters], name, "master")).name
     from dfs.master.daemon import run
 
+    os.umask(UMASK)
     run(config, name)
 
 
@@ -43,4 +49,5 @@ def chunk_verb(cli: Cli, name: str | None) -> None:
     name = config.chunk_server(_name([node.name for node in config.chunk_servers], name, "chunk server")).name
     from dfs.chunk.daemon import run
 
+    os.umask(UMASK)
     run(config, name)

@@ -148,7 +148,9 @@ class LocalCluster:
     def _make_folders(self) -> None:
         for folder in (self.config.run_dir, self.config.secret_file.parent):
             try:
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                missing = [known for known in (folder, *folder.parents) if not known.exists()]
+                for known in reversed(missing):  # `parents=True` would make these by the umask
+                    known.mkdir(mode=0o700, exist_ok=True)
             except OSError as error:
                 raise ConfigError(f"cannot make the folder {folder}: {error.strerror or error}") from None
 
@@ -212,7 +214,7 @@ class LocalCluster:
     def _locked(self) -> Iterator[None]:
         path = self.config.run_dir / "lock"
         try:
-            file = path.open("w", encoding="ascii")
+            file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w")
         except OSError as error:
             raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
         with file:

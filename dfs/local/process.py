@@ -55,7 +55,8 @@ class ProcessMark:
         """Write the pid file at once or not at all."""
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            draft.write_text(f"{self.pid} {self.start_ticks} {self.boot_id}\n", encoding="ascii")
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+                file.write(f"{self.pid} {self.start_ticks} {self.boot_id}\n")
             draft.replace(path)
         except OSError as error:
             raise ConfigError(f"cannot write the pid file {path}: {error.strerror or error}") from None

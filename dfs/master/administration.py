@@ -10,12 +10,12 @@ from typing import Any
 
 from dfs.clock import Clock
 from dfs.config import ClusterConfig
-from dfs.errors import Conflict, InvalidArgument, NotFound
+from dfs.errors import Conflict, InvalidArgument, NotFound, Overloaded
 from dfs.ids import ServerId, id_text
 from dfs.log import get_logger
 from dfs.master.healing.balance import plan_balance
 from dfs.master.healing.duties import fills_of
-from dfs.master.healing.liveness import ClusterView, Liveness
+from dfs.master.healing.liveness import NEVER_HEARD_S, ClusterView, Liveness
 from dfs.master.healing.lookout import Lookout
 from dfs.master.healing.orders import Healing
 from dfs.master.healing.removal import Removal
@@ -150,6 +150,11 @@ class AdministrationDesk:
         dead = [server for server in self._named(message.name) if self._is_dead(server, now_s)]
         server = dead[0] if len(dead) == 1 else self._find(message.name)
         if not self._is_dead(server, now_s):
+            if self._view.age_s(server.server_id, now_s) == NEVER_HEARD_S:
+                raise Overloaded(
+                    f"this leader is new, and knows {self._config.dead_after_s:g} s after its begin at the latest "
+                    f"whether chunk server {server.name} runs; ask again then"
+                )
             raise Conflict(
                 f"chunk server {server.name} runs, and would register again at once; drain it (dfs admin decommission "
                 f"{server.name}), stop it, and remove it when it counts as dead ({self._config.dead_after_s:g} s later)"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from dfs.errors import Conflict, InvalidArgument, NotEnoughServers, NotFound
+from dfs.errors import Conflict, InvalidArgument, NotEnoughServers, NotFound, Overloaded, Retry
 from dfs.ids import ServerId
 from dfs.net.messages import (
     Allocate,
@@ -170,6 +170,23 @@ def test_a_server_that_runs_or_has_only_replicas_is_not_removed() -> None:
         scene.away = set()
         await scene.pass_time(4)
         assert (await scene.status())[0].waiting == (0, 0, 0), "it came back with what it held"
+
+    run(test())
+
+
+def test_a_new_leader_lets_the_removal_of_a_dead_server_wait_until_it_knows() -> None:
+    """It has heard nobody yet: to say that the server runs would be a guess, and a caller would give up for good."""
+
+    async def test() -> None:
+        scene = await Scene.begin(3)
+        scene.away = {"c1"}
+        await scene.pass_time(5)
+        scene.trio.leader.view.reset(scene.trio.clock.monotonic())
+        error = await scene.trio.refused(RemoveServer("c1"))
+        assert isinstance(error, Overloaded)
+        assert error.retry is Retry.SAME
+        await scene.pass_time(5)
+        assert (await scene.trio.expect(RemoveServerReply, RemoveServer("c1"))).name == "c1"
 
     run(test())
 
