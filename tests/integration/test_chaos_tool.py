@@ -204,12 +204,20 @@ def test_daemons_are_broken_through_systemd_by_the_commands_that_the_plan_shows(
     cluster: ClusterUnderTest, environ: dict[str, str], tools: Path
 ) -> None:
     wait_whole(cluster)
-    options = ["--seed", "3", "--for", "6s", "--outage-max", "1s", "--systemd"]
+    options = ["--seed", "3", "--for", "100s", "--outage-max", "1s", "--systemd"]
     options += ["--fault", "restart-follower", "--fault", "pause-server"]
     plan = json.loads(chaos(environ, CLEAN, "plan", *options, "--json"))
     assert all(node["where"] == "systemd on this machine" for node in plan["nodes"])
     (tools / "calls").unlink()
-    chaos(environ, CLEAN, "run", "--yes", *options, "--report", str(tools / "report"))
+    process = begin(environ, "run", "--yes", *options, "--report", str(tools / "report"))
+
+    def calls() -> str:
+        return (tools / "calls").read_text() if (tools / "calls").exists() else ""
+
+    wait_until(lambda: all(word in calls() for word in (" start ", "SIGSTOP", "SIGCONT")), 90, "both kinds struck")
+    process.send_signal(signal.SIGTERM)  # a busy machine may need long until each of them may strike
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == REFUSED, (out.decode(), err.decode())
     called = [line.split() for line in (tools / "calls").read_text().splitlines() if "is-active" not in line]
     done = {(line[1], line[2].partition("@")[0]) for line in called}
     assert {("stop", "dfs-master"), ("start", "dfs-master")} <= done
@@ -226,7 +234,7 @@ def test_a_start_command_that_fails_ends_the_run_in_its_words_and_is_tried_again
     commands = ["--stop-command", f"{over} stop dfs-{{role}}@{{name}}"]
     commands += ["--start-command", f"{over} start dfs-{{role}}@{{name}}"]
     (tools / "failures").write_text("2")  # when the fault is over, and once more when the run stops for that
-    run = ("run", "--yes", "--seed", "3", "--for", "8s", "--outage-max", "1s", "--fault", "restart-follower")
+    run = ("run", "--yes", "--seed", "3", "--for", "90s", "--outage-max", "1s", "--fault", "restart-follower")
     text = chaos(environ, REFUSED, *run, *commands, "--report", str(tools / "report"))
     assert "INCONCLUSIVE" in text
     assert "ended with 1: Job for dfs-master@m" in text
