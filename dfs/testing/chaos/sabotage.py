@@ -21,12 +21,14 @@ from unittest import mock
 from dfs.chunk.tails.open_tail import OpenTail
 from dfs.client import local_replicas, readings
 from dfs.clock import Deadline
+from dfs.errors import DfsError
 from dfs.master import access, raft_journal
-from dfs.master.leadership import Leadership
+from dfs.master.read_gate import ReadGate
 from dfs.master.service import MasterService
 from dfs.master.state.machine import MasterState
 from dfs.master.state.views import ExtentsView
 from dfs.net.aio import RequestContext
+from dfs.net.answers import Answer
 from dfs.net.messages import Locate, Message
 from dfs.testing.chaos.wrapping import run_dfs, words_before, wrapped
 
@@ -89,12 +91,20 @@ class Saboteur:
 
     @staticmethod
     def _read_barrier() -> contextlib.AbstractContextManager[Any]:
-        """Answer reads from the local state, whoever leads."""
+        """Answer reads of names and places from the local state, whoever leads."""
+        wait = ReadGate.wait
 
-        async def settle(_self: Leadership, _deadline: Deadline) -> None:
-            return
+        def answer(self: ReadGate, message: Message, read: Callable[[Any], Message], deadline: Deadline) -> Answer:
+            if not hasattr(message, "stale_ms"):
+                return wait(self, message, read, deadline)
+            known = Answer()
+            try:
+                known.give(read(message))
+            except DfsError as error:
+                known.fail(error)
+            return known
 
-        return mock.patch.object(Leadership, "barrier", settle)
+        return mock.patch.object(ReadGate, "wait", answer)
 
     @staticmethod
     def _session_dedupe() -> contextlib.AbstractContextManager[Any]:
