@@ -22,30 +22,29 @@ KILLERS = {
     "journal_not_synced": 0,  # b1
     "directories_not_synced": 0,  # b1
     "checkpoint_not_synced": 3,  # b1
-    "adopted_tail_not_synced": 183,  # b1
-    "records_without_crc": 282,  # b4
+    "adopted_tail_not_synced": 191,  # b1
+    "records_without_crc": 612,  # b4
     "truncation_not_recorded": 9,  # b5
     "messages_before_disk": 0,  # b1
     "own_disk_not_awaited": 2,  # b1
     "term_and_vote_in_memory": 0,  # a
-    "vote_in_memory": 434,  # a
+    "vote_in_memory": 782,  # a
     "votes_counted_per_message": 36,  # d2
     "election_without_prevote": 2,  # f1
-    "votes_beside_a_leader": 34,  # f1
-    "stale_senders_not_told": 120,  # f3
+    "votes_beside_a_leader": 2,  # f1
+    "stale_senders_not_told": 255,  # f3
     "resent_entries_truncate": 1,  # c
-    "replies_without_term": 0,  # d1
-    "checkpoint_piece_commits": 52,  # k1
-    "known_entries_commit_the_tail": 9,  # k1
-    "mismatch_commits_the_tail": 1,  # k1
+    "replies_without_term": 2,  # d1
+    "checkpoint_piece_commits": 60,  # k1
+    "known_entries_commit_the_tail": 58,  # k1
+    "mismatch_commits_the_tail": 3,  # k1
     "lonely_leader_stays": 2,  # f2
-    "read_without_round": 53,  # f2
-    "late_answers_prove_reads": 0,  # f2
-    "read_before_own_entry": 14,  # f2
-    "waits_not_ended": 0,  # e2 e4
+    "read_without_round": 49,  # f2
+    "read_before_own_entry": 80,  # f2
+    "waits_not_ended": 1,  # e2 e4
     "resent_calls_run_again": 2,  # i
     "entries_after_checkpoint_dropped": 10,  # h2
-    "older_checkpoint_installed": 35,  # h5
+    "older_checkpoint_installed": 129,  # h5
     "empty_master_votes": 82,  # l
 }
 
