@@ -15,7 +15,7 @@ from typing import BinaryIO
 from msgspec import structs
 
 from dfs.checksum import BLOCK_SIZE, combine, crc32c
-from dfs.client.buffers import BufferPool
+from dfs.net.buffers import BufferPool
 from dfs.client.discovery import Masters
 from dfs.client.extent_table import ExtentTable
 from dfs.client.local_files import TargetFile, check_absent, local_error
