@@ -20,6 +20,7 @@ VARIABLE = "DFS_WITHOUT"
 class FastPath(StrEnum):
     """A way that is faster than the plain one, and keeps the same promises."""
 
+    MEMORY_DOOR = "memory-door"  # chunk servers of the writer's machine take chunks from its memory, not by sockets
     FAN_OUT = "fan-out"  # a client sends a small chunk to all its servers at once instead of along the chain
     VOLUME_AHEAD = "volume-ahead"  # a chunk server writes small records over zeros that are on the disk already
 
