@@ -24,7 +24,7 @@ from bench.bulk import fsynced, unsynced
 from bench.calls import calls
 from bench.demo import Failure, roomy_folder
 from bench.figures import Calibration, Figure, Option, Report
-from bench.machine import commit, describe
+from bench.machine import commit, describe, spread
 from bench.rounds import FULL, PRODUCTION, QUICK, TINY, Group, Site, Sizes, run_group
 from bench.table import show
 from bench.trees import trees
@@ -70,6 +70,8 @@ def run_in(
     """Run one group, and leave neither its folder nor the peer's behind."""
     folder.mkdir()
     peer = None if against is None else Path(tempfile.mkdtemp(prefix="dfs-bench-", dir=against))
+    for path in filter(None, (folder, peer)):
+        spread(path)
     try:
         return run_group(name, GROUPS[name], Site(cluster, folder, peer, sizes))
     finally:

@@ -8,6 +8,7 @@ Owns: these measures. Refuses to know: why a figure is what it is.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,7 +63,11 @@ class _Bulk:
     def __init__(self, site: Site) -> None:
         self.source = site.folder / "large.bin"
         self._mebibytes = site.sizes.large / MIB
-        self._copies = site.folder / "copies"
+        self._folder = site.folder
+        self._numbers = itertools.count()
+        self._copies = (
+            site.folder
+        )  # each measure gets one of its own, under a name of its own: see `bench.machine.spread`
         self._targets = [Where(DFS, access=site.cluster.access)]
         if site.peer is not None:
             self._targets.append(Where(PEER, root=site.peer))
@@ -142,9 +147,12 @@ class _Bulk:
         return Measure(Key(workload, where.subject), UNIT, lambda _: self._run(job))
 
     def _run(self, job: Job) -> float:
-        shutil.rmtree(self._copies, ignore_errors=True)
+        self._copies = self._folder / f"copies-{next(self._numbers)}"
         self._copies.mkdir()
-        return self._mebibytes * rate(run_crowd(1, job, ONCE))
+        try:
+            return self._mebibytes * rate(run_crowd(1, job, ONCE))
+        finally:
+            shutil.rmtree(self._copies, ignore_errors=True)  # now: the disk is settled before the next measure
 
 
 def forget(target: Target) -> None:

@@ -9,6 +9,7 @@ included. The synced copies are synced as a whole, which is cheaper than file by
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -61,12 +62,15 @@ class _Trees:
         self._source = source
         self._count = site.sizes.tree
         self._cluster = site.cluster
-        self._copies = site.folder / "copies"
+        self._folder = site.folder
+        self._numbers = itertools.count()
+        self._copies = (
+            site.folder
+        )  # each measure gets one of its own, under a name of its own: see `bench.machine.spread`
         self._peer = site.peer
 
     def measures(self) -> Iterator[Measure]:
         """Yield puts, gets, removals: within a round each finds what the one before has left."""
-        back = self._copies / "back"
         yield self._measure(PUT, "cp -r", lambda _: self._cp(1, synced=False))
         yield self._measure(PUT, "3x cp -r + sync", lambda _: self._cp(COPIES, synced=True))
         yield self._measure(PUT, DFS, lambda _: in_process(self._cluster, "put", "-r", str(self._source), "/tree"))
@@ -74,11 +78,15 @@ class _Trees:
             PUT, "dfs command", lambda _: self._command("put", "-r", str(self._source), "/tree-of-command")
         )
         yield self._measure(GET, "cp -r", lambda _: self._cp(1, synced=False))
-        yield self._measure(GET, DFS, lambda _: in_process(self._cluster, "get", "-r", "/tree", str(back)))
-        yield self._measure(GET, "dfs command", lambda _: self._command("get", "-r", "/tree", str(back)))
+        yield self._measure(
+            GET, DFS, lambda _: in_process(self._cluster, "get", "-r", "/tree", str(self._copies / "back"))
+        )
+        yield self._measure(
+            GET, "dfs command", lambda _: self._command("get", "-r", "/tree", str(self._copies / "back"))
+        )
         if self._peer is not None:
             yield self._measure(PUT, PEER, lambda _: copy_tree(self._source, self._at_peer, synced=True))
-            yield self._measure(GET, PEER, lambda _: copy_tree(self._at_peer, back, synced=False))
+            yield self._measure(GET, PEER, lambda _: copy_tree(self._at_peer, self._copies / "back", synced=False))
             yield self._measure(REMOVE, PEER, lambda _: remove(self._at_peer))
         yield Measure(Key(REMOVE, "rm -r"), UNIT, lambda _: self._rate(lambda _: remove(self._copies), is_fresh=False))
         yield Measure(Key(REMOVE, DFS), UNIT, lambda _: self._removed())
@@ -93,7 +101,7 @@ class _Trees:
 
     def _rate(self, work: Step, *, is_fresh: bool = True) -> float:
         """Do it in a process of its own, with an empty folder for copies or (for rm) with one copy in it."""
-        shutil.rmtree(self._copies, ignore_errors=True)
+        self._copies = self._folder / f"copies-{next(self._numbers)}"
         self._copies.mkdir()
         if not is_fresh:
             self._cp(1, synced=True)
@@ -102,7 +110,10 @@ class _Trees:
         def job(_: int) -> Iterator[Step]:
             yield work
 
-        return self._count * rate(run_crowd(1, job, ONCE))
+        try:
+            return self._count * rate(run_crowd(1, job, ONCE))
+        finally:
+            shutil.rmtree(self._copies, ignore_errors=True)  # now: the disk is settled before the next measure
 
     def _removed(self) -> float:
         where = Where(DFS, access=self._cluster.access)

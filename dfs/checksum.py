@@ -7,6 +7,7 @@ A checksum list is `bytes`: one little-endian u32 per block, the last block may 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -18,9 +19,7 @@ CRC_SIZE = 4  # bytes of one stored CRC
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
-def crc32c(data: Buffer, crc: int = 0) -> int:
-    """Return the CRC32C (Castagnoli) of `data`, continued from `crc`."""
-    return int(_crc32c(data, crc))
+crc32c: Callable[..., int] = _crc32c  # (data, crc = 0): the CRC32C (Castagnoli) of `data`, continued from `crc`
 
 
 def block_count(size: int) -> int:

@@ -13,7 +13,9 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -31,6 +33,8 @@ TRACEBACK_LINES_MAX = 200
 
 logging.getLogger("dfs").addHandler(logging.NullHandler())  # in a program that logs nothing, ours stay silent, too
 
+_unexpected: Counter[str] = Counter()  # by event; there are as many as the code has words for
+_unexpected_lock = threading.Lock()
 _PLAIN = re.compile(r"[A-Za-z0-9_./:+@,%*\[\]()<>-]+")
 _FIELDS_ATTRIBUTE = "dfs_fields"
 _ESCAPED_ALWAYS = frozenset('"\\')
@@ -65,13 +69,22 @@ class Logger:
         self._log(logging.ERROR, event, fields)
 
     def exception(self, event: str, /, **fields: object) -> None:
-        """Log an error together with the traceback of the exception being handled."""
+        """Log an error that nobody expected together with the traceback of the exception being handled; count it."""
+        with _unexpected_lock:
+            _unexpected[event] += 1
         self._log(logging.ERROR, event, fields, with_traceback=True)
 
     def _log(self, level: int, event: str, fields: Mapping[str, object], *, with_traceback: bool = False) -> None:
         if self._logger.isEnabledFor(level):
             extra = {_FIELDS_ATTRIBUTE: {**self._bound, **fields}}
             self._logger.log(level, "%s", event, extra=extra, exc_info=with_traceback)
+
+
+def unexpected() -> dict[str, int]:
+    """Return how often each event was logged with a traceback since this process began: the roots of its threads and
+    tasks log so what they did not expect, and go on."""
+    with _unexpected_lock:
+        return dict(sorted(_unexpected.items()))
 
 
 def get_logger(name: str) -> Logger:

@@ -16,6 +16,7 @@ PATH_DEPTH_MAX = 512  # components in a path
 ROOT = "/"
 SNAPSHOTS = ".snapshot"  # the name under which a directory shows its snapshots; nothing else can have it
 SNAPSHOTS_MARK = "/.snapshot"  # in every path that leads into snapshots, and in few others
+_NO_NAMES = frozenset({"", ".", ".."})
 
 
 def normalise(path: str, cwd: str = ROOT) -> str:
@@ -25,6 +26,9 @@ def normalise(path: str, cwd: str = ROOT) -> str:
     """
     if not path:
         raise InvalidName("a path is empty; give a name, or / for the root directory")
+    if path.startswith("/") and _NO_NAMES.isdisjoint(path[1:].split("/")):  # most are in that form already
+        split(path)
+        return path
     parts: list[str] = []
     for part in (path if path.startswith("/") else f"{cwd}/{path}").split("/"):
         if part == "..":
@@ -52,14 +56,15 @@ def split(path: str) -> tuple[str, ...]:
     parts = tuple(path[1:].split("/"))
     if len(parts) > PATH_DEPTH_MAX:
         raise InvalidName(f"path of {len(parts)} components is over the limit of {PATH_DEPTH_MAX}: {path[:80]!r}…")
-    for part in parts:
-        check_name(part)
+    if size > NAME_SIZE_MAX or "\0" in path or not _NO_NAMES.isdisjoint(parts):  # else each of them is fine
+        for part in parts:
+            check_name(part)
     return parts
 
 
 def check_name(name: str) -> None:
     """Raise `InvalidName` unless `name` may be stored as one component."""
-    if name in ("", ".", ".."):
+    if name in _NO_NAMES:
         raise InvalidName(f"{name!r} cannot be the name of a file or directory")
     if "/" in name or "\0" in name:
         raise InvalidName(f"name {name!r} holds a slash or a NUL byte")

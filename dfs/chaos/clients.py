@@ -16,8 +16,9 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from types import TracebackType
 
 from dfs.chaos.history import History
-from dfs.chaos.records import Acknowledged, make_record
+from dfs.chaos.records import Acknowledged, Copied, make_record
 from dfs.chaos.workloads import BookWorker, YardWorker, last_look, prepare
+from dfs.checksum import crc32c
 from dfs.client import DfsClient
 from dfs.client.appender import Appender
 from dfs.errors import DeadlineExceeded, DfsError
@@ -29,7 +30,9 @@ THINK_S = 0.02  # between two calls of one client: the run shares the cluster wi
 CALLS_MAX = 400_000  # of a run; longer runs think longer between two calls
 RECORD_SIZE = 200  # bytes
 APPEND_WAIT_S = 600.0  # beyond any deadline of a client: an appender that never answers hangs, and that is told
-LOG = "log"
+LOG, COPY = "log", "copy"
+COPY_S = 1.0  # between two copies of the log, each of which seals its tail under the hands of the appenders
+COPY_SIZE_MAX = 8 << 20  # bytes of a log that is still copied: reading copies must not become the load
 IDENTITIES = 1_000_000  # appenders of one thread: after an error it goes on as another one
 
 Step = Callable[[DfsClient], None]
@@ -48,6 +51,7 @@ class Clients:
     def __init__(self, make_client: MakeClient, root: str, seed: int, duration_s: float) -> None:
         self.history = History()
         self.acknowledged: list[Acknowledged] = []
+        self.copies: list[Copied] = []
         self._make_client, self._root, self._seed = make_client, root, seed
         self._stages = [f"{root}/{number}" for number in range(1 + int(duration_s / STAGE_S))]
         self._stage = 0
@@ -65,6 +69,7 @@ class Clients:
             self._begin(self._work, number)
         for number in range(APPENDERS):
             self._begin(self._append, number)
+        self._begin(self._copy, 0)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
@@ -156,3 +161,23 @@ class Clients:
                 raise DeadlineExceeded("an append did not end by its deadline", may_have_happened="yes") from None
 
         return self.history.count("append", ask, key=self.log_path, argument=argument)
+
+    def _copy(self, client: DfsClient, _number: int) -> None:
+        """Copy the log again and again, and read the copy: whoever appends meanwhile must notice, or lose nothing."""
+        source, target = self.log_path, f"{self._root}/{COPY}"
+        record_size = len(make_record(0, 1, RECORD_SIZE))
+        while not self._stop.wait(max(COPY_S, self._think_s)):
+            told = self.acknowledged[:]
+            least = max((one.offset + record_size for one in told), default=0)
+            if not told or least > COPY_SIZE_MAX:
+                continue
+
+            def ask() -> bool:
+                client.copy(source, target, overwrite=True)
+                return True
+
+            if not self.history.count("copy", ask, key=source):
+                continue
+            content = self.history.count("read copy", lambda: b"".join(client.read(target)), is_read=True, key=target)
+            if content is not None:
+                self.copies.append(Copied(len(content), crc32c(content), least))

@@ -226,7 +226,7 @@ def _read(path: Path) -> tuple[Head, dict[int, Step], int]:
     steps: dict[int, Step] = {}
     try:
         lines: Sequence[_Line] = [_DECODER.decode(line) for line in whole.splitlines()]
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"the undo journal {path} is damaged ({error}); undo by hand what it lists") from None
     if not lines or not isinstance(lines[0], Head):
         raise ConfigError(f"the undo journal {path} has no head; remove it: a run that began has written one")

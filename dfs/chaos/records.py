@@ -26,6 +26,14 @@ class Acknowledged(NamedTuple):
     offset: int
 
 
+class Copied(NamedTuple):
+    """A copy of the file that was made while records were appended: its content, and what had to be in it at least."""
+
+    size: int  # bytes
+    crc: int  # CRC32C of all of it
+    acknowledged: int  # bytes up to the end of the last record that was acknowledged before the copy began
+
+
 class Found(NamedTuple):
     """A whole record of a file."""
 
@@ -96,3 +104,18 @@ def check_exactly_once(content: bytes, acknowledged: Iterable[Acknowledged]) -> 
             f"record {sequence} of appender {appender} was acknowledged at {offset}, it is at {actual}",
         )
     return found
+
+
+def check_copies(content: bytes, copies: Iterable[Copied]) -> None:
+    """Raise AssertionError unless each copy is a beginning of the file with all that was acknowledged before it."""
+    crc, at = 0, 0
+    for copy in sorted(copies):
+        _require(
+            copy.size >= copy.acknowledged,
+            f"a copy has {copy.size} bytes, though records up to {copy.acknowledged} were acknowledged before it",
+        )
+        crc, at = crc32c(content[at : copy.size], crc), copy.size
+        _require(
+            copy.size <= len(content) and crc == copy.crc,
+            f"a copy of {copy.size} bytes was no beginning of the file, which has {len(content)} bytes in the end",
+        )

@@ -108,7 +108,7 @@ def load(folder: Path) -> Report:
         raise NotFound(f"{folder} holds no report of `dfs chaos run`: {path} does not exist") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a report of this version: {error}") from None
 
 

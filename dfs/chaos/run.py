@@ -222,16 +222,17 @@ class ChaosRun:
                     self.story.left.append(f"{standing.fault.kind} {', '.join(standing.targets)}: {error}")
 
     def _wait_whole(self, watch: Watch) -> None:
-        """Give the cluster time to recover, whatever ended the run."""
-        deadline_s = time.monotonic() + RECOVERY_S
+        """Give the cluster time to recover, whatever ended the run; none when a daemon could not be brought back."""
+        deadline_s = time.monotonic() + (0.0 if self.story.left else RECOVERY_S)
         lifted_s = self._elapsed_s()
         while time.monotonic() < deadline_s and watch.crash is None:
             if watch.view.at_s - self.story.began_s > lifted_s and not troubles(watch.view):
                 break
             time.sleep(TICK_S)
         else:
-            found = "; ".join(troubles(watch.view)[:3]) or "nothing is known about it any more"
-            self.story.left.append(f"the cluster is not whole {RECOVERY_S:g} s after the last fault: {found}")
+            if not self.story.left:
+                found = "; ".join(troubles(watch.view)[:3]) or "nothing is known about it any more"
+                self.story.left.append(f"the cluster is not whole {RECOVERY_S:g} s after the last fault: {found}")
         for side in self._sides:
             if side.standing is not None:
                 self._note(side, side.standing)

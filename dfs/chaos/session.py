@@ -213,7 +213,7 @@ def _left_behind(config: ClusterConfig, run_id: str = "") -> list[str]:
         if one.is_alive:
             found.append(f"the run {one.head.run_id} is at work on this cluster")
         else:
-            found.append(f"the run {one.head.run_id} died and left {len(one.steps)} steps to undo: `dfs chaos undo`")
+            found.append(f"the run {one.head.run_id} is over and left {len(one.steps)} steps to undo: `dfs chaos undo`")
     return found
 
 
@@ -290,7 +290,7 @@ def _break(
             log = clients.read_log()
         except DfsError as error:
             unusable.append(f"{clients.log_path}: {error}")
-    verdict = judge(clients.history, clients.acknowledged, log, unusable, story)
+    verdict = judge(clients.history, clients.acknowledged, log, unusable, story, clients.copies)
     return assemble(about, verdict, story, clients.history.timed), (story, clients.history.timed)
 
 
@@ -374,7 +374,7 @@ class Undone:
         if self.is_alive:
             yield f"run {self.run_id} is at work; it undoes all by itself: end it with Ctrl-C"
             return
-        yield f"run {self.run_id} died{':' if self.undone or self.failed else '; nothing was left to undo'}"
+        yield f"run {self.run_id} is over{':' if self.undone or self.failed else '; nothing was left to undo'}"
         yield from (f"  {'to undo' if is_list else 'undone'}  {words}" for words in self.undone)
         yield from (f"  FAILED  {words}" for words in self.failed)
 

@@ -50,7 +50,8 @@ def undo_all(journal: Journal) -> list[str]:
                 undo(step)
             journal.done(number)
         except (DfsError, OSError) as error:  # the journal's own, too: its disk may be full
-            failures.append(f"{describe(step)}: {error}")
+            words = f"for {step.name}" if isinstance(step, RunCommand) else describe(step)  # a command's error names it
+            failures.append(f"{words}: {error}")
     return failures
 
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from dfs.chaos.history import History
 from dfs.chaos.linearizability import check, split
-from dfs.chaos.records import Acknowledged, check_exactly_once
+from dfs.chaos.records import Acknowledged, Copied, check_copies, check_exactly_once
 from dfs.chaos.story import Moment, Story
 from dfs.chaos.workloads import BOOK, STILL_BOOK, YARD
 
@@ -70,7 +70,12 @@ class Verdict:
 
 
 def judge(
-    history: History, acknowledged: Sequence[Acknowledged], log: bytes, unusable: Sequence[str], story: Story
+    history: History,
+    acknowledged: Sequence[Acknowledged],
+    log: bytes,
+    unusable: Sequence[str],
+    story: Story,
+    copies: Sequence[Copied] = (),
 ) -> Verdict:
     """`log`: what the appenders' file holds at the end; `unusable`: what failed in the last look."""
     faults = Counter(moment.fault for moment in story.moments)
@@ -83,7 +88,7 @@ def judge(
         (
             _names(history),
             _contents(history),
-            _appends(acknowledged, log),
+            _appends(acknowledged, log, copies),
             _kept(history, unusable),
             _reads(history),
         ),
@@ -123,13 +128,15 @@ def _ordered(history: History, name: str, *, is_book: bool) -> Promise:
     return Promise(name, f"{count} calls on {len(objects)} objects", tuple(broken))
 
 
-def _appends(acknowledged: Sequence[Acknowledged], log: bytes) -> Promise:
+def _appends(acknowledged: Sequence[Acknowledged], log: bytes, copies: Sequence[Copied]) -> Promise:
     name = "each acknowledged append is there exactly once"
     try:
         found = check_exactly_once(log, acknowledged)
+        check_copies(log, copies)
     except AssertionError as error:
         return Promise(name, f"{len(acknowledged)} acknowledged records", (str(error),))
-    return Promise(name, f"{len(acknowledged)} acknowledged records of {len(found)} in the file")
+    checked = f"{len(acknowledged)} acknowledged records of {len(found)} in the file, copied {len(copies)} times"
+    return Promise(name, checked)
 
 
 def _kept(history: History, unusable: Sequence[str]) -> Promise:

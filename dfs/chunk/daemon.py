@@ -30,6 +30,7 @@ from dfs.chunk.tails.folders import TailFolders
 from dfs.chunk.tails.reports import TailReports
 from dfs.config import ChunkServerConfig, ClusterConfig
 from dfs.errors import ConfigError, DfsError
+from dfs.fast_paths import FastPath, is_on
 from dfs.ids import ServerId
 from dfs.log import configure, get_logger
 from dfs.net.auth import ClusterKey
@@ -111,7 +112,8 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
             ("disk watch", watch.run),
             *((f"copier {number}", replicator.run) for number in range(1, COPIERS + 1)),
         ]
-        if config.local_reads and (door := _open_door(store.server_id)) is not None:
+        has_door = config.local_reads and (is_on(FastPath.LOCAL_READS) or is_on(FastPath.MEMORY_DOOR))
+        if has_door and (door := _open_door(store.server_id)) is not None:
             stack.callback(door.close)
             works.append(("local door", functools.partial(_serve_door, door, key, service.door)))
         threads = _started(works, stop)

@@ -34,6 +34,10 @@ class OpenReplica:
     def is_alone(self) -> bool:
         return True
 
+    @property
+    def data(self) -> None:
+        return None
+
     def __enter__(self) -> OpenReplica:
         return self
 

@@ -63,6 +63,7 @@ class LocalDoor:
         self._reads = reads
         self._meter = meter
         self._take_chunk = take_chunk
+        self._hands_over = is_on(FastPath.LOCAL_READS)
         self._borrows = IS_POSSIBLE and is_on(FastPath.MEMORY_DOOR)
 
     def handle(self, channel: Channel) -> None:
@@ -144,6 +145,8 @@ class LocalDoor:
             self._refuse(channel, received, error, "not_handed_over")
 
     def _hand_over(self, channel: Channel, received: Received, request: OpenReplica) -> None:
+        if not self._hands_over:
+            raise InvalidArgument("this chunk server hands no open files over; read over the network")
         self._check_token(request.token, request.handle, Rights.READ)
         with self._reads.turn(), self._store.open(request.handle) as opened:
             if not opened.is_alone:

@@ -19,7 +19,7 @@ from dfs.chunk.replicas import ChunkStore
 from dfs.chunk.replicator import Replicator
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import DfsError, InvalidArgument, NoQuorum
-from dfs.log import get_logger
+from dfs.log import get_logger, unexpected
 from dfs.net.messages import (
     HEARTBEAT_CHANGES_MAX,
     REPORT_PAGE_MAX,
@@ -158,6 +158,7 @@ class Heartbeats:
                 corrupt=batch.corrupt,
                 disk_wait_ms=self._disk_wait_ms(),
                 scrub=self._scrub(),
+                unexpected_count=sum(unexpected().values()),
             ),
             HeartbeatReply,
             max(REPLY_TIMEOUT_S, self._interval_s),

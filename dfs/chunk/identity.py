@@ -114,7 +114,7 @@ def _examine(path: Path) -> DataDirectory:
             found.identity = _read_identity(path)
     except OSError as error:
         found.fail(f"data directory {path} cannot be used: {error.strerror or error}")
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             found.release()
             raise

@@ -27,6 +27,7 @@ class MemoryReader:
         self.fd = fd
         self.start = 0
         self.is_alone = True
+        self.data = None
         self.tail = tail
 
     def __enter__(self) -> MemoryReader:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 import dfs
+from dfs.log import unexpected
 from dfs.measures import Times
 from dfs.net.exposition import Family, counter, gauge, times
 
@@ -47,6 +48,12 @@ class ChunkMetrics:
             "Always 1; the labels tell the node.",
             {(self._cluster, self._name, "chunk", dfs.__version__): 1.0},
             ("cluster", "node", "role", "version"),
+        )
+        yield counter(
+            "dfs_unexpected_errors",
+            "Errors that this node's code did not expect and went on after, by the event in its log.",
+            {(event,): float(count) for event, count in unexpected().items()},
+            ("event",),
         )
         yield from self._work()
         last = self._leader.acknowledged

@@ -86,6 +86,10 @@ class ReplicaReader(Protocol):
     @property
     def tail(self) -> Tail: ...
 
+    @property
+    def data(self) -> bytes | None:
+        """All of the data, where they were read together with the tail because they are few."""
+
     def __enter__(self) -> ReplicaReader: ...
 
     def __exit__(
@@ -191,10 +195,17 @@ def read_cut_ranges(
     for offset, length in zip(offsets, lengths, strict=True):
         start, end = covering(offset, length, tail.length)
         checksums += checksums_of(tail, start, max(end, offset + length) - start)
-        blocks, skip = memoryview(read_range(opened.fd, opened.start + start, end - start)), offset - start
+        blocks, skip = memoryview(read_bytes(opened, start, end - start)), offset - start
         edges += edges_of(blocks, skip, length)
         data += blocks[skip : skip + length]
     return data, bytes(checksums), bytes(edges)
+
+
+def read_bytes(opened: ReplicaReader, offset: int, length: int) -> bytes:
+    """Return exactly these bytes of a replica; raise `DiskFailed`."""
+    if opened.data is not None:
+        return opened.data[offset : offset + length]
+    return read_range(opened.fd, opened.start + offset, length)
 
 
 def read_range(fd: int, offset: int, length: int) -> bytes:

@@ -48,7 +48,7 @@ class PositionFiles:
                 bytes.fromhex(position.verified)
             except FileNotFoundError:
                 continue
-            except (OSError, msgspec.MsgspecError, ValueError) as error:
+            except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
                 log.warning("scrub_position_unreadable", path=path, reason=error)
                 continue
             found.append(position)

@@ -20,7 +20,7 @@ from dfs.chunk.door import LocalDoor
 from dfs.chunk.lent import LentUpstream
 from dfs.chunk.meter import ChunkMeter
 from dfs.chunk.peers import PeerConnections
-from dfs.chunk.replicas import ChunkStore, checksums_of, ranges_size, read_cut_ranges, read_range
+from dfs.chunk.replicas import ChunkStore, checksums_of, ranges_size, read_bytes, read_cut_ranges, read_range
 from dfs.chunk.streams import (
     BUFFER_SIZE,
     LENT_BUFFER_SIZE,
@@ -34,6 +34,7 @@ from dfs.chunk.tails.folders import TailFolders
 from dfs.chunk.tails.service import TAIL_MESSAGES, TailService
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
 from dfs.errors import DeadlineExceeded, DfsError, DiskFailed, InvalidArgument, Overloaded, ProtocolError
+from dfs.fast_paths import FastPath, is_on
 from dfs.ids import ID_SIZE, ChunkHandle
 from dfs.log import get_logger
 from dfs.net.auth import ClusterKey, Rights, check_token
@@ -59,6 +60,7 @@ from dfs.net.messages import (
 CONNECTION_IDLE_S = 300.0  # a connection that asks nothing for so long is closed
 REPLY_TIMEOUT_S = 30.0  # for a peer to take a small reply
 READ_TIME_MAX_S = 600.0  # longest time for one read, whatever the reader says
+COPY_SIZE = 1024 * 1024  # bytes that are read and sent at a time where the kernel does not copy them
 SMALL_READ_SIZE = BLOCK_SIZE  # bytes up to which a read is copied into the reply: sendfile costs more calls
 
 log = get_logger(__name__)
@@ -88,6 +90,7 @@ class ChunkService:
         self._writes = Streams("chunk writes", STREAMS_MAX, BUFFER_SIZE)
         self._reads = Streams("chunk reads", READS_MAX)
         self._ranges = ByteBudget("ranges being read", RANGES_MEMORY_MAX)
+        self._sends_files = is_on(FastPath.SENDFILE)
         self.meter = ChunkMeter()
         self.door = LocalDoor(store, self._check_token, self._reads, self.meter, self._take_lent)
         self.tails = TailService(tail_folders, store, self._peers, self._check_token)
@@ -176,17 +179,24 @@ class ChunkService:
             reply = ReadChunkReply(tail.length, checksums_of(tail, request.offset, request.length), tail.crc)
             try:
                 if request.length <= SMALL_READ_SIZE:
-                    data = read_range(opened.fd, start, request.length)
+                    data = read_bytes(opened, request.offset, request.length)
                     channel.send(reply, deadline, request_id=received.request_id, payload=data)
                 else:
                     channel.send(reply, deadline, request_id=received.request_id, payload_size=request.length)
-                    channel.send_file(opened.fd, start, request.length, deadline)
+                    self._send_range(channel, opened.fd, start, request.length, deadline)
             except DiskFailed as error:
                 self._suspect(request.handle, error)
                 raise
         self.meter.read(request.length, begun_s)
         if not request.is_copy:
             self.meter.note_client()
+
+    def _send_range(self, channel: Channel, fd: int, start: int, length: int, deadline: Deadline) -> None:
+        if self._sends_files:
+            channel.send_file(fd, start, length, deadline)
+            return
+        for offset in range(start, start + length, COPY_SIZE):
+            channel.send_bytes(read_range(fd, offset, min(COPY_SIZE, start + length - offset)), deadline)
 
     def _read_ranges(self, channel: Channel, received: Received, request: ReadRanges) -> None:
         """Send the bytes of several ranges; raise only while nothing was sent, or with the channel broken."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from types import TracebackType
 
 from dfs.checksum import BLOCK_SIZE
 from dfs.errors import Overloaded
@@ -51,33 +52,51 @@ class Streams:
     def __init__(self, name: str, streams_max: int, buffer_size: int = 0) -> None:
         self._name = name
         self._streams_max = streams_max
-        self._turns = threading.BoundedSemaphore(streams_max)
         self._buffer_size = buffer_size
         self._buffers: list[memoryview] = []  # as many as ever were in use at once
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._active = 0
 
     @property
     def active(self) -> int:
         return self._active
 
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[memoryview]:
+    def turn(self) -> contextlib.AbstractContextManager[memoryview]:
         """Wait for a turn and lend a buffer; raise `Overloaded` when there is no turn within STREAM_WAIT_S."""
-        if not self._turns.acquire(timeout=STREAM_WAIT_S):
-            raise Overloaded(f"this chunk server already serves {self._streams_max} {self._name}; try again later")
-        try:
-            with self._lock:
-                buffer = self._buffers.pop() if self._buffers else None
-            if buffer is None:
-                buffer = memoryview(bytearray(self._buffer_size))
-            with self._lock:
-                self._active += 1
-            try:
-                yield buffer
-            finally:
-                with self._lock:
-                    self._active -= 1
-                    self._buffers.append(buffer)
-        finally:
-            self._turns.release()
+        return _Turn(self)
+
+    def begin(self) -> memoryview:
+        """Begin a turn as `turn` does; it is the caller's to `end`."""
+        with self._changed:
+            if self._active >= self._streams_max and not self._changed.wait_for(self._has_room, STREAM_WAIT_S):
+                raise Overloaded(f"this chunk server already serves {self._streams_max} {self._name}; try again later")
+            buffer = self._buffers.pop() if self._buffers else memoryview(bytearray(self._buffer_size))
+            self._active += 1
+            return buffer
+
+    def end(self, buffer: memoryview) -> None:
+        with self._changed:
+            self._active -= 1
+            self._buffers.append(buffer)
+            self._changed.notify()
+
+    def _has_room(self) -> bool:
+        return self._active < self._streams_max
+
+
+class _Turn:
+    """One turn, for the length of a block."""
+
+    __slots__ = ("_buffer", "_streams")
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+
+    def __enter__(self) -> memoryview:
+        self._buffer = self._streams.begin()
+        return self._buffer
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._streams.end(self._buffer)

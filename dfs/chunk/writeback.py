@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+from dfs.fast_paths import FastPath, is_on
+
 _SYNC_FILE_RANGE_WRITE: Final = 2  # linux/fs.h: start, do not wait
 _FALLOC_FL_KEEP_SIZE: Final = 1  # linux/falloc.h
 
@@ -36,7 +38,7 @@ def reserve_room(fd: int, offset: int, size: int) -> None:
     Writing into them then costs 40 % less (ext4, measured), and one disk's parallel writers do not tear their files
     apart. What is left of them is given back by cutting the file to its size. Only a hint: a file system that cannot,
     or is full, allocates, or refuses, when the bytes come."""
-    if _FALLOCATE is not None:
+    if _FALLOCATE is not None and is_on(FastPath.ROOM_AHEAD):
         _FALLOCATE(fd, _FALLOC_FL_KEEP_SIZE, offset, size)
 
 

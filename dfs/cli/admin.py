@@ -22,6 +22,7 @@ from dfs.cli.context import Cli
 from dfs.cli.repack import admin_repack
 from dfs.cli.report import admin_report
 from dfs.cli.subverbs import Subverbs
+from dfs.cli.tail_ending import admin_tail
 from dfs.cli.verb import Verb, json_option, pass_cli
 from dfs.cli.wall import EXIT_FAILED, LocalError, exit_code_of
 from dfs.client.local_files import local_error
@@ -46,6 +47,7 @@ for _verb in SERVER_VERBS:
 
 admin_verb.add_command(admin_report)
 admin_verb.add_command(admin_repack)
+admin_verb.add_command(admin_tail)
 
 
 # --- masters

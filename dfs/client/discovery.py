@@ -196,8 +196,8 @@ class Masters:
     def _attempt(self, address: str, message: Message, deadline: Deadline, story: _Story) -> Message | None:
         """Return the answer of one master, `None` when it gave none; the story tells why."""
         silences, started_s = story.silences.get(address, 0), time.monotonic()
-        attempt = deadline.no_later_than(attempt_timeout_s(self._attempt_timeout_s, silences))
-        greeting = attempt.no_later_than(attempt_timeout_s(CONNECT_TIMEOUT_S, silences))
+        attempt = Deadline(min(deadline.at_s, started_s + attempt_timeout_s(self._attempt_timeout_s, silences)))
+        greeting = Deadline(min(attempt.at_s, started_s + attempt_timeout_s(CONNECT_TIMEOUT_S, silences)))
         story.pressing = None
         is_sent = False
         try:

@@ -6,8 +6,9 @@ know: how a replica is talked to, and how a leader is found.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +19,7 @@ from dfs.checksum import BLOCK_SIZE, combine, crc32c
 from dfs.client.discovery import Masters
 from dfs.client.extent_table import ExtentTable
 from dfs.client.local_files import TargetFile, check_absent, local_error
+from dfs.client.memory_stream import MemoryStream
 from dfs.client.open_file import DfsFile
 from dfs.client.parallel import Cancellation, Meter, in_order
 from dfs.client.plan import ReadPlan, clip_range, plan_reads
@@ -44,6 +46,7 @@ from dfs.net.parts import FileStatus, Kind, LocatedExtent, ServerInfo
 
 STREAM_PIECE_SIZE = 4 * 1024 * 1024  # bytes of one piece that `read` yields
 STREAM_WINDOW = 4  # pieces read ahead; with the size above they bound the memory of a stream to 16 MiB
+STREAM_RUN = 32  # pieces fetched ahead, where one was not in memory here, before memory is looked at again
 STREAM_BUFFERS = STREAM_WINDOW + 4  # used again and again: those ahead, and what a caller holds for a moment
 FOLLOW_WAIT_S = 2.0  # that the head of a tail is asked to wait for new records
 FOLLOW_ROUNDS = 2  # without records, before the masters are asked whether it is still the tail
@@ -421,10 +424,20 @@ class Download:
         _check_complete(version, done, end - start)
 
     def stream(self, version: _Version, start: int, end: int) -> Iterator[memoryview]:
-        """Yield bytes in order, fetched ahead, in pieces that belong to the caller."""
+        """Yield bytes in order, in pieces that belong to the caller: from memory here, or fetched ahead."""
+        done = 0
+        try:
+            for piece in self._pieces(version, version.tasks(start, end, STREAM_PIECE_SIZE)):
+                done += len(piece)
+                yield piece
+                del piece  # its memory is used again as soon as the caller has let go of it
+        except Conflict as error:
+            raise _changed(version.path, error) from None
+        _check_complete(version, done, end - start)
+
+    def _pieces(self, version: _Version, tasks: Iterator[_Task | _TailTask]) -> Iterator[memoryview]:
         buffers = BufferPool(STREAM_PIECE_SIZE + BLOCK_SIZE, STREAM_BUFFERS)
         cancellation = Cancellation()
-        done = 0
 
         def part(task: _Task | _TailTask) -> memoryview:
             if isinstance(task, _TailTask):
@@ -435,14 +448,26 @@ class Download:
             )
             return destination.wanted()
 
-        try:
-            tasks = version.tasks(start, end, STREAM_PIECE_SIZE)
-            for piece in in_order(part, tasks, cancellation, workers=self._parallel, window=STREAM_WINDOW):
-                done += len(piece)
-                yield piece
-        except Conflict as error:
-            raise _changed(version.path, error) from None
-        _check_complete(version, done, end - start)
+        memory = MemoryStream()
+        while rest := (yield from self._from_memory(tasks, memory)):
+            ahead = itertools.chain((rest,), itertools.islice(tasks, STREAM_RUN - 1))
+            yield from in_order(part, ahead, cancellation, workers=self._parallel, window=STREAM_WINDOW)
+
+    def _from_memory(
+        self, tasks: Iterator[_Task | _TailTask], memory: MemoryStream
+    ) -> Generator[memoryview, None, _Task | _TailTask | None]:
+        """Yield what lies in this machine's memory; return the first read that does not wholly, None at the end."""
+        for task in tasks:
+            if isinstance(task, _TailTask):
+                return task
+            replica = self._transfer.reader.at_hand(task.plan.extent, task.replicas)
+            if replica is None:
+                return task
+            left = yield from memory.pieces(task.plan, replica)
+            if left is not None:
+                return _Task(left, task.replicas)
+            self._transfer.reader.note_local()
+        return None
 
 
 def _write_stream(target: BinaryIO, piece: memoryview) -> None:

@@ -44,6 +44,7 @@ from dfs.client.unpacking import Unpacker, UnpackEvents, UnpackItem
 from dfs.client.upload import Upload
 from dfs.clock import Deadline
 from dfs.errors import Conflict, DfsError, InvalidArgument, IsADirectory, NotADirectory, NotFound
+from dfs.fast_paths import FastPath, is_on
 from dfs.net.auth import ClusterKey
 from dfs.net.messages import (
     LIST_LIMIT_MAX,
@@ -131,7 +132,7 @@ class DfsClient:
         reader = ReplicaReader(self._pool, health, self._local, timeout_s, rack=reads.rack, is_hedged=reads.hedged)
         self._lanes = Lanes(key)
         self._transfer = Transfer(self._pool, health, reader, self._lanes)
-        self._reserve = ChunkReserve(self._masters, self._transfer.health)
+        self._reserve = ChunkReserve(self._masters, health) if is_on(FastPath.RESERVE) else None
 
     def __enter__(self) -> DfsClient:
         return self

@@ -129,11 +129,12 @@ class StreamChunk:
 
     def __init__(self) -> None:
         self._pieces: list[bytearray] = []
+        self._has_ended = False
         self.length = 0
 
     def fill(self, stream: BinaryIO, size: int) -> bool:
         """Read on until there are `size` bytes, or the stream ends; return whether there are any."""
-        while self.length < size:
+        while self.length < size and not self._has_ended:
             if not self._pieces or len(self._pieces[-1]) == PIECE_SIZE:
                 self._pieces.append(bytearray())
             piece = self._pieces[-1]
@@ -144,8 +145,7 @@ class StreamChunk:
                 got = _read_fully(stream, rest)
             del piece[before + got :]
             self.length += got
-            if got < wanted:
-                break
+            self._has_ended = got < wanted
         return self.length > 0
 
     def pieces(self) -> Iterator[memoryview]:

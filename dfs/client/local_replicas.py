@@ -19,6 +19,7 @@ from typing import Final
 from dfs.checksum import BLOCK_SIZE, CRC_SIZE, block_count, combine_blocks, first_bad_block
 from dfs.clock import Deadline
 from dfs.errors import ChunkCorrupt, DfsError
+from dfs.fast_paths import FastPath, is_on
 from dfs.ids import ChunkHandle, ServerId, id_text
 from dfs.log import get_logger
 from dfs.net.auth import ClusterKey
@@ -86,7 +87,7 @@ class LocalReplicas:
     def __init__(self, key: ClusterKey, *, is_used: bool = True) -> None:
         """`is_used`: False forces every read over the network."""
         self._key = key
-        self._is_used = is_used and hasattr(os, "RWF_NOWAIT")
+        self._is_used = is_used and is_on(FastPath.LOCAL_READS) and hasattr(os, "RWF_NOWAIT")
         self._lock = threading.Lock()
         self._held: OrderedDict[tuple[ServerId, ChunkHandle], LocalReplica] = OrderedDict()
         self._doors: dict[ServerId, LocalChannel] = {}
@@ -95,6 +96,8 @@ class LocalReplicas:
 
     def find(self, server: ServerInfo, extent: LocatedExtent) -> LocalReplica | None:
         """Return the open replica of a chunk at a server of this machine, None when there is none to be had."""
+        if extent.chunk_length <= STORE_SIZE_MAX:
+            return None  # such ones share a file with others
         key = (server.server_id, extent.handle)
         now_s = time.monotonic()
         with self._lock:
@@ -103,7 +106,7 @@ class LocalReplicas:
                 found.used_s = now_s
                 self._held.move_to_end(key)
                 return found
-        if not self._may_ask(server, extent, now_s):
+        if not self._may_ask(server, now_s):
             return None
         found = self._open(server, extent)
         if found is None or (found.length, found.crc) != (extent.chunk_length, extent.chunk_crc):
@@ -137,10 +140,9 @@ class LocalReplicas:
         for door in doors:
             door.close()
 
-    def _may_ask(self, server: ServerInfo, extent: LocatedExtent, now_s: float) -> bool:
+    def _may_ask(self, server: ServerInfo, now_s: float) -> bool:
         return (
             self._is_used
-            and extent.chunk_length > STORE_SIZE_MAX  # smaller ones share a file with others
             and self._closed_until_s.get(server.server_id, 0.0) <= now_s
             and is_own_address(server.address)
         )

@@ -21,6 +21,7 @@ from dfs.client.readings import Cut, RangeReading
 from dfs.client.replica_reads import ReplicaReader
 from dfs.clock import Deadline
 from dfs.errors import InvalidArgument
+from dfs.fast_paths import FastPath, is_on
 from dfs.net.messages import RANGES_SIZE_MAX
 from dfs.net.parts import FileStatus, LocatedExtent, ServerInfo
 
@@ -60,6 +61,7 @@ class DfsFile(io.RawIOBase):
         self._reader = reader
         self._sealed_size = sealed_size
         self._fetch = stream
+        self._takes_cuts = is_on(FastPath.CUT_RANGES)
         self._relocate = relocate
         self._parallel = parallel
         self._lock = threading.RLock()
@@ -128,9 +130,9 @@ class DfsFile(io.RawIOBase):
             pass
 
     def _cut(self, start: int, view: memoryview, chunks: dict[int, tuple[Located, list[Cut]]]) -> None:
-        """Add the parts of a range to those of their extents; read at once what is long, or in the open tail."""
+        """Add the parts of a range to those of their extents; stream at once what is long, or in the open tail."""
         end = start + len(view)
-        if len(view) > RANGE_SIZE_MAX or end > self._sealed_size:
+        if len(view) > RANGE_SIZE_MAX or end > self._sealed_size or not self._takes_cuts:
             at = 0
             for piece in self._fetch(start, end):
                 view[at : at + len(piece)] = piece

@@ -24,6 +24,7 @@ from dfs.client.parallel import Cancellation, in_order
 from dfs.client.upload import Upload
 from dfs.clock import Deadline
 from dfs.errors import Conflict, DfsError
+from dfs.fast_paths import FastPath, is_on
 from dfs.net.messages import PACKED_FILES_MAX, CommitMany, CommitManyReply, ErrorReply
 from dfs.net.parts import FileFailure, NewChunk, NewExtent, PackedFile
 
@@ -56,7 +57,9 @@ class PackEvents:
 
     stored: Callable[[PackItem, int], None]
     failed: Callable[[PackItem, DfsError], None]
-    too_large: Callable[[PackItem], None]  # not packed: put it by itself; called from the caller's thread
+    too_large: Callable[
+        [PackItem], None
+    ]  # not packed, as none are without that fast path: put it by itself; called from the caller's thread
 
 
 @dataclass(slots=True)
@@ -77,6 +80,7 @@ class Packer:
         self._rules = rules
         self._events = events
         self._cancellation = Cancellation()
+        self._packs_files = is_on(FastPath.PACKING)
 
     def run(self, items: Iterable[PackItem]) -> None:
         """Store all; on return every file was told of. Raise what ended the run early."""
@@ -92,6 +96,9 @@ class Packer:
         """Yield full packs, read by the thread that asks for them."""
         pack = _Pack()
         for item in items:
+            if not self._packs_files:
+                self._events.too_large(item)
+                continue
             if len(pack.files) == PACKED_FILES_MAX or pack.used + PACKED_FILE_SIZE_MAX > PACK_SIZE:
                 yield pack
                 pack = _Pack()

@@ -40,14 +40,21 @@ class Cancellation:
     @contextmanager
     def watched(self, *channels: Channel) -> Iterator[None]:
         """Let `cancel` wake whoever waits on one of `channels` inside the block."""
-        with self._lock:
-            self.check()
-            self._channels.update(channels)
+        self.watch(*channels)
         try:
             yield
         finally:
-            with self._lock:
-                self._channels.difference_update(channels)
+            self.unwatch(*channels)
+
+    def watch(self, *channels: Channel) -> None:
+        """Let `cancel` wake whoever waits on one of `channels`, until `unwatch`."""
+        with self._lock:
+            self.check()
+            self._channels.update(channels)
+
+    def unwatch(self, *channels: Channel) -> None:
+        with self._lock:
+            self._channels.difference_update(channels)
 
     def cancel(self) -> None:
         with self._lock:

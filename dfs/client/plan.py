@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dfs.checksum import BLOCK_SIZE
 from dfs.errors import DfsError, Retry
@@ -63,6 +63,19 @@ class ReadPlan:
     @property
     def block_end(self) -> int:
         return self.block_offset + self.block_length
+
+    def after(self, position: int) -> ReadPlan:
+        """Return what is left of this read from chunk byte `position` on, which is the first of one of its blocks."""
+        start = max(position, self.chunk_offset)
+        skipped = start - self.chunk_offset
+        return replace(
+            self,
+            file_offset=self.file_offset + skipped,
+            chunk_offset=start,
+            length=self.length - skipped,
+            block_offset=position,
+            block_length=self.block_end - position,
+        )
 
     def wanted(self, position: int, size: int) -> tuple[int, int, int]:
         """Return (skip, length, file offset) of what is wanted of `size` chunk bytes at `position`; length may be 0."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
 
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
 from dfs.errors import ConnectionFailed, DeadlineExceeded, InvalidArgument, ProtocolError
@@ -29,6 +30,27 @@ FRESH_S = (
 _NOW = Deadline(0.0)  # has passed: look, do not wait
 
 
+class Loan:
+    """A channel of a pool, for the length of one block."""
+
+    __slots__ = ("_address", "_bulk", "_channel", "_deadline", "_pool")
+
+    def __init__(self, pool: ChannelPool, address: str, deadline: Deadline, *, bulk: bool) -> None:
+        self._pool, self._address, self._deadline, self._bulk = pool, address, deadline, bulk
+
+    def __enter__(self) -> Channel:
+        self._channel = self._pool.take(self._address, self._deadline, bulk=self._bulk)
+        return self._channel
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._pool.give(self._address, self._channel, bulk=self._bulk)
+        else:
+            self._channel.close()
+
+
 class ChannelPool:
     """Thread-safe. Bulk and ordinary channels to one address are kept apart."""
 
@@ -37,18 +59,12 @@ class ChannelPool:
         self._clock = clock
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, bool], list[tuple[float, Channel]]] = {}
+        self._idle_count = 0
         self._is_closed = False
 
-    @contextmanager
-    def channel(self, address: str, deadline: Deadline, *, bulk: bool = False) -> Iterator[Channel]:
-        """Lend a channel; it is kept for others when the block ends without an error, and closed otherwise."""
-        channel = self.take(address, deadline, bulk=bulk)
-        try:
-            yield channel
-        except BaseException:
-            channel.close()
-            raise
-        self.give(address, channel, bulk=bulk)
+    def channel(self, address: str, deadline: Deadline, *, bulk: bool = False) -> AbstractContextManager[Channel]:
+        """Lend a channel for a block; it is kept for others when that ends without an error, and closed otherwise."""
+        return Loan(self, address, deadline, bulk=bulk)
 
     def take(self, address: str, deadline: Deadline, *, bulk: bool = False) -> Channel:
         """Return a channel that is the caller's alone, to be given back after use, or closed after an error."""
@@ -60,6 +76,7 @@ class ChannelPool:
             self._is_closed = True
             idle = [channel for channels in self._idle.values() for _, channel in channels]
             self._idle.clear()
+            self._idle_count = 0
         for channel in idle:
             channel.close()
 
@@ -73,6 +90,7 @@ class ChannelPool:
                 if not channels:
                     return None
                 since, channel = channels.pop()
+                self._idle_count -= 1
             # An idle connection has nothing to say: whatever can be read is its end, or not meant for us.
             age_s = now_s - since
             if not channel.is_broken and (
@@ -84,20 +102,23 @@ class ChannelPool:
     def give(self, address: str, channel: Channel, *, bulk: bool = False) -> None:
         """Keep a channel for the next call, or close it when it cannot be used or there are enough."""
         now_s = self._clock.monotonic()
-        closing = []
+        closing: list[Channel] = []
         with self._lock:
-            if sum(map(len, self._idle.values())) >= IDLE_MAX:
+            if self._idle_count >= IDLE_MAX:
                 closing = self._without_old(now_s)  # or servers that nobody talks to any more keep others out
             channels = self._idle.setdefault((address, bulk), [])
             is_kept = (
                 not self._is_closed
                 and not channel.is_broken
                 and len(channels) < IDLE_PER_ADDRESS_MAX
-                and sum(map(len, self._idle.values())) < IDLE_MAX
+                and self._idle_count < IDLE_MAX
             )
             if is_kept:
                 channels.append((now_s, channel))
-        for old in closing if is_kept else (*closing, channel):
+                self._idle_count += 1
+            else:
+                closing.append(channel)
+        for old in closing:
             old.close()
 
     def _without_old(self, now_s: float) -> list[Channel]:
@@ -109,6 +130,7 @@ class ChannelPool:
             for key, channels in self._idle.items()
             if (young := [(since, channel) for since, channel in channels if since >= oldest])
         }
+        self._idle_count -= len(taken)
         return taken
 
 

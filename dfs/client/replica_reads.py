@@ -12,12 +12,13 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from types import TracebackType
 
 from dfs.client.hedging import Hedging
-from dfs.client.local_replicas import LocalReplicas
+from dfs.client.local_replicas import LocalReplica, LocalReplicas
 from dfs.client.parallel import Cancellation
 from dfs.client.plan import ReadPlan, ServerHealth, backoff_s
 from dfs.client.pool import ChannelPool, exchange
@@ -35,6 +36,7 @@ from dfs.errors import (
     Retry,
     StaleReplica,
 )
+from dfs.fast_paths import FastPath, is_on
 from dfs.ids import id_text
 from dfs.log import get_logger
 from dfs.net.blocking import Channel, expect, first_readable
@@ -64,6 +66,42 @@ class ReadCounts:
     hedges_won: int = 0
 
 
+class _Asked:
+    """A channel over which a server was asked, for the length of one block."""
+
+    __slots__ = ("_address", "_cancellation", "_channel", "_pool", "_reading", "_stall_s")
+
+    def __init__(
+        self, pool: ChannelPool, server: ServerInfo, reading: Reading, cancellation: Cancellation, stall_s: float
+    ) -> None:
+        self._pool, self._address, self._reading = pool, server.address, reading
+        self._cancellation, self._stall_s = cancellation, stall_s
+
+    def __enter__(self) -> Channel:
+        now_s = time.monotonic()
+        connect = Deadline(now_s + min(CONNECT_TIMEOUT_S, self._stall_s))
+        channel = self._channel = self._pool.take(self._address, connect, bulk=True)
+        try:
+            self._cancellation.watch(channel)
+            channel.send(self._reading.request(), Deadline(now_s + READ_TIME_S))
+        except BaseException:
+            self._end(is_good=False)
+            raise
+        return channel
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end(is_good=kind is None)
+
+    def _end(self, *, is_good: bool) -> None:
+        self._cancellation.unwatch(self._channel)
+        if is_good:
+            self._pool.give(self._address, self._channel, bulk=True)
+        else:
+            self._channel.close()
+
+
 class ReplicaReader:
     """Thread-safe; shared by all reads of a client, so that they learn of bad and slow servers from each other."""
 
@@ -83,7 +121,7 @@ class ReplicaReader:
         self._local = local
         self._timeout_s = timeout_s
         self._rack = rack
-        self._hedging = Hedging() if is_hedged else None
+        self._hedging = Hedging() if is_hedged and is_on(FastPath.HEDGED_READS) else None
         self._lock = threading.Lock()
         self.counts = ReadCounts()
 
@@ -113,6 +151,20 @@ class ReplicaReader:
             except (ConnectionFailed, NoQuorum, DeadlineExceeded) as error:
                 reading.reasons.setdefault("the masters", error.message)
                 raise _unreadable(reading, path) from None
+
+    def at_hand(self, extent: LocatedExtent, replicas: Sequence[ServerInfo]) -> LocalReplica | None:
+        """Return an open replica of this machine at a server that did not fail lately, None when there is none."""
+        bad = self._health.bad(time.monotonic())
+        for server in replicas:
+            if server.server_id not in bad and is_own_address(server.address):
+                replica = self._local.find(server, extent)
+                if replica is not None:
+                    return replica
+        return None
+
+    def note_local(self) -> None:
+        """Count a read that was served by what `at_hand` gave."""
+        self._count(local=1)
 
     def _read_round(self, reading: Reading, cancellation: Cancellation, stall_s: float) -> bool:
         """Ask each replica once, until all is read; return whether asking again later may help.
@@ -160,11 +212,12 @@ class ReplicaReader:
             self._count(local=1)
             return
         while reading.left:
-            with ExitStack() as stack:
-                channel = stack.enter_context(self._asked(server, reading, cancellation, stall_s))
-                if self._hedging is not None:
-                    channel = self._first_to_answer(channel, rivals, reading, cancellation, stall_s, stack)
-                reading.receive(channel, stall_s, cancellation)
+            with _Asked(self._pool, server, reading, cancellation, stall_s) as channel:
+                rival = self._rival(channel, rivals, reading, stall_s)
+                if rival is None:
+                    reading.receive(channel, stall_s, cancellation)
+                else:
+                    self._race(channel, rival, reading, cancellation, stall_s)
             server = reading.server or server  # a rival that won is asked for the rest, too
         self._count(remote=1)
 
@@ -183,52 +236,50 @@ class ReplicaReader:
                 server=server.address,
             ) from None
 
-    @contextmanager
-    def _asked(
-        self, server: ServerInfo, reading: Reading, cancellation: Cancellation, stall_s: float
-    ) -> Iterator[Channel]:
-        """Lend a channel over which a server was asked."""
-        connect = Deadline.after(min(CONNECT_TIMEOUT_S, stall_s))
-        with self._pool.channel(server.address, connect, bulk=True) as channel, cancellation.watched(channel):
-            channel.send(reading.request(), Deadline.after(READ_TIME_S))
-            yield channel
-
-    def _first_to_answer(
-        self,
-        channel: Channel,
-        rivals: Sequence[ServerInfo],
-        reading: Reading,
-        cancellation: Cancellation,
-        stall_s: float,
-        stack: ExitStack,
-    ) -> Channel:
-        """Return the channel to take the answer from: when it is late, another replica is asked, too, and the first
-        word counts. The loser is closed: its answer would be in the way of the next one."""
-        assert self._hedging is not None
-        server, begun_s, size = reading.server, time.monotonic(), reading.left
-        is_late = not channel.wait_readable(Deadline.after(min(stall_s, self._hedging.patience_s(size))))
+    def _rival(
+        self, channel: Channel, rivals: Sequence[ServerInfo], reading: Reading, stall_s: float
+    ) -> ServerInfo | None:
+        """Wait for the answer as long as is usual; return who is to be asked, too, when it is late then."""
+        if self._hedging is None:
+            return None
+        begun_s, size = time.monotonic(), reading.left
+        is_late = not channel.wait_readable(Deadline(begun_s + min(stall_s, self._hedging.patience_s(size))))
         self._hedging.answered(size, time.monotonic() - begun_s)
+        if not is_late:
+            return None
         rival = next((rival for rival in rivals if rival.is_alive), None)
-        if not is_late or rival is None or not self._hedging.take():
-            return channel
+        return rival if rival is not None and self._hedging.take() else None
+
+    def _race(
+        self, channel: Channel, rival: ServerInfo, reading: Reading, cancellation: Cancellation, stall_s: float
+    ) -> None:
+        """Ask another replica, too, and take the answer of the one that says the first word.
+
+        The loser is closed: its answer would be in the way of the next one.
+        """
         self._count(hedged=1)
-        try:
-            other = stack.enter_context(self._asked(rival, reading, cancellation, stall_s))
-        except DfsError as error:
-            cancellation.check()
-            log.debug("second_request_failed", server=rival.address, reason=error.message)
-            return channel
-        first = first_readable((channel, other), Deadline.after(stall_s))
-        if first is not other:
-            other.close()
-            return channel
-        channel.close()
-        reading.server = rival
+        with ExitStack() as stack:
+            try:
+                other = stack.enter_context(_Asked(self._pool, rival, reading, cancellation, stall_s))
+            except DfsError as error:
+                cancellation.check()
+                log.debug("second_request_failed", server=rival.address, reason=error.message)
+                reading.receive(channel, stall_s, cancellation)
+                return
+            if first_readable((channel, other), Deadline.after(stall_s)) is other:
+                channel.close()
+                self._note_won(channel, rival, reading)
+                reading.receive(other, stall_s, cancellation)
+            else:
+                other.close()
+                reading.receive(channel, stall_s, cancellation)
+
+    def _note_won(self, slow: Channel, rival: ServerInfo, reading: Reading) -> None:
+        server, reading.server = reading.server, rival
         self._count(hedges_won=1)
-        log.info("slow_replica_overtaken", handle=reading.extent.handle, rival=rival.address, slow=channel.address)
+        log.info("slow_replica_overtaken", handle=reading.extent.handle, rival=rival.address, slow=slow.address)
         if server is not None:
             self._health.slowed(server, time.monotonic())
-        return other
 
     def _count(self, *, local: int = 0, remote: int = 0, hedged: int = 0, hedges_won: int = 0) -> None:
         counts = self.counts

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from dfs import paths
 from dfs.client.discovery import Masters
 from dfs.clock import Deadline
 from dfs.net.messages import (
@@ -14,6 +15,8 @@ from dfs.net.messages import (
     BalanceServersReply,
     DecommissionServer,
     DecommissionServerReply,
+    EndTail,
+    EndTailReply,
     Message,
     RemoveServer,
     RemoveServerReply,
@@ -48,6 +51,10 @@ class ServerAdmin:
     def balance(self, action: str, threshold: float) -> BalanceServersReply:
         """`action`: plan, start or stop; `threshold`: the spread of fills that may be left, as a share."""
         return self._ask(BalanceServers(action, threshold), BalanceServersReply)
+
+    def end_tail(self, path: str, *, gives_up: bool = False, is_forced: bool = False) -> EndTailReply:
+        """Seal the open tail of a file, or give its records up; raise `Conflict` while a server may have them."""
+        return self._ask(EndTail(paths.normalise(path), gives_up, is_forced), EndTailReply)
 
     def _ask(self, message: Message, reply: type[T]) -> T:
         return self._masters.call(message, reply, Deadline.after(self._timeout_s))

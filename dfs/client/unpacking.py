@@ -23,6 +23,7 @@ from dfs.client.plan import ReadPlan
 from dfs.client.transfer import Transfer
 from dfs.clock import Deadline
 from dfs.errors import ConnectionFailed, DfsError
+from dfs.fast_paths import FastPath, is_on
 from dfs.log import get_logger
 from dfs.net.messages import LocateManyReply
 from dfs.net.parts import Kind, LocatedExtent, LocatedFile, NewExtent, ServerInfo
@@ -111,6 +112,9 @@ class Unpacker:
 
     def _works(self, pages: Iterable[tuple[LocateManyReply, list[UnpackItem]]]) -> Iterator[Callable[[], None]]:
         for page, items in pages:
+            if not is_on(FastPath.UNPACKING):
+                yield partial(self._leave, items)
+                continue
             empty = [item for item in items if not item.file.extents]
             if empty:
                 yield partial(self._write_all, empty, memoryview(b""), 0)
@@ -123,10 +127,13 @@ class Unpacker:
             data = read_run(self._transfer, page, run, self._cancellation)
         except DfsError as error:
             log.warning("run_not_read", handle=page.chunks[run.chunk].handle, code=error.code, reason=error.message)
-            for item in run.items:
-                self._events.left_over(item)
+            self._leave(run.items)
         else:
             self._write_all(run.items, data, run.start)
+
+    def _leave(self, items: Iterable[UnpackItem]) -> None:
+        for item in items:
+            self._events.left_over(item)
 
     def _write_all(self, items: Iterable[UnpackItem], data: memoryview, start: int) -> None:
         for item in items:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dfs import paths
+from dfs.checksum import BLOCK_SIZE
 from dfs.client.allocation import Allocator
 from dfs.client.calls import Calls
 from dfs.client.discovery import Masters
@@ -320,7 +321,7 @@ def _stream_parts(stream: BinaryIO, allocator: Allocator, path: str, check: Call
     while True:
         chunk = StreamChunk()
         if not index:  # an empty stream needs no chunk, a short one no question
-            if not chunk.fill(stream, 1):
+            if not chunk.fill(stream, BLOCK_SIZE):
                 return
             chunk_size = allocator.chunk_size()
             little = min(chunk_size, CHECK_FIRST_SIZE)

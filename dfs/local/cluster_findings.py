@@ -149,6 +149,7 @@ def judge_masters(
 
 def _judge_master(master: MasterStatus, lead: int) -> Iterator[Finding]:
     lag = lead - master.applied
+    yield from _judge_unexpected(master.name, master.unexpected_count)
     if master.role in ("joining", "stopped"):
         yield warn(
             "journal",
@@ -183,6 +184,17 @@ def _judge_master(master: MasterStatus, lead: int) -> Iterator[Finding]:
         yield ok("journal", master.name, f"caught up; checkpoint: {size}")
 
 
+def _judge_unexpected(name: str, count: int) -> Iterator[Finding]:
+    if count:
+        yield warn(
+            "errors",
+            name,
+            f"{count} errors since its start that its code did not expect",
+            "it logged each and went on, but it is a bug, a broken disk or a broken machine",
+            "look for Traceback in its log and report it; metric dfs_unexpected_errors_total tells which part it is",
+        )
+
+
 # --- chunk servers ------------------------------------------------------------------------------------
 
 
@@ -211,6 +223,7 @@ def judge_cluster(
                 "it gets no new chunks while others are quicker, and every put would wait for it",
                 "look at its disks (smartctl) and at what else uses them",
             )
+        yield from _judge_unexpected(server.info.name, server.unexpected_count)
         if server.mode and server.state in ("late", "dead"):
             yield warn(
                 "servers",

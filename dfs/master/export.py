@@ -65,6 +65,7 @@ _DAMAGED = (
     ValueError,
     AttributeError,
     AssertionError,
+    RecursionError,
     struct.error,
 )
 

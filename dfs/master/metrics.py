@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 import dfs
+from dfs.log import unexpected
 from dfs.master.raft_times import CHECKPOINTS, SYNCS
 from dfs.net.exposition import Family, counter, gauge, times
 from dfs.net.parts import HealingStatus
@@ -59,6 +60,12 @@ class MasterMetrics:
             "Always 1; the labels tell the node.",
             {(self._cluster, self._name, "master", dfs.__version__): 1.0},
             ("cluster", "node", "role", "version"),
+        )
+        yield counter(
+            "dfs_unexpected_errors",
+            "Errors that this node's code did not expect and went on after, by the event in its log.",
+            {(event,): float(count) for event, count in unexpected().items()},
+            ("event",),
         )
         yield from self._raft()
         yield from self._work()

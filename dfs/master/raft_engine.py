@@ -323,6 +323,25 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         return self.commit_index > self.applied_index or self.is_installing or self._leftover is not None
 
     @property
+    def is_turn_due(self) -> bool:
+        """Whether a turn would do more than look at the time, which it does every half heartbeat anyway."""
+        if self.has_more_work or self.may_campaign:
+            return True
+        return self.is_leader and (self.sent_index < self.journal.last_index or self._can_commit())
+
+    def _can_commit(self) -> bool:
+        """Whether a majority, this leader included, is known to hold an entry that is not committed yet."""
+        matching: dict[Any, int] = self._SyncObj__raftMatchIndex
+        next_index = self.commit_index + 1
+        holders = 1 + sum(index >= next_index for index in matching.values())
+        return next_index <= self.journal.last_index and 2 * holders > len(self.nodes) + 1
+
+    @property
+    def is_log_applied(self) -> bool:
+        """Whether no entry is on its way: neither here to be sent, synced and committed, nor to be applied."""
+        return self.applied_index >= self.journal.last_index
+
+    @property
     def is_installing(self) -> bool:
         """Whether a received checkpoint is being loaded; entries of the log are of no use until it is."""
         return self._installation is not None

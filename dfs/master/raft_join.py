@@ -84,7 +84,7 @@ class Membership:
             return False
         try:
             marker = msgspec.json.decode(data, type=_Marker)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             marker = _Marker(0, "")
         if marker != _Marker(1, self._name):
             raise StorageCorrupt(

@@ -274,20 +274,21 @@ class RaftNode:
             self.wake()
 
     def messages_handled(self) -> None:
-        """Sync and answer at once what messages have brought; the turn that follows does the rest."""
+        """Sync and answer at once what messages have brought; the turn that follows does the rest, if there is any."""
         if self.is_running:
             self.journal.flush()
             self.transport.flush()
-            self.wake()
+            if self.engine.is_turn_due:
+                self.wake()
 
     def _journal_synced(self) -> None:
         if self.is_running:
             try:
-                is_news = self.gate.release_held()
+                self.gate.release_held()
             except EngineStopped:
                 return
             self.transport.flush()
-            if is_news or self.is_solo:
+            if self.is_solo or self.engine.is_turn_due:
                 self.wake()
 
     def _checkpoint_if_due(self) -> None:
@@ -343,3 +344,4 @@ class RaftNode:
     def _role_changed(self, old: int, new: int) -> None:
         _log.info("raft_role", node=self.name, old=ROLES[old], new=ROLES[new], term=self.journal.term)
         self._user.role_changed(old, new)
+        self.wake()

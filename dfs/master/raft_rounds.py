@@ -25,6 +25,11 @@ class Round:
         self._answered.clear()
         return self.number
 
+    @property
+    def answered(self) -> frozenset[str]:
+        """Who has answered the current round, or made up the majority of the last one."""
+        return frozenset(self._answered)
+
     def answer(self, peer: str, number: int) -> None:
         if self.is_open and number == self.number:
             self._answered.add(peer)

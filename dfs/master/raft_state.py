@@ -4,8 +4,9 @@ Owns: the binding of a state machine to the replicated log, and everybody who wa
 limits, their ends. Refuses to know: when the node does what (dfs.master.raft_node), pysyncobj (dfs.master.raft_engine),
 bytes on wire and disk, and what a command means.
 
-All proposals of one loop turn become one log entry. A read waits for a round of messages shared with all other
-waiting reads. Every wait ends: with the result, or with the error that says whether the change may have happened.
+All proposals that come while an entry is on its way become the next one: the more come, the fewer messages and syncs
+each of them costs. A read waits for a round of messages shared with all other waiting reads. Every wait ends: with the
+result, or with the error that says whether the change may have happened.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 
 from dfs.errors import DfsError, LimitExceeded, NoQuorum, NotLeader, OutcomeUnknown, Overloaded
 from dfs.master.raft_age import StateAge
+from dfs.master.raft_company import COMPANY_WAIT_S, Company
 from dfs.master.raft_engine import LEADER, ROLES
 from dfs.master.raft_node import RaftNode
 from dfs.master.raft_rounds import Round
@@ -28,9 +30,11 @@ from dfs.net.auth import ClusterKey
 
 COMMAND_SIZE_MAX = 8 * 1024 * 1024 + 64 * 1024  # bytes; the largest message of a client in its envelope
 ENTRY_SIZE_GOAL = 256 * 1024  # bytes of commands after which the next log entry is begun
+ENTRY_COMMANDS_GOAL = 64  # that many commands, or so many bytes, need not wait for more company
 PENDING_COMMANDS_MAX = 20_000  # proposals without a result
 PENDING_SIZE_MAX = 128 * 1024 * 1024  # bytes of commands without a result
 PENDING_READS_MAX = 100_000  # reads without an answer
+ASK_ALL_EVERY = 256  # rounds of reads: somebody else may be the faster one by now
 EXIT_STATUS = 70  # of a process that must not go on
 _NEVER_S = float("inf")
 
@@ -82,6 +86,9 @@ class RaftLog:
         )
         self._on_leadership = on_leadership
         self._fresh: list[_Proposal] = []  # not yet given to the engine
+        self._fresh_size = 0  # bytes of their commands
+        self._company = Company()
+        self._company_timer: asyncio.TimerHandle | None = None
         self._proposals: dict[_Proposal, None] = {}  # given to the engine; a set in order
         self._pending_size = 0
         self._next_expiry_s = _NEVER_S
@@ -90,6 +97,7 @@ class RaftLog:
         self._read_expiries: list[tuple[float, float, asyncio.Future[None]]] = []  # deadline, timeout, read
         self._unready_reads: list[asyncio.Future[None]] = []  # wait for the first entry of the own term
         self._leader_round = Round(len(peers) - 1)
+        self._prompt: frozenset[str] = frozenset()  # who made up a majority when all were asked; empty: ask all
         self._round_begun_s = 0.0
         self._age = StateAge()
 
@@ -129,17 +137,42 @@ class RaftLog:
     # --- what the node tells (dfs.master.raft_node.NodeUser) ------------------------------------------------
 
     def turn_begins(self) -> None:
-        if self._fresh and not self.node.planned.is_handing_over:
+        if self._may_submit:
             self._submit_fresh()
 
+    @property
+    def _may_submit(self) -> bool:
+        """Whether what waits is to become an entry now: it is full, or none is on its way and nobody is waited for."""
+        count = len(self._fresh)
+        if not count or self.node.planned.is_handing_over:
+            return False
+        is_full = self._fresh_size >= ENTRY_SIZE_GOAL or count >= ENTRY_COMMANDS_GOAL
+        return is_full or (self.node.engine.is_log_applied and self._company.is_enough(count))
+
     def turn_ended(self) -> None:
+        if self.node.engine.is_log_applied and self._company.all_applied(len(self._fresh), time.monotonic()):
+            self._company_timer = self.node.loop.call_later(COMPANY_WAIT_S, self._company_waited)
+        if self._may_submit:
+            self.node.wake()  # what was under way has been decided in this turn: the next ones may go
         if self._unready_reads:
             self._admit_reads()
+
+    def _company_waited(self) -> None:
+        self._stop_company_timer()
+        self._company.waited()
+        if self._may_submit:
+            self.node.wake()
+
+    def _stop_company_timer(self) -> None:
+        if self._company_timer is not None:
+            self._company_timer.cancel()
+            self._company_timer = None
 
     def timers_due(self, now_s: float) -> None:
         is_round_late = bool(self._reads_in_round) and now_s - self._round_begun_s >= self.node.heartbeat_s
         if self.is_leader and is_round_late:
-            self._begin_leader_round()  # unanswered so far: ask again
+            self._prompt = frozenset()
+            self._begin_leader_round()  # unanswered so far: ask again, and all
         if self._next_expiry_s <= now_s:
             self._expire_proposals(now_s)
         if self._read_expiries:
@@ -149,6 +182,7 @@ class RaftLog:
 
     def role_changed(self, old: int, new: int) -> None:
         self._leader_round.cancel()
+        self._prompt = frozenset()
         if old == LEADER:
             self._fail_waiting("leadership was lost")
         if LEADER in (old, new):
@@ -178,13 +212,19 @@ class RaftLog:
         deadline_s = time.monotonic() + timeout_s
         proposal = _Proposal(command, self.node.loop.create_future(), deadline_s)
         self._fresh.append(proposal)
+        self._fresh_size += len(command)
         self._pending_size += len(command)
         self._next_expiry_s = min(self._next_expiry_s, deadline_s)
-        self.node.wake()
+        if self._may_submit:
+            self.node.wake()
         return await proposal.future
 
+    def _take_fresh(self) -> list[_Proposal]:
+        fresh, self._fresh, self._fresh_size = self._fresh, [], 0
+        return fresh
+
     def _submit_fresh(self) -> None:
-        fresh, self._fresh = self._fresh, []
+        fresh = self._take_fresh()
         if not self.node.engine.is_leader:
             for proposal in fresh:
                 self._finish(proposal, self._not_leader())
@@ -192,12 +232,18 @@ class RaftLog:
         batch: list[_Proposal] = []
         size = 0
         for proposal in fresh:
+            if proposal.future.done():  # its caller has given up: it never happens
+                self._pending_size -= len(proposal.command)
+                continue
             if size + len(proposal.command) > ENTRY_SIZE_GOAL and batch:
                 self._submit(batch)
                 batch, size = [], 0
             batch.append(proposal)
             size += len(proposal.command)
-        self._submit(batch)
+        if batch:
+            self._submit(batch)
+            self._company.entry_made(time.monotonic())
+            self._stop_company_timer()
 
     def _submit(self, batch: list[_Proposal]) -> None:
         self._proposals.update(dict.fromkeys(batch))
@@ -207,6 +253,7 @@ class RaftLog:
                 return  # all have been told already that leadership was lost
             for proposal in batch:
                 self._proposals.pop(proposal, None)
+            self._company.decided(len(batch))
             if results is None:
                 error = OutcomeUnknown(f"the log entry of the change was not confirmed (Raft: {reason})")
                 for proposal in batch:
@@ -225,7 +272,7 @@ class RaftLog:
             proposal.future.set_exception(error)
 
     def _expire_proposals(self, now: float) -> None:
-        """End the waits whose time is over. The entries stay: they may still be committed."""
+        """End the waits whose time is over. What is in the log stays there: it may still be committed."""
         waiting = [proposal for proposal in (*self._proposals, *self._fresh) if not proposal.future.done()]
         for proposal in waiting:
             if proposal.deadline_s <= now:
@@ -236,8 +283,9 @@ class RaftLog:
 
     def _fail_waiting(self, why: str) -> None:
         """End every wait: fresh proposals did not happen, the others may yet."""
-        fresh, self._fresh = self._fresh, []
-        for proposal in fresh:
+        self._stop_company_timer()
+        self._company = Company()
+        for proposal in self._take_fresh():
             self._finish(proposal, self._not_leader())
         proposals, self._proposals = self._proposals, {}
         for proposal in proposals:
@@ -293,13 +341,23 @@ class RaftLog:
             self.node.loop.call_soon(self._begin_leader_round)
 
     def _begin_leader_round(self) -> None:
-        """Ask all others whether this master still leads, for all reads that wait."""
+        """Ask whether this master still leads, for all reads that wait: those who answered first when all were asked.
+
+        A majority is enough, and the others have better things to do. Who is late loses that place.
+        """
         if not self.node.is_running or not self.node.engine.is_leader:
             return
         self._reads_in_round += self._reads
         self._reads = []
         self._round_begun_s = time.monotonic()
-        self.node.transport.broadcast(ReadRound(self.node.journal.term, self._leader_round.begin()))
+        question = ReadRound(self.node.journal.term, self._leader_round.begin())
+        if question.round % ASK_ALL_EVERY == 0 or not self._prompt.issubset(self.node.transport.connected):
+            self._prompt = frozenset()
+        if self._prompt:
+            for peer in sorted(self._prompt):
+                self.node.transport.put(peer, question, self.node.journal.vote_sequence)
+        else:
+            self.node.transport.broadcast(question)
         self._finish_leader_round()
         self.node.transport.flush()
 
@@ -310,6 +368,7 @@ class RaftLog:
     def _finish_leader_round(self) -> None:
         if not self._leader_round.take():
             return
+        self._prompt = self._prompt or self._leader_round.answered
         reads, self._reads_in_round = self._reads_in_round, []
         if self.node.engine.leads_with_own_entry:
             self._age.proved(self._round_begun_s)

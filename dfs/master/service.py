@@ -4,7 +4,7 @@ Owns: the table from message type to handler, and what is filled in or refused b
 Refuses to know: sockets (dfs.net.aio), Raft (dfs.master.replicated_log), and the rules of names (dfs.master.state).
 
 Reads are linearizable: a read barrier proves the leadership and the freshness of the local state, which is then read
-without awaiting. One that allows an age is answered by any master that can prove that its state is not older.
+without awaiting (dfs.master.read_gate). One that allows an age is answered by any master that can prove that age.
 A mutation is the command: it goes through the log as it came, and its result is in the state.
 """
 
@@ -20,7 +20,7 @@ import dfs
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.config import ClusterConfig
 from dfs.errors import DfsError, InternalError, InvalidArgument, ProtocolError
-from dfs.log import get_logger
+from dfs.log import get_logger, unexpected
 from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
 from dfs.master.administration import AdministrationDesk
@@ -32,6 +32,7 @@ from dfs.master.healing.orders import Healing
 from dfs.master.healing.status import healing_status, server_mode
 from dfs.master.leadership import Leadership
 from dfs.master.meter import MasterMeter
+from dfs.master.read_gate import ReadGate
 from dfs.master.replicated_log import ReplicatedLog
 from dfs.master.reports import Reports
 from dfs.master.state.machine import MasterState
@@ -52,6 +53,7 @@ from dfs.net.messages import (
     CreateSnapshot,
     Delete,
     EmptyTrash,
+    EndTail,
     ErrorReply,
     GetClusterStatus,
     GetClusterStatusReply,
@@ -128,7 +130,7 @@ log = get_logger(__name__)
 
 
 class MasterService:
-    """One master's answers. `handle` is safe to run for many requests at once on one loop."""
+    """One master's answers. `handle` is safe to call for many requests at once on one loop."""
 
     def __init__(
         self,
@@ -190,24 +192,32 @@ class MasterService:
             key=key,
             clock=clock,
         )
+        self._gate = ReadGate(self.leadership, self.meter)
+        self._reads = self._make_reads()
         self._handlers = self._make_handlers(AdminDesk(replicated, self.leadership))
+
+    def _make_reads(self) -> dict[type[Message], Callable[[Any], Message]]:
+        """Return the table from message type to what takes its answer from the state, without awaiting."""
+        return {
+            GetClusterStatus: lambda _: self.cluster_view(),
+            Stat: self._stat,
+            ListDirectory: self._list_directory,
+            ListTrash: lambda message: ListTrashReply(*self.state.list_trash(message.after, LIST_LIMIT_MAX)),
+            ListSnapshots: self._list_snapshots,
+            ListQuotas: self._list_quotas,
+            Locate: self._locate,
+            LocateMany: self._locate_many,
+        }
 
     def _make_handlers(self, admin: AdminDesk) -> dict[type[Message], Handler]:
         """Return the table from message type to handler."""
         return {
             Ping: self._ping,
             GetMasterStatus: self._master_status,
-            GetClusterStatus: self._cluster_status,
-            Stat: self._stat,
-            ListDirectory: self._list_directory,
-            ListTrash: self._list_trash,
-            ListSnapshots: self._list_snapshots,
-            ListQuotas: self._list_quotas,
-            Locate: self._locate,
-            LocateMany: self._locate_many,
             Allocate: self._allocate,
             OpenTail: self._open_tail,
             CloseTail: self._close_tail,
+            EndTail: self._end_tail,
             TailReport: self._tail_report,
             RegisterServer: self._register,
             Heartbeat: self._heartbeat,
@@ -224,7 +234,7 @@ class MasterService:
     @property
     def allowed(self) -> frozenset[type[Message]]:
         """The messages that this port takes; everything else is a protocol error."""
-        return frozenset(self._handlers)
+        return frozenset((*self._reads, *self._handlers))
 
     def on_leadership(self, is_leader: bool) -> None:
         """Hear that this master began or ceased to lead: what was known of chunk servers is of another time."""
@@ -262,8 +272,14 @@ class MasterService:
             ReplacedDuty(config, state, self.view, self.administration.removal, clock),
         ]
 
-    async def handle(self, message: Message, context: RequestContext) -> Message:
-        """Answer one request; raise a DfsError that tells its sender what to do."""
+    def handle(self, message: Message, context: RequestContext) -> Awaitable[Message]:
+        """Return what will be the answer to one request, or a DfsError that tells its sender what to do."""
+        read = self._reads.get(type(message))
+        if read is None:
+            return self._act(message, context)
+        return self._gate.wait(message, read, context.deadline)
+
+    async def _act(self, message: Message, context: RequestContext) -> Message:
         name, code = type(message).__name__, ""
         handler = self._handlers.get(type(message))
         if handler is None:
@@ -303,57 +319,37 @@ class MasterService:
                 checkpoint.size if checkpoint else 0,
                 checkpoint.age_s if checkpoint else -1.0,
                 -1.0 if stale_s is None else stale_s,
+                sum(unexpected().values()),
             ),
             self._config.name,
         )
 
     # --- reads --------------------------------------------------------------------------------------------
 
-    async def _settle(self, stale_ms: int, context: RequestContext) -> None:
-        """Return when the local state may be read: it is current, or provably at most `stale_ms` old."""
-        if stale_ms < 0:
-            raise InvalidArgument(f"an age of {stale_ms} ms cannot be allowed: it is in the future")
-        if not stale_ms or not self.leadership.is_within(stale_ms / 1000):
-            await self.leadership.barrier(context.deadline)
-
-    async def _stat(self, message: Stat, context: RequestContext) -> Message:
-        await self._settle(message.stale_ms, context)
+    def _stat(self, message: Stat) -> Message:
         return StatReply(self.state.stat(message.path), is_open=self.state.tails.at(message.path) is not None)
 
-    async def _list_directory(self, message: ListDirectory, context: RequestContext) -> Message:
+    def _list_directory(self, message: ListDirectory) -> Message:
         if not 1 <= message.limit <= LIST_LIMIT_MAX:
             raise InvalidArgument(f"{message.limit} entries were asked for; 1 to {LIST_LIMIT_MAX} go in one call")
-        await self._settle(message.stale_ms, context)
         return ListDirectoryReply(*self.state.list_directory(message.path, message.after, message.limit))
 
-    async def _list_trash(self, message: ListTrash, context: RequestContext) -> Message:
-        await self.leadership.barrier(context.deadline)
-        return ListTrashReply(*self.state.list_trash(message.after, LIST_LIMIT_MAX))
-
-    async def _list_snapshots(self, message: ListSnapshots, context: RequestContext) -> Message:
-        await self.leadership.barrier(context.deadline)
+    def _list_snapshots(self, message: ListSnapshots) -> Message:
         after = message.after_directory, message.after_name
         return ListSnapshotsReply(*self.state.list_snapshots(message.path, after))
 
-    async def _list_quotas(self, message: ListQuotas, context: RequestContext) -> Message:
-        await self.leadership.barrier(context.deadline)
+    def _list_quotas(self, message: ListQuotas) -> Message:
         return ListQuotasReply(*self.state.list_quotas(message.path, message.after, is_effective=message.is_effective))
 
-    async def _locate(self, message: Locate, context: RequestContext) -> Message:
+    def _locate(self, message: Locate) -> Message:
         if message.first_extent < 0 or message.version < 0:
             raise InvalidArgument(
                 f"extent {message.first_extent} of version {message.version} cannot be: both count up"
             )
-        await self._settle(message.stale_ms, context)
         return self._access.locate(message, hears_servers=self.leadership.is_leader)
 
-    async def _locate_many(self, message: LocateMany, context: RequestContext) -> Message:
-        await self._settle(message.stale_ms, context)
+    def _locate_many(self, message: LocateMany) -> Message:
         return self._access.locate_many(message, hears_servers=self.leadership.is_leader)
-
-    async def _cluster_status(self, _message: GetClusterStatus, context: RequestContext) -> Message:
-        await self.leadership.barrier(context.deadline)
-        return self.cluster_view()
 
     def cluster_view(self) -> GetClusterStatusReply:
         """Return what this master knows of the cluster at this moment; it is worth something on the leader only."""
@@ -392,6 +388,7 @@ class MasterService:
             left_size,
             survey.stored[server.server_id] if survey is not None else 0,
             round(seen.pace.wait_ms) if seen is not None else 0,
+            seen.unexpected_count if seen is not None else 0,
         )
 
     async def _open_tail(self, message: OpenTail, context: RequestContext) -> Message:
@@ -399,6 +396,9 @@ class MasterService:
 
     async def _close_tail(self, message: CloseTail, context: RequestContext) -> Message:
         return await self.tails.close(message, context.deadline)
+
+    async def _end_tail(self, message: EndTail, context: RequestContext) -> Message:
+        return await self.tails.end(message, context.deadline, asked_by=context.peer)
 
     async def _tail_report(self, message: TailReport, context: RequestContext) -> Message:
         return await self.tails.report(message, context.deadline)

@@ -17,6 +17,7 @@ from typing import TypeVar
 from dfs.clock import Clock, Deadline
 from dfs.config import ClusterConfig
 from dfs.errors import (
+    ChunkNotFound,
     Conflict,
     DfsError,
     IsADirectory,
@@ -46,6 +47,8 @@ from dfs.net.messages import (
     CreateTail,
     CreateTailReply,
     Done,
+    EndTail,
+    EndTailReply,
     ErrorReply,
     FenceTail,
     FenceTailReply,
@@ -66,6 +69,7 @@ FENCE_TIMEOUT_S = 2.0  # for each server; one that is slower is left out of the 
 PUBLISH_TIMEOUT_S = 30.0  # a whole chunk is read, checked, written and synced
 SEAL_TOKEN_MS = 600_000
 IDLE_S = 60.0  # a tail without appends for so long is sealed: then its length is known to the masters
+SEARCH_EVERY_S = 60.0  # between two searches on all servers for one imported tail that its chain does not have
 HELD_PAUSE_S = 0.02  # between two looks whether a path is free for a new tail again
 
 T = TypeVar("T", bound=Message)
@@ -91,6 +95,7 @@ class TailDesk:
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
         self._seals: dict[ChunkHandle, asyncio.Task[None]] = {}
         self._seen: dict[ChunkHandle, tuple[int, float]] = {}  # what heads reported: length, and since when
+        self._searched: dict[ChunkHandle, float] = {}  # when all servers were asked for an imported tail
         self._held: Counter[str] = Counter()  # paths where mutations wait: no new tail there or below
 
     # --- what clients ask --------------------------------------------------------------------------------
@@ -118,6 +123,73 @@ class TailDesk:
         await self._leadership.barrier(deadline)
         await self.seal(message.path, message.handle)
         return Done()
+
+    async def end(self, message: EndTail, deadline: Deadline, *, asked_by: str) -> EndTailReply:
+        """Seal the tail of a file at an administrator's word, or end it without the bytes that no server has."""
+        await self._leadership.barrier(deadline)
+        async with self._turn(message.path):
+            size = self._state.stat(message.path).size
+            tail = self._state.tails.at(message.path)
+            if tail is None:
+                return EndTailReply("none", 0, 0, ())
+            self._searched.pop(tail.handle, None)
+            told, _ = self._seen.get(tail.handle, (0, 0.0))
+            names = tuple(name for known in tail.servers if (name := self._server_name(known)))
+            is_given_up = False
+            try:
+                await self._seal(tail)
+            except NotEnoughServers as error:
+                if not message.gives_up:
+                    raise Conflict(  # a person waits: not to be tried again until the deadline
+                        f"{error.message}. When none of them has it any more: dfs admin tail --give-up"
+                    ) from None
+                is_given_up = await self._give_up(tail, max(0, told), asked_by, is_forced=message.is_forced)
+            added = self._state.stat(message.path).size - size
+            return EndTailReply("given_up" if is_given_up else "sealed", added, max(0, told), names)
+
+    async def _give_up(self, tail: TailRecord, told: int, asked_by: str, *, is_forced: bool) -> bool:
+        """End a tail without its bytes; False when somebody sealed it meanwhile.
+
+        Where every server of the chain says that it has no such tail, none can acknowledge a record of it either: only
+        a master's `CreateTail` makes one.
+        """
+        unsure = [words for server_id in tail.servers if (words := await self._why_unsure(tail, server_id))]
+        if unsure and not is_forced:
+            raise Conflict(
+                f"servers of the chain of {shown(tail.path)} may still have what was appended: {'; '.join(unsure)}. "
+                "Mend or start them, then it is sealed by itself; --force gives up what they have, too"
+            )
+        try:
+            await self._leadership.decree(CommitTail(tail.path, tail.handle, 0, 0, (), (), ()))
+        except Conflict:
+            return False
+        log.error(
+            "tail_given_up",
+            path=tail.path,
+            handle=tail.handle,
+            reported_length=told,
+            asked_by=asked_by,
+            unsure="; ".join(unsure) or None,
+        )
+        return True
+
+    async def _why_unsure(self, tail: TailRecord, server_id: ServerId) -> str:
+        """Return why this server may still have the tail; "" when it says that it does not."""
+        server = self._state.server(server_id)
+        if server is None:
+            return ""
+        try:
+            fence = FenceTail(tail.handle, self._seal_token(tail.handle))
+            await self.ask(server.address, fence, FenceTailReply, FENCE_TIMEOUT_S)
+        except ChunkNotFound:
+            return ""
+        except DfsError as error:
+            return f"{server.name} ({server.address}): {error.message}"
+        return f"{server.name} ({server.address}): it has the tail, and could not publish it"
+
+    def _server_name(self, server_id: ServerId) -> str:
+        server = self._state.server(server_id)
+        return "" if server is None else server.name
 
     async def seal(self, path: str, handle: ChunkHandle) -> None:
         """Seal this tail unless it is sealed already; raise when that is not possible now."""
@@ -154,6 +226,8 @@ class TailDesk:
                 found.append((tail, "a server of its chain is dead, or leaves"))
             elif length < 0:
                 found.append((tail, "a server of its chain restarted"))
+            elif self._may_search(tail, now_s):
+                found.append((tail, "an import opened it again"))
             elif now_s - changed_s >= IDLE_S:
                 found.append((tail, "nothing was appended for a while"))
         self._seen = {handle: seen for handle, seen in self._seen.items() if self._state.tails.of_handle(handle)}
@@ -343,6 +417,9 @@ class TailDesk:
         fence = FenceTail(tail.handle, token)
         fenced = await self._ask_all(tail.servers, fence, FenceTailReply, FENCE_TIMEOUT_S, reasons)
         answers = [answer for _, answer in fenced]
+        if not answers:
+            fenced = await self._found_elsewhere(tail, fence)
+            answers = [answer for _, answer in fenced]
         plan = plan_seal(answers)
         if plan is None:
             raise self._unreachable(tail, reasons)
@@ -368,16 +445,32 @@ class TailDesk:
             await self._leadership.decree(commit)
         log.info("tail_sealed", path=tail.path, handle=tail.handle, length=plan.length, servers=len(alike))
 
+    async def _found_elsewhere(self, tail: TailRecord, fence: FenceTail) -> list[tuple[ServerId, FenceTailReply]]:
+        """Return who has the sealed replica of a tail that an import opened again: it was moved after the export."""
+        now_s = self._clock.monotonic()
+        if not self._may_search(tail, now_s):
+            return []
+        self._searched = {handle: at_s for handle, at_s in self._searched.items() if now_s - at_s < SEARCH_EVERY_S}
+        self._searched[tail.handle] = now_s
+        others = [server.server_id for server in self._state.servers() if server.server_id not in tail.servers]
+        found = await self._ask_all(others, fence, FenceTailReply, FENCE_TIMEOUT_S, None)
+        return [(server_id, answer) for server_id, answer in found if answer.published_length >= 0]
+
+    def _may_search(self, tail: TailRecord, now_s: float) -> bool:
+        """Whether an import opened this tail, and nobody searched for it lately."""
+        is_imported = allocated_ms(tail.handle) < self._state.born_ms
+        return is_imported and now_s - self._searched.get(tail.handle, now_s - SEARCH_EVERY_S) >= SEARCH_EVERY_S
+
     def _unreachable(self, tail: TailRecord, reasons: list[str]) -> NotEnoughServers:
         return NotEnoughServers(
             f"what was appended to {shown(tail.path)} lately cannot be sealed on any of its {len(tail.servers)} "
-            f"servers; mend or start one of them: {'; '.join(reasons)}"
+            f"servers; mend or start one of them, or see `dfs admin tail --help`: {'; '.join(reasons)}"
         )
 
     async def _ask_all(
-        self, servers: Sequence[ServerId], message: Message, reply: type[T], timeout_s: float, reasons: list[str]
+        self, servers: Sequence[ServerId], message: Message, reply: type[T], timeout_s: float, reasons: list[str] | None
     ) -> list[tuple[ServerId, T]]:
-        """Return who answered what, in the order of `servers`; `reasons` gets why the others did not."""
+        """Return who answered what, in the order of `servers`; `reasons` gets why the others did not, if it matters."""
 
         async def ask(server_id: ServerId) -> T | None:
             server = self._state.server(server_id)
@@ -386,6 +479,8 @@ class TailDesk:
             try:
                 return await self.ask(server.address, message, reply, timeout_s)
             except DfsError as error:
+                if reasons is None:
+                    return None
                 log.warning("tail_server_left_out", server=server.name, code=error.code, reason=error.message)
                 reasons.append(f"{server.name} ({server.address}): {error.message}")
                 return None

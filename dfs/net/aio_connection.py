@@ -72,11 +72,14 @@ class FrameConnection(asyncio.Protocol):
     def is_open(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
-    def write(self, frame: bytes) -> None:
-        """Send a frame at the end of this turn of the loop, together with all others of the turn."""
-        if not self._out:
+    def write(self, frame: bytes, *, is_alone: bool = False) -> None:
+        """Send a frame at the end of this turn of the loop, together with all others of the turn; one of which it is
+        known that it is alone at once."""
+        if not self._out and not is_alone:
             self.loop.call_soon(self._flush)
         self._out.append(frame)
+        if is_alone:
+            self._flush()
 
     def pause_reading(self, is_paused: bool) -> None:
         """Stop or resume taking bytes from the peer."""

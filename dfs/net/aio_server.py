@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -19,6 +19,7 @@ from dfs.config import split_address
 from dfs.errors import ConnectionFailed, DeadlineExceeded, DfsError, FrameTooLarge, Overloaded, ProtocolError
 from dfs.log import get_logger
 from dfs.net.aio_connection import STALL_TIMEOUT_S, FrameConnection
+from dfs.net.answers import Answer
 from dfs.net.auth import ClusterKey
 from dfs.net.frames import FrameHead, encode_frame
 from dfs.net.messages import ErrorReply, Message, decode, encode
@@ -34,6 +35,10 @@ REQUEST_TIMEOUT_MAX_S: Final = 600.0  # whatever it says
 REQUEST_GRACE_S: Final = 1.0  # past its deadline a handler that still runs is cancelled
 
 log = get_logger("dfs.net.aio")
+
+
+class _Outcome(Protocol):
+    def result(self) -> Message: ...
 
 
 class RequestContext(msgspec.Struct, frozen=True, gc=False):
@@ -69,7 +74,8 @@ class AioServer:
         self.limits = limits
         self.refusals = RefusalLog(log)
         self.address = ""
-        self.tasks: set[asyncio.Task[None]] = set()  # requests in progress, also of connections that are gone
+        self.tasks: set[asyncio.Task[Message]] = set()  # requests in progress, also of connections that are gone
+        self.answers: set[Answer] = set()  # the same, of those that need no task
         self._server: asyncio.Server | None = None
         self._trusted: set[_ServerConnection] = set()
         self._strangers: dict[_ServerConnection, None] = {}  # before their proof, oldest first
@@ -87,7 +93,8 @@ class AioServer:
         """Listen at `host:port` (port 0: any free one); raise `ConfigError` when that is impossible.
 
         `handler` is called for messages of the `allowed` classes only, concurrently, also for one connection. A
-        `DfsError` that it raises is the reply; another exception is logged and answered as an internal error.
+        `DfsError` that it raises is the reply; another exception is logged and answered as an internal error. An
+        `Answer` that it returns costs no task, and is seen to its end by whoever made it.
         """
         server = cls(key, handler, allowed, limits or AioLimits())
         sock = listening_socket(address, is_bulk=False)
@@ -112,8 +119,9 @@ class AioServer:
             stranger.fail(ConnectionFailed("this node is stopping"))
         for connection in self._trusted:
             connection.stop_requests()
-        if self.tasks:
-            _, late = await asyncio.wait(set(self.tasks), timeout=self.limits.drain_s)
+        in_progress = {*self.tasks, *map(asyncio.ensure_future, self.answers)}
+        if in_progress:
+            _, late = await asyncio.wait(in_progress, timeout=self.limits.drain_s)
             for task in late:
                 task.cancel()
             if late:
@@ -158,7 +166,7 @@ class AioServer:
 
 
 class _ServerConnection(FrameConnection):
-    """One client of an AioServer: its frames become tasks, at most `requests_max` at a time."""
+    """One client of an AioServer: its frames become requests in progress, at most `requests_max` at a time."""
 
     def __init__(self, server: AioServer) -> None:
         limits = server.limits
@@ -209,36 +217,63 @@ class _ServerConnection(FrameConnection):
             except ProtocolError as error:
                 self._reply(head, ErrorReply.of(error))  # the frame itself was whole: the stream stays in step
                 continue
-            task = self.loop.create_task(self._serve(head, message))
-            self._in_progress += 1
-            self._server.tasks.add(task)
-            task.add_done_callback(self._done)
+            self._start(head, message)
         self.pause_reading(bool(self._waiting) or self._is_stopping)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._in_progress -= 1
+    def _start(self, head: FrameHead, message: Message) -> None:
+        seconds = min(head.timeout_ms / 1000 or REQUEST_TIMEOUT_S, REQUEST_TIMEOUT_MAX_S)
+        context = RequestContext(self.peer, head.request_id, Deadline.after(seconds))
+        answer = self._server.handler(message, context)
+        if isinstance(answer, Answer):
+            if answer.is_known:
+                self._reply(head, self._outcome(answer, head, message))
+                return
+            self._server.answers.add(answer)
+        else:
+            answer = self.loop.create_task(self._bounded(answer, message, seconds))
+            self._server.tasks.add(answer)
+        self._in_progress += 1
+        if isinstance(answer, Answer):
+            answer.then(lambda known: self._answered(known, head, message))
+        else:
+            answer.add_done_callback(lambda ended: self._ended(ended, head, message))
+
+    async def _bounded(self, answer: Awaitable[Message], message: Message, seconds: float) -> Message:
+        """Return the answer of a handler, or give it up a while after its request's time."""
+        try:
+            async with asyncio.timeout(seconds + REQUEST_GRACE_S) as scope:
+                return await answer
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            what = type(message).__name__
+            log.error("request_cancelled", peer=self.peer, request=what, after_s=round(seconds, 3))
+            raise DeadlineExceeded(f"{what} took longer than its {seconds:.1f} s and was given up") from None
+
+    def _answered(self, answer: Answer, head: FrameHead, message: Message) -> None:
+        self._server.answers.discard(answer)
+        self._done(answer, head, message)
+
+    def _ended(self, task: asyncio.Task[Message], head: FrameHead, message: Message) -> None:
         self._server.tasks.discard(task)
+        self._done(None if task.cancelled() else task, head, message)
+
+    def _done(self, answer: _Outcome | None, head: FrameHead, message: Message) -> None:
+        self._in_progress -= 1
+        if answer is not None:
+            self._reply(head, self._outcome(answer, head, message))
         if self._waiting:
             self._begin()
 
-    async def _serve(self, head: FrameHead, message: Message) -> None:
-        seconds = min(head.timeout_ms / 1000 or REQUEST_TIMEOUT_S, REQUEST_TIMEOUT_MAX_S)
-        context = RequestContext(self.peer, head.request_id, Deadline.after(seconds))
-        reply: Message
+    def _outcome(self, answer: _Outcome, head: FrameHead, message: Message) -> Message:
         try:
-            async with asyncio.timeout(seconds + REQUEST_GRACE_S) as scope:
-                reply = await self._server.handler(message, context)
+            return answer.result()
         except DfsError as error:
-            reply = ErrorReply.of(error)
-        except Exception as error:
+            return ErrorReply.of(error)
+        except Exception:
             what = type(message).__name__
-            if isinstance(error, TimeoutError) and scope.expired():
-                log.error("request_cancelled", peer=self.peer, request=what, after_s=round(seconds, 3))
-                reply = ErrorReply.of(DeadlineExceeded(f"{what} took longer than its {seconds:.1f} s and was given up"))
-            else:
-                log.exception("request_failed", peer=self.peer, request=what, request_id=head.request_id)
-                reply = ErrorReply("internal", f"{what} failed inside the node that served it; its log tells why")
-        self._reply(head, reply)
+            log.exception("request_failed", peer=self.peer, request=what, request_id=head.request_id)
+            return ErrorReply("internal", f"{what} failed inside the node that served it; its log tells why")
 
     def _reply(self, head: FrameHead, reply: Message) -> None:
         if not self.is_open:
@@ -249,4 +284,4 @@ class _ServerConnection(FrameConnection):
             log.error("reply_too_large", peer=self.peer, reply=type(reply).__name__)
             error_reply = ErrorReply.of(error)
             frame = encode_frame(error_reply.type_code, encode(error_reply), request_id=head.request_id)
-        self.write(frame)
+        self.write(frame, is_alone=not (self._in_progress or self._waiting))

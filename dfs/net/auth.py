@@ -155,7 +155,7 @@ def check_token(key: ClusterKey, token: bytes, handle: ChunkHandle, rights: Righ
     token_format, granted, expires_ms = _TOKEN_FIELDS.unpack(fields)
     if token_format != _TOKEN_FORMAT:
         raise TokenInvalid(f"the access token for chunk {name} has format {token_format}; upgrade this node")
-    if rights & ~granted:
+    if rights.value & ~granted:  # numbers: an operation of flags costs more than the rest
         raise TokenInvalid(f"the access token for chunk {name} does not allow to {_wanted(rights)} it")
     if now_ms >= expires_ms:
         raise TokenExpired(

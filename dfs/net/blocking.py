@@ -99,10 +99,13 @@ class Channel:
         """
         if self._send_left:
             raise self._misused(f"{self._send_left} bytes of a promised payload were not sent")
-        body = memoryview(b"" if payload is None else payload).cast("B")
-        size = len(body) if payload_size is None else payload_size
-        if payload is not None and size != len(body):
-            raise ValueError(f"payload_size is {size}, the payload has {len(body)} bytes")
+        size = payload_size or 0
+        body: memoryview | None = None
+        if payload is not None:
+            body = memoryview(payload).cast("B")
+            size = len(body)
+            if payload_size not in (None, size):
+                raise ValueError(f"payload_size is {payload_size}, the payload has {size} bytes")
         head = encode_frame(
             message.type_code,
             encode(message),

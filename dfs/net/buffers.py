@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import threading
 
+SMALL_SIZE = 64 * 1024  # bytes up to which fresh memory is the cheaper one
+
 
 class BufferPool:
     """Buffers of one size, at most `count_max` of them kept. Thread-safe."""
@@ -21,7 +23,7 @@ class BufferPool:
 
     def take(self, size: int) -> memoryview:
         """Return memory of `size` bytes that nobody else has, whatever is in it: the caller fills all of it."""
-        if size > self._size:
+        if size > self._size or size <= SMALL_SIZE:
             return memoryview(bytearray(size))
         with self._lock:
             for buffer in self._buffers:

@@ -24,7 +24,8 @@ PAYLOAD_SIZE_MAX = 256 * 1024 * 1024  # bytes; the largest possible chunk
 
 _FIELDS = struct.Struct("<4sBBHQIIII")  # magic version flags type request_id timeout_ms header payload header_crc
 _CRC = struct.Struct("<I")
-PREFIX_SIZE = _FIELDS.size + _CRC.size
+_PREFIX = struct.Struct(_FIELDS.format + "I")
+PREFIX_SIZE = _PREFIX.size
 assert PREFIX_SIZE == 36
 
 
@@ -61,10 +62,10 @@ def encode_frame(
 
 def decode_prefix(prefix: Buffer) -> FrameHead:
     """Return the head of exactly `PREFIX_SIZE` bytes; raise a ProtocolError before any size is believed."""
-    magic, version, flags, type_code, request_id, timeout_ms, header, payload, header_crc = _FIELDS.unpack_from(prefix)
+    magic, version, flags, type_code, request_id, timeout_ms, header, payload, header_crc, crc = _PREFIX.unpack(prefix)
     if magic != MAGIC:
         raise FrameCorrupt(f"not a dfs frame (starts with {magic!r}); is this another service's port?")
-    if crc32c(memoryview(prefix)[: _FIELDS.size]) != _CRC.unpack_from(prefix, _FIELDS.size)[0]:
+    if crc32c(prefix[: _FIELDS.size]) != crc:
         raise FrameCorrupt("prefix checksum of a frame does not match; retry the call")
     if version != VERSION or flags:
         raise VersionMismatch(f"frame version {version} (flags {flags}) met, {VERSION} (0) spoken; upgrade one side")
@@ -92,25 +93,30 @@ class FrameParser:
 
     def feed(self, data: Buffer) -> list[tuple[FrameHead, bytes]]:
         """Return the frames completed by `data`; raise a ProtocolError on the first wrong byte of a prefix."""
-        buffer = self._buffer
-        buffer += data
+        source: Buffer = data
+        if self._buffer:
+            self._buffer += data
+            source = self._buffer
         frames: list[tuple[FrameHead, bytes]] = []
-        start = 0
+        start, head = 0, self._head
         while True:
-            if self._head is None:
-                if len(buffer) - start < PREFIX_SIZE:
+            if head is None:
+                if len(source) - start < PREFIX_SIZE:
                     break
-                self._head = decode_prefix(buffer[start : start + PREFIX_SIZE])
+                head = decode_prefix(source[start : start + PREFIX_SIZE])
                 start += PREFIX_SIZE
-                if self._head.payload_size:
+                if head.payload_size:
                     raise FrameTooLarge("a payload was sent to a port that takes none")
-            head = self._head
-            if len(buffer) - start < head.header_size:
+            if len(source) - start < head.header_size:
                 break
-            header = bytes(buffer[start : start + head.header_size])
+            header = bytes(source[start : start + head.header_size])
             start += head.header_size
             head.check_header(header)
             frames.append((head, header))
-            self._head = None
-        del buffer[:start]
+            head = None
+        self._head = head
+        if source is self._buffer:
+            del self._buffer[:start]
+        else:
+            self._buffer += source[start:]
         return frames

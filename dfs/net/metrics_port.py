@@ -92,8 +92,8 @@ class MetricsPort:
     def _answer(self, connection: socket.socket, deadline: Deadline) -> None:
         status, content_type, body, is_head = b"200 OK", self._content_type, b"", False
         try:
-            method, target = _request_of(connection, deadline)
-        except _BadRequestError as error:
+            method, target = request_of(connection, deadline)
+        except BadRequestError as error:
             status, content_type, body = error.status, CONTENT_TYPE_TEXT, b"this port serves " + PATH.encode() + b"\n"
         else:
             is_head = method == "HEAD"
@@ -118,7 +118,7 @@ class MetricsPort:
             return self._page
 
 
-class _BadRequestError(Exception):
+class BadRequestError(Exception):
     """What came is no request that is served here."""
 
     def __init__(self, status: bytes) -> None:
@@ -126,20 +126,20 @@ class _BadRequestError(Exception):
         self.status = status
 
 
-def _request_of(connection: socket.socket, deadline: Deadline) -> tuple[str, str]:
+def request_of(connection: socket.socket, deadline: Deadline) -> tuple[str, str]:
     """Read a request to the end of its headers; return its method and target."""
     data = b""
     while b"\r\n\r\n" not in data and b"\n\n" not in data:
         if len(data) >= REQUEST_SIZE_MAX:
-            raise _BadRequestError(b"431 Request Header Fields Too Large")
+            raise BadRequestError(b"431 Request Header Fields Too Large")
         connection.settimeout(deadline.check("reading a request for metrics"))
         piece = connection.recv(REQUEST_SIZE_MAX - len(data))
         if not piece:
-            raise _BadRequestError(b"400 Bad Request")
+            raise BadRequestError(b"400 Bad Request")
         data += piece
     words = data.split(b"\n", 1)[0].decode("ascii", "replace").split()
     if len(words) != 3 or not words[2].startswith("HTTP/1."):
-        raise _BadRequestError(b"400 Bad Request")
+        raise BadRequestError(b"400 Bad Request")
     return words[0], words[1]
 
 

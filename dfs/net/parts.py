@@ -253,6 +253,7 @@ class MasterStatus(Part, frozen=True, array_like=True):
     checkpoint_size: int = 0  # bytes
     checkpoint_age_s: float = -1.0
     stale_s: float = -1.0  # its state is at most so old; -1.0 when it cannot tell
+    unexpected_count: int = 0  # errors since its start that its code did not expect; each is in its log
 
 
 class BalanceStatus(Part, frozen=True, array_like=True):
@@ -316,6 +317,7 @@ class ServerStatus(Part, frozen=True, array_like=True):
     left_size: int = 0  # bytes of these copies
     stored_size: int = 0  # bytes of its replicas by the chunk map
     disk_wait_ms: int = 0  # how long a small synced write takes on its slowest disk
+    unexpected_count: int = 0  # errors since its start that its code did not expect; each is in its log
 
 
 class SpaceStatus(Part, frozen=True, array_like=True):

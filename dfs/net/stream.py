@@ -3,8 +3,9 @@
 Owns: the socket, its read-ahead buffer, its kernel timeouts, and the translation of its errors. Refuses to know:
 frames, handshakes and messages (dfs.net.blocking).
 
-Waiting is done by the kernel: SO_RCVTIMEO and SO_SNDTIMEO stand at `KERNEL_WAIT_MAX_S`, or at what is left of the
-deadline when that is less, so that an ordinary call costs one send and one or two receives and nothing else.
+Waiting is done by the kernel, inside the very calls that send and receive: SO_RCVTIMEO and SO_SNDTIMEO stand at
+`KERNEL_WAIT_MAX_S`, or at a part of what is left of the deadline when that is less. An ordinary call costs one send and
+one receive and nothing else.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from dfs.net.sockets import connect_error, is_self_connected, lost_error, resolv
 
 KERNEL_WAIT_MAX_S: Final = 1.0  # longest single wait in the kernel; then the deadline is looked at again
 KERNEL_WAIT_MIN_S: Final = 0.001  # to the kernel 0 means for ever
+KERNEL_WAIT_SHARE: Final = 8  # a timeout that stands is left alone down to this part of the wait: it is waited again
 READ_AHEAD_SIZE: Final = 16 * 1024  # bytes: a prefix and its header arrive in one receive
 SEND_FILE_PIECE_MAX: Final = 1 << 30  # bytes in one sendfile, below the 2 GiB where systems disagree
 MSG_MORE: Final[int] = getattr(socket, "MSG_MORE", 0)  # more follows at once: do not send a small packet yet
 _MSG_WAITALL: Final[int] = getattr(socket, "MSG_WAITALL", 0)
+_MSG_DONTWAIT: Final[int] = socket.MSG_DONTWAIT
 _DESCRIPTOR = struct.Struct("@i")
 _TIMEVAL = struct.Struct("@ll")  # of setsockopt: seconds, microseconds
 _FILE_ERRORS = frozenset({errno.EIO, errno.EINVAL, errno.ESTALE, errno.EOVERFLOW})
@@ -48,6 +51,8 @@ class SocketStream:
         self.address = address
         self.is_broken = False
         self.is_closed = False
+        self._has_ended = False  # met by `wait_readable`: nothing more is to be asked of the kernel
+        self._end_error: OSError | ValueError | None = None  # what it ended with
         self._socket = sock
         self._waits_s: dict[int, float] = {}  # socket option -> the kernel's present timeout
         self._buffer = memoryview(bytearray(READ_AHEAD_SIZE))
@@ -188,6 +193,8 @@ class SocketStream:
             got += self._receive(buffer[got:] if got else buffer, _MSG_WAITALL, deadline)
 
     def _receive(self, buffer: memoryview, flags: int, deadline: Deadline) -> int:
+        if self._has_ended:
+            raise self._lost(self._end_error)
         while True:
             self._arm(socket.SO_RCVTIMEO, deadline, "waiting for")
             try:
@@ -213,8 +220,26 @@ class SocketStream:
         return self._socket.fileno()
 
     def wait_readable(self, deadline: Deadline) -> bool:
-        """Say whether bytes, or the end of the stream, came before the deadline."""
-        return self._start < self._end or self.is_closed or self._wait(select.POLLIN, deadline)
+        """Say whether bytes, or the end of the stream, came before the deadline: they are read ahead."""
+        if self._start < self._end or self._has_ended or self.is_closed:
+            return True
+        self._start = self._end = 0
+        while True:
+            wait_s = deadline.at_s - time.monotonic()
+            flags = 0 if wait_s > 0 else _MSG_DONTWAIT
+            try:
+                if not flags:
+                    self._limit_waits(socket.SO_RCVTIMEO, wait_s)
+                self._end = self._receive_some(self._buffer, flags)
+            except BlockingIOError:
+                if flags:
+                    return False
+            except (OSError, ValueError) as error:
+                self._has_ended, self._end_error = True, error
+                return True
+            else:
+                self._has_ended = not self._end
+                return True
 
     # --- ending ---------------------------------------------------------------------------------------
 
@@ -235,13 +260,19 @@ class SocketStream:
     # --- the kernel's timeouts and errors ---------------------------------------------------------------
 
     def _arm(self, option: int, deadline: Deadline, doing: str) -> None:
-        """Give the kernel's next wait its limit, by a system call only when it changes."""
+        """Give the kernel's next wait its limit; raise `DeadlineExceeded` when the deadline has passed."""
         wait_s = deadline.at_s - time.monotonic()
         if wait_s <= 0:
             self._check(deadline, doing)
-        wait_s = min(max(wait_s, KERNEL_WAIT_MIN_S), KERNEL_WAIT_MAX_S)
-        if self._waits_s.get(option) == wait_s:
+        self._limit_waits(option, wait_s)
+
+    def _limit_waits(self, option: int, wait_s: float) -> None:
+        """Let no wait in the kernel take longer than `wait_s`, by a system call only when that must change."""
+        standing_s = self._waits_s.get(option, math.inf)
+        if standing_s <= wait_s and min(wait_s, KERNEL_WAIT_MAX_S) <= standing_s * KERNEL_WAIT_SHARE:
             return
+        # A power of two: what is left of the same deadline in the next call is then seldom worth another change.
+        wait_s = min(max(math.ldexp(0.5, math.frexp(wait_s)[1]), KERNEL_WAIT_MIN_S), KERNEL_WAIT_MAX_S)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(int(wait_s), int(wait_s % 1 * 1_000_000)))
         except OSError as error:

@@ -23,6 +23,7 @@ from dfs.master.raft_join import Membership
 from dfs.master.raft_journal import Journal
 from dfs.master.raft_node import RaftNode
 from dfs.master.raft_records import Kind
+from dfs.master.raft_rounds import Round
 from dfs.master.raft_state import RaftLog
 from dfs.master.raft_wire import Append, AppendPiece, AppendReply, Vote
 from dfs.master.state.machine import MasterState
@@ -264,6 +265,15 @@ def _read_without_round() -> list[Change]:
             raise NotLeader("does not lead")
 
     return [(RaftLog, "read_barrier", read_barrier)]
+
+
+@_mutation("f2", "the number of a round of reads: answers to earlier rounds count as well")
+def _late_answers_prove_reads() -> list[Change]:
+    def answer(round_: Round, peer: str, _number: int) -> None:
+        if round_.is_open:
+            round_._answered.add(peer)
+
+    return [(Round, "answer", answer)]
 
 
 @_mutation("f2", "the applied entry of its own term that a leader needs before it may answer reads")

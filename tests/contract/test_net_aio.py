@@ -15,6 +15,7 @@ from dfs.errors import Conflict, ConnectionFailed, DeadlineExceeded, InternalErr
 from dfs.net import aio_channel, aio_server
 from dfs.net.aio import AioChannel, AioLimits, AioServer, RequestContext
 from dfs.net.aio_connection import FrameConnection
+from dfs.net.answers import Answer as Promise
 from dfs.net.auth import ClusterKey
 from dfs.net.frames import encode_frame
 from dfs.net.messages import Done, ErrorReply, ListTrash, Message, Ping, Stat, encode
@@ -84,6 +85,87 @@ def test_many_calls_share_a_connection_and_late_answers_find_their_calls() -> No
         await channel.close()
 
     serve(answer, work)
+
+
+def test_answers_that_need_no_task_find_their_calls() -> None:
+    waiting: list[Promise] = []
+
+    def answer(message: Message, context: RequestContext) -> Promise:
+        assert isinstance(message, Stat)
+        promise = Promise()
+        match int(message.path) % 3:
+            case 0:
+                promise.give(Done())
+            case 1:
+                promise.fail(Conflict(message.path))
+            case _:
+                waiting.append(promise)
+        return promise
+
+    async def work(server: AioServer) -> None:
+        channel = await AioChannel.connect(server.address, KEY, patience())
+        count = 3 * aio_server.REQUESTS_MAX
+        calls = [asyncio.ensure_future(channel.call(Stat(str(index)), patience())) for index in range(count)]
+        await until(lambda: len(waiting) == count // 3 and sum(call.done() for call in calls) == 2 * count // 3)
+        for number, promise in enumerate(reversed(waiting)):
+            if number % 2:
+                promise.give(Done())
+            else:
+                promise.fail(ZeroDivisionError("a bug"))
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert outcomes[0::3] == [Done()] * (count // 3)
+        assert [str(error) for error in outcomes[1::3]] == [str(index) for index in range(1, count, 3)]
+        late = list(reversed(outcomes[2::3]))
+        assert late[1::2] == [Done()] * (count // 6)
+        assert all(isinstance(error, InternalError) for error in late[0::2])
+        assert not server.answers
+        await channel.close()
+
+    serve(answer, work)
+
+
+def test_more_requests_than_the_stack_is_deep_are_answered_at_once() -> None:
+    def answer(message: Message, context: RequestContext) -> Promise:
+        promise = Promise()
+        promise.give(Done())
+        return promise
+
+    async def work(server: AioServer) -> None:
+        sock, count = await raw_client(server.address), 5_000
+        sock.setblocking(True)
+        frame = encode_frame(Ping.type_code, encode(Ping()), request_id=7)
+        reply = encode_frame(Done.type_code, encode(Done()), request_id=7)
+        loop = asyncio.get_running_loop()
+        sending = loop.run_in_executor(None, sock.sendall, frame * count)
+        got = await loop.run_in_executor(None, sock.recv, count * len(reply), socket.MSG_WAITALL)
+        await sending
+        assert got == reply * count
+        sock.close()
+
+    serve(answer, work)
+
+
+def test_a_server_that_closes_waits_for_its_answers_as_long_as_it_may() -> None:
+    promise, is_asked = Promise(), asyncio.Event()
+
+    def answer(message: Message, context: RequestContext) -> Promise:
+        is_asked.set()
+        return promise
+
+    async def work(server: AioServer) -> None:
+        channel = await AioChannel.connect(server.address, KEY, patience())
+        call = asyncio.ensure_future(channel.call(Ping(), patience()))
+        async with asyncio.timeout(PATIENCE_S):
+            await is_asked.wait()
+        closing = asyncio.ensure_future(server.close())
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        promise.give(Done())
+        assert await call == Done()
+        await closing
+        await channel.close()
+
+    serve(answer, work, drain_s=PATIENCE_S)
 
 
 def test_requests_in_progress_are_bounded_per_connection() -> None:
@@ -200,6 +282,11 @@ def test_replies_of_one_turn_of_the_loop_leave_in_one_write() -> None:
         connection.write(b"later")
         await asyncio.sleep(0)
         assert transport.written == [b"0123456789", b"later"]
+        connection.write(b"first")
+        connection.write(b"alone", is_alone=True)  # it neither waits nor overtakes
+        assert transport.written[2:] == [b"firstalone"]
+        await asyncio.sleep(0)
+        assert transport.written[3:] == []
         connection.connection_lost(None)
         transport.socket.close()
         transport.other.close()

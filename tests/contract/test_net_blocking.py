@@ -6,9 +6,12 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -268,6 +271,74 @@ def test_wait_readable_tells_data_end_and_deadline_apart(pair: Pair) -> None:
     assert not near.is_broken
     far.close()
     assert near.wait_readable(patience())
+
+
+def test_what_a_wait_met_at_the_end_is_told_by_the_next_receive(pair: Pair) -> None:
+    near, far = pair
+    far._stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far._stream._socket.close()  # a reset, not an orderly end
+    assert near.wait_readable(patience())
+    assert near.wait_readable(Deadline.after(0)), "it has not become silent"
+    with pytest.raises(ConnectionFailed, match="reset"):
+        near.receive(patience())
+    assert near.is_broken
+
+
+def test_a_wait_reads_ahead_what_a_payload_needs_and_loses_nothing_of_it(pair: Pair) -> None:
+    near, far = pair
+    body = os.urandom(3 * READ_AHEAD_SIZE)
+    for _ in range(3):
+        far.send(ErrorReply("conflict", "first"), patience())
+        far.send(WriteData(b"1234"), patience(), payload=body)
+    for _ in range(3):
+        assert near.wait_readable(patience())
+        assert isinstance(near.receive(patience()).message, ErrorReply)
+        assert near.wait_readable(patience())
+        received = near.receive(patience())
+        assert received.payload_size == len(body)
+        got = bytearray(len(body))
+        near.receive_into(memoryview(got), patience())
+        assert got == body
+    assert not near.wait_readable(Deadline.after(0))
+
+
+class CountingSocket:
+    """A socket that counts what is asked of the kernel."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self.counts: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        self.counts[name] += 1
+        return getattr(self._socket, name)
+
+
+def test_a_call_costs_one_send_and_one_receive_whatever_its_deadline(pair: Pair) -> None:
+    near, far = pair
+
+    def answer() -> None:
+        with contextlib.suppress(ConnectionFailed):
+            while True:
+                far.send(Done(), patience(), request_id=far.receive(patience()).request_id)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    counting = CountingSocket(near._stream._socket)
+    near._stream._socket = cast(socket.socket, counting)
+    calls = 60
+    for number in range(calls):
+        deadline = Deadline.after(PATIENCE_S + number % 3)
+        near.send(Ping(), deadline, request_id=number + 1)
+        while not near.wait_readable(deadline.no_later_than(0.9)):
+            deadline.check("waiting for an answer")
+        assert near.receive(deadline).message == Done()
+    assert counting.counts["send"] == calls
+    assert calls <= counting.counts["recv_into"] < 2 * calls, "more only where an answer took longer than a timeout"
+    assert counting.counts["setsockopt"] <= 2, "one timeout for each direction does for all of them"
+    assert set(counting.counts) == {"send", "recv_into", "setsockopt"}
+    near.close()
+    thread.join(PATIENCE_S)
 
 
 def test_close_from_another_thread_wakes_the_one_that_waits(pair: Pair) -> None:

@@ -42,6 +42,49 @@ def environ(cluster: ClusterUnderTest, tmp_path: Path) -> dict[str, str]:
     }
 
 
+STUB = """#!{python}
+# `ssh HOST systemctl VERB … UNIT` and `systemctl VERB … UNIT` for daemons of `dfs up`; each call is written down.
+import signal, sys
+from pathlib import Path
+
+words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+folder = Path(__file__).parent
+calls, failures = folder / "calls", folder / "failures"
+with calls.open("a") as file:
+    print(*words, file=file)
+words = words[2:] if words[0] == "ssh" else words
+verb, name = words[1], words[-1].partition("@")[2]
+if verb == "is-active":
+    sys.exit(0)
+if verb == "start" and failures.exists():
+    left = int(failures.read_text()) - 1
+    failures.write_text(str(left)) if left else failures.unlink()
+    sys.exit(f"Job for {{words[-1]}}.service failed.")
+from dfs.config import load_config
+from dfs.local.cluster import LocalCluster
+
+local = LocalCluster(load_config(Path({config!r})))
+if verb == "start":
+    local.start(name)
+elif verb == "stop":
+    local.stop(name)
+else:
+    local.kill(name, signal.Signals[words[2].partition("=")[2]])
+"""
+
+
+@pytest.fixture
+def tools(cluster: ClusterUnderTest, environ: dict[str, str], tmp_path: Path) -> Path:
+    """Put `ssh` and `systemctl` first on PATH; return their folder, with the file `calls`."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("ssh", "systemctl"):
+        (folder / name).write_text(STUB.format(python=sys.executable, config=str(cluster.config_path)))
+        (folder / name).chmod(0o755)
+    environ["PATH"] = f"{folder}{os.pathsep}{environ['PATH']}"
+    return folder
+
+
 def begin(environ: dict[str, str], *arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", "dfs", "chaos", *arguments]
     return subprocess.Popen(
@@ -155,3 +198,41 @@ def test_a_run_is_refused_where_a_users_file_is_at_risk(cluster: ClusterUnderTes
             client.delete("/precious", skip_trash=True)
     assert "destroy" in chaos(environ, REFUSED, "run", "--yes", "--fault", "wipe-server")
     assert "nobody is there to be asked" in chaos(environ, REFUSED, "run", "--fault", "kill-leader")
+
+
+def test_daemons_are_broken_through_systemd_by_the_commands_that_the_plan_shows(
+    cluster: ClusterUnderTest, environ: dict[str, str], tools: Path
+) -> None:
+    wait_whole(cluster)
+    options = ["--seed", "3", "--for", "6s", "--outage-max", "1s", "--systemd"]
+    options += ["--fault", "restart-follower", "--fault", "pause-server"]
+    plan = json.loads(chaos(environ, CLEAN, "plan", *options, "--json"))
+    assert all(node["where"] == "systemd on this machine" for node in plan["nodes"])
+    (tools / "calls").unlink()
+    chaos(environ, CLEAN, "run", "--yes", *options, "--report", str(tools / "report"))
+    called = [line.split() for line in (tools / "calls").read_text().splitlines() if "is-active" not in line]
+    done = {(line[1], line[2].partition("@")[0]) for line in called}
+    assert {("stop", "dfs-master"), ("start", "dfs-master")} <= done
+    assert {line[2] for line in called if line[1] == "kill"} == {"--signal=SIGSTOP", "--signal=SIGCONT"}
+    assert all(line[-1].partition("@")[0] in ("dfs-master", "dfs-chunk") for line in called)
+    wait_whole(cluster)
+
+
+def test_a_start_command_that_fails_ends_the_run_in_its_words_and_is_tried_again(
+    cluster: ClusterUnderTest, environ: dict[str, str], tools: Path
+) -> None:
+    wait_whole(cluster)
+    over = "ssh {host} systemctl"
+    commands = ["--stop-command", f"{over} stop dfs-{{role}}@{{name}}"]
+    commands += ["--start-command", f"{over} start dfs-{{role}}@{{name}}"]
+    (tools / "failures").write_text("2")  # when the fault is over, and once more when the run stops for that
+    run = ("run", "--yes", "--seed", "3", "--for", "8s", "--outage-max", "1s", "--fault", "restart-follower")
+    text = chaos(environ, REFUSED, *run, *commands, "--report", str(tools / "report"))
+    assert "INCONCLUSIVE" in text
+    assert "ended with 1: Job for dfs-master@m" in text
+    called = [line.split() for line in (tools / "calls").read_text().splitlines()]
+    assert [words[3] for words in called] == ["stop", "start", "start", "start"]
+    assert all(words[:3] == ["ssh", "127.0.0.1", "systemctl"] for words in called)
+    assert "nothing is left" in chaos(environ, CLEAN, "undo")
+    wait_whole(cluster)
+    assert names_below_root(cluster) == []

@@ -28,6 +28,7 @@ from dfs.errors import (
 )
 from dfs.master import raft_engine, raft_state
 from dfs.master.raft_state import COMMAND_SIZE_MAX
+from dfs.master.raft_wire import ReadRound
 from dfs.net.auth import ClusterKey
 from dfs.testing.raft_group import CommandList, RaftGroup, run_group, wait_until
 
@@ -147,6 +148,135 @@ def test_a_read_waits_for_what_was_acknowledged_before_it() -> None:
             await log.read_barrier(5)
             machine = next(group.machines[name] for name in group.logs if group.logs[name] is log)
             assert machine.commands[-1] == b"%d" % number
+
+    run_group(scenario)
+
+
+def test_changes_that_come_while_an_entry_is_on_its_way_share_the_next_one() -> None:
+    async def scenario(group: RaftGroup) -> None:
+        await group.start()
+        await group.propose(b"before")
+        _, log = await group.leader()
+        before = log.status().applied_index
+        proposals = []
+        for number in range(200):
+            proposals.append(asyncio.ensure_future(log.propose(b"%d" % number, 10)))
+            await asyncio.sleep(0)  # a turn of the loop: each would be an entry of its own
+        assert await asyncio.gather(*proposals) == list(range(2, 202))
+        assert log.status().applied_index - before < 100
+
+    run_group(scenario)
+
+
+def test_a_full_entry_does_not_wait_for_the_one_before_it() -> None:
+    async def scenario(group: RaftGroup) -> None:
+        await group.start()
+        await group.propose(b"before")
+        name, log = await group.leader()
+        journal = log.node.journal
+        for other in [other for other in group.logs if other != name]:
+            group.isolate(other)
+        ended = journal.last_index
+        proposals = [asyncio.ensure_future(log.propose(b"first", 10))]
+        await wait_until(lambda: journal.last_index == ended + 1, "an entry is on its way")
+        for number in range(raft_state.ENTRY_COMMANDS_GOAL - 1):
+            proposals.append(asyncio.ensure_future(log.propose(b"%d" % number, 10)))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not log.is_leader or journal.last_index == ended + 1
+        proposals.append(asyncio.ensure_future(log.propose(b"last", 10)))
+        await wait_until(lambda: not log.is_leader or journal.last_index == ended + 2, "the full one follows")
+        await group.stop()
+        await asyncio.gather(*proposals, return_exceptions=True)
+
+    run_group(scenario)
+
+
+def test_what_has_waited_for_its_entry_till_its_time_was_over_never_happens() -> None:
+    async def scenario(group: RaftGroup) -> None:
+        await group.start()
+        await group.propose(b"before")
+        name, log = await group.leader()
+        followers = [other for other in group.logs if other != name]
+        for other in followers:
+            group.isolate(other)
+        first = asyncio.ensure_future(log.propose(b"first", 10))
+        await asyncio.sleep(0.05)
+        with pytest.raises((OutcomeUnknown, NotLeader)):
+            await log.propose(b"late", 0.1)
+        for other in followers:
+            group.heal(other)
+        await asyncio.gather(first, return_exceptions=True)
+        await group.propose(b"after")
+        commands = await group.agree()
+        assert commands[0] == b"before"
+        assert commands[-1] == b"after"
+        assert b"late" not in commands
+
+    run_group(scenario)
+
+
+def test_callers_that_come_back_share_an_entry_and_nobody_is_waited_for_in_vain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(group: RaftGroup) -> None:
+        await group.start()
+        await group.propose(b"before")
+        _, log = await group.leader()
+        journal = log.node.journal
+
+        async def together(count: int) -> list[asyncio.Future[int]]:
+            """Let so many be decided, and count as slow: then as many are expected again."""
+            log._company.entry_made(time.monotonic() - 1)
+            return [asyncio.ensure_future(log.propose(b"%d" % number, 10)) for number in range(count)]
+
+        monkeypatch.setattr(raft_state, "COMPANY_WAIT_S", 30.0)
+        await asyncio.gather(*await together(3))
+        ended = journal.last_index
+        again = [asyncio.ensure_future(log.propose(b"again", 10)) for _ in range(2)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert journal.last_index == ended
+        await asyncio.gather(*again, log.propose(b"the third", 10))
+        assert journal.last_index == ended + 1
+        monkeypatch.setattr(raft_state, "COMPANY_WAIT_S", 0.01)
+        await asyncio.gather(*await together(3))
+        await log.propose(b"alone", 10)
+
+    run_group(scenario)
+
+
+def test_reads_are_proved_by_those_who_are_prompt_and_by_others_when_they_fall_silent() -> None:
+    async def scenario(group: RaftGroup) -> None:
+        await group.start()
+        await group.propose(b"one")
+        name, log = await group.leader()
+        questions = dict.fromkeys(group.logs, 0)
+        silent: set[str] = set()
+
+        def watch(peer: str) -> None:
+            gate = group.logs[peer].node.gate
+            answer = gate._handlers[ReadRound]
+
+            def asked(leader: str, message: ReadRound) -> None:
+                questions[peer] += 1
+                if peer not in silent:
+                    answer(leader, message)
+
+            gate._handlers[ReadRound] = asked
+
+        followers = [peer for peer in group.logs if peer != name]
+        for peer in followers:
+            watch(peer)
+        for _ in range(50):
+            await log.read_barrier(5)
+        assert sum(questions.values()) < 90  # each of the two would have been asked 50 times
+        silent.add(max(followers, key=questions.__getitem__))
+        for _ in range(5):
+            await log.read_barrier(5)
+        silent.update(followers)
+        with pytest.raises(NoQuorum):
+            await log.read_barrier(0.5)
 
     run_group(scenario)
 

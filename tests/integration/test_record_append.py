@@ -20,7 +20,14 @@ from dfs.checksum import crc32c
 from dfs.chunk.tails.reports import TailReports
 from dfs.client import DfsClient
 from dfs.client.appender import Appender
-from dfs.errors import AppenderUnknown, Conflict, ConnectionFailed, InvalidArgument, LimitExceeded, QuotaExceeded
+from dfs.errors import (
+    AppenderUnknown,
+    Conflict,
+    ConnectionFailed,
+    InvalidArgument,
+    LimitExceeded,
+    QuotaExceeded,
+)
 from dfs.ids import ChunkHandle
 from dfs.master.chunk_report import Verdict
 from dfs.master.state.commands import PutServer, SetServerMode
@@ -32,6 +39,7 @@ from dfs.net.parts import ReplicaReport
 from dfs.testing.append_chaos import AppendChaos, ChaosPlan
 from dfs.testing.cluster import ClusterUnderTest, wait_until
 from dfs.testing.memory_cluster import MemoryChunkServer, MemoryCluster
+from dfs.testing.replicas import put
 
 pytestmark = pytest.mark.timeout(240)
 CHUNK_SIZE = 128 * 1024
@@ -364,6 +372,74 @@ def test_tails_are_dropped_once_their_chunk_is_known_and_not_before(cluster: Mem
     assert head.service.tails.held() == ()
     assert not list(head.tail_folders[0].iterdir())
     assert content(client, "/sealed") == b"one"
+
+
+def test_a_tail_that_no_server_has_is_given_up_at_an_administrators_word_only(
+    cluster: MemoryCluster, client: DfsClient
+) -> None:
+    client.append_record("/log", b"one")
+    assert client.servers.end_tail("/log").outcome == "sealed"
+    assert client.servers.end_tail("/log").outcome == "none"
+    client.append_record("/log", b"lost")
+    tail = tail_of(cluster)
+    for position in range(3):
+        server_of(cluster, position).service.tails.drop(tail.handle)
+    with pytest.raises(Conflict, match=r"/log.*there is no tail.*--give-up"):
+        client.servers.end_tail("/log")
+    assert cluster.masters[0].state.tails.at("/log") == tail
+    ended = client.servers.end_tail("/log", gives_up=True)
+    assert (ended.outcome, ended.length, len(ended.servers)) == ("given_up", 0, 3)
+    client.append_record("/log", b"two")
+    assert content(client) == b"onetwo"
+
+
+def test_a_tail_that_a_silent_server_may_have_is_given_up_by_force_only(
+    cluster: MemoryCluster, client: DfsClient
+) -> None:
+    client.append_record("/log", b"one")
+    tail, silent = tail_of(cluster), server_of(cluster, 1)
+    silent.stop()
+    for position in (0, 2):
+        server_of(cluster, position).service.tails.drop(tail.handle)
+    with pytest.raises(Conflict, match=rf"{silent.name} \({silent.address}\)"):
+        client.servers.end_tail("/log", gives_up=True)
+    assert cluster.masters[0].state.tails.at("/log") == tail
+    silent.start()
+    assert client.servers.end_tail("/log", gives_up=True).outcome == "sealed", "nothing is given up that is there"
+    assert content(client) == b"one"
+    client.append_record("/log", b"lost")
+    tail, silent = tail_of(cluster), server_of(cluster, 2)
+    silent.stop()
+    for position in (0, 1):
+        server_of(cluster, position).service.tails.drop(tail.handle)
+    assert client.servers.end_tail("/log", gives_up=True, is_forced=True).outcome == "given_up"
+    assert content(client) == b"one"
+
+
+def test_an_imported_tail_is_sealed_where_its_replica_was_moved_after_the_export(
+    cluster: MemoryCluster, client: DfsClient
+) -> None:
+    client.append_record("/log", b"one")
+    tail, state, service = tail_of(cluster), cluster.masters[0].state, cluster.masters[0].service
+    for position in range(3):
+        server_of(cluster, position).service.tails.drop(tail.handle)
+    elsewhere = next(server for server in cluster.chunk_servers if server.store.server_id not in tail.servers)
+    put(elsewhere.store, b"one", tail.handle)
+    with pytest.raises(Conflict, match="cannot be sealed"):
+        client.servers.end_tail("/log")  # it cannot be that tail's: no export was imported
+    cluster.run(_born_now(cluster))
+    cluster.run(TailDuty(service.tails, state, service.leadership).run_once())
+    assert state.tails.at("/log") is None
+    chunk = state.chunk(tail.handle)
+    assert chunk is not None
+    assert chunk.servers == (elsewhere.store.server_id,)
+    assert content(client) == b"one"
+
+
+async def _born_now(cluster: MemoryCluster) -> None:
+    """Let the state be that of an import, as far as chunks are concerned: all of them are from before."""
+    state = cluster.masters[0].state
+    state._parts.born_ms = state.clock_ms + 1
 
 
 def test_a_tail_leaves_a_server_that_is_being_drained(cluster: MemoryCluster, client: DfsClient) -> None:

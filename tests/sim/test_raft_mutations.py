@@ -40,6 +40,7 @@ KILLERS = {
     "mismatch_commits_the_tail": 1,  # k1
     "lonely_leader_stays": 2,  # f2
     "read_without_round": 53,  # f2
+    "late_answers_prove_reads": 0,  # f2
     "read_before_own_entry": 14,  # f2
     "waits_not_ended": 0,  # e2 e4
     "resent_calls_run_again": 2,  # i

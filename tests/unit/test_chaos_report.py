@@ -12,11 +12,12 @@ import pytest
 from dfs.chaos.history import History, TimedCall
 from dfs.chaos.linearizability import Call
 from dfs.chaos.picture import draw, nice_ceiling
-from dfs.chaos.records import Acknowledged, make_record
+from dfs.chaos.records import Acknowledged, Copied, make_record
 from dfs.chaos.report import About, assemble, exit_code, lines, load, write
 from dfs.chaos.story import Moment, Story
 from dfs.chaos.timeline import draw_up
 from dfs.chaos.verdict import Outcome, Verdict, judge
+from dfs.checksum import crc32c
 from dfs.errors import NotFound
 
 ABOUT = About("r-1", 'test <&> "1"', False, 7, 0, "1.0", "dfs chaos run --seed 7")
@@ -99,6 +100,20 @@ def test_appends_are_judged_by_their_records() -> None:
     assert broken(verdict(history(), one + two, told)) == []
     for log in (one, one + one + two, one + two[:-1], one + two[:-1] + b"?", b""):
         assert broken(verdict(history(), log, told)) == ["each acknowledged append is there exactly once"]
+
+
+def test_copies_of_a_growing_log_are_beginnings_of_it_with_all_that_was_acknowledged() -> None:
+    one, two = make_record(1, 1, 50), make_record(1, 2, 50)
+    told, log = (Acknowledged(1, 1, 0), Acknowledged(1, 2, len(one))), one + two
+    fine = [Copied(0, crc32c(b""), 0), Copied(len(one), crc32c(one), len(one)), Copied(len(log), crc32c(log), 0)]
+    assert broken(judge(history(), told, log, (), story(), fine)) == []
+    for bad in (
+        Copied(0, crc32c(b""), len(one)),  # without a record that was acknowledged before it
+        Copied(len(two), crc32c(two), 0),  # other bytes
+        Copied(len(log) + 1, crc32c(log + b"?"), 0),  # more than there is in the end
+    ):
+        found = judge(history(), told, log, (), story(), [*fine, bad])
+        assert broken(found) == ["each acknowledged append is there exactly once"]
 
 
 def test_what_cannot_be_used_at_the_end_is_lost() -> None:

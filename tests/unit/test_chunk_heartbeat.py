@@ -23,6 +23,7 @@ from dfs.chunk.replicator import Replicator
 from dfs.clock import Deadline
 from dfs.errors import DfsError, InvalidArgument, NoQuorum, NotLeader, OutcomeUnknown
 from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
+from dfs.log import unexpected
 from dfs.net.auth import ClusterKey
 from dfs.net.blocking import Channel
 from dfs.net.listener import Listener, ServeLimits, serve_forever
@@ -493,3 +494,27 @@ def test_thread_beats_until_it_is_stopped(store: MemoryStore) -> None:
         for thread in threads:
             thread.join(20)
         assert not any(thread.is_alive() for thread in threads)
+
+
+def test_an_error_that_nobody_expected_is_counted_told_and_the_beating_goes_on(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, disks, before = threading.Event(), store.disks, unexpected().get("heartbeat_failed", 0)
+    failures = iter([ZeroDivisionError("a bug")])
+
+    def fail_once() -> object:
+        for failure in failures:
+            raise failure
+        return disks()
+
+    monkeypatch.setattr(store, "disks", fail_once)
+    with masters(1) as (master,), talking(store, master.address) as (heartbeats, _):
+        thread = threading.Thread(target=heartbeats.run, args=(stop,), daemon=True)
+        thread.start()
+        wait_until(lambda: any(isinstance(message, Heartbeat) for message in master.heard), 20, "it beats on")
+        stop.set()
+        heartbeats.hurry()
+        thread.join(20)
+        told = [message.unexpected_count for message in master.heard if isinstance(message, Heartbeat)]
+    assert unexpected()["heartbeat_failed"] == before + 1
+    assert told[0] == sum(unexpected().values())

@@ -31,10 +31,18 @@ from dfs.errors import (
     NotFound,
     OutcomeUnknown,
 )
+from dfs.fast_paths import VARIABLE
 from dfs.testing.memory_client import MemoryClient
 
 Run = Callable[..., Result]
 ROOT = Path(__file__).parents[2]
+
+
+def test_a_fast_path_that_there_is_not_ends_every_verb(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "local-raeds")
+    result = run("ls", "/")
+    assert result.exit_code == wall.EXIT_CONFIG
+    assert result.stderr.startswith(f"dfs: {VARIABLE} names local-raeds; what can be left out is: ")
 
 
 @pytest.mark.parametrize(

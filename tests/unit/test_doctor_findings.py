@@ -313,6 +313,16 @@ def test_what_the_leader_knows_is_judged() -> None:
     ]
 
 
+def test_errors_that_a_node_did_not_expect_are_told() -> None:
+    odd = msgspec.structs.replace(chunk_server(1), unexpected_count=3)
+    assert told(judge_cluster(status(odd), report(), None)) == [
+        "WARN errors: 3 errors since its start that its code did not expect"
+    ]
+    masters = [master("m1", "leader"), msgspec.structs.replace(master("m2"), unexpected_count=1), master("m3")]
+    (found,) = [finding for finding in judge_masters(masters, {}, {}) if finding.level is not Level.OK]
+    assert (found.where, found.topic) == ("m2", "errors")
+
+
 def test_servers_that_are_away_as_wanted_are_no_failure_and_blocked_repair_is_one() -> None:
     away = msgspec.structs.replace(chunk_server(1, "dead"), mode="maintenance")
     slow = msgspec.structs.replace(chunk_server(2, "slow"), disk_wait_ms=700)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import re
 import socket
@@ -21,6 +22,7 @@ from dfs.chunk.service import ChunkService
 from dfs.config import parse_config
 from dfs.errors import ConfigError, NotFound
 from dfs.ids import ChunkHandle, new_server_id
+from dfs.log import get_logger, unexpected
 from dfs.master.metrics import MasterMetrics, healing_families
 from dfs.measures import BOUNDS_S, LABELS_MAX, OTHER, Times, TimesByLabel, Totals
 from dfs.net.auth import ClusterKey
@@ -214,6 +216,30 @@ def test_a_chunk_server_shows_its_work_and_what_its_last_heartbeat_told() -> Non
     assert page["dfs_chunk_disk_wait_seconds"] == 0.015
     assert page["dfs_chunk_copies_waiting"] == 1
     assert page["process_open_fds"] > 0
+
+
+def test_errors_that_nobody_expected_are_counted_by_event_on_every_node() -> None:
+    before = unexpected().get("scrub_failed", 0)
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError:
+        get_logger("dfs.test").exception("scrub_failed")
+    page = samples(page_of(chunk_metrics()[0].families)())
+    assert page["dfs_unexpected_errors_total{event=scrub_failed}"] == before + 1
+
+
+def test_every_root_of_a_thread_or_task_counts_what_it_did_not_expect() -> None:
+    """A broad `except` logs with `exception`, which counts, or hands the error on."""
+    roots, silent = 0, []
+    for path in sorted((ROOT / "dfs" / "chunk").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler) and isinstance(node.type, ast.Name) and node.type.id == "Exception":
+                roots += 1
+                calls = [call.func for call in ast.walk(node) if isinstance(call, ast.Call)]
+                if not any(isinstance(call, ast.Attribute) and call.attr == "exception" for call in calls):
+                    silent.append(f"{path}:{node.lineno}")
+    assert silent == []
+    assert roots >= 7, "the threads of a chunk server"
 
 
 # --- the document -------------------------------------------------------------------------------------

@@ -129,7 +129,10 @@ def test_a_member_without_its_journal_refuses_to_start(tmp_path: Path) -> None:
         Membership(tmp_path, "a", ("b", "c"), fsync=False).check(has_journal=False)
 
 
-@pytest.mark.parametrize("content", [b"", b"rubbish", b'{"format":1,"master":"b"}', b'{"format":2,"master":"a"}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"rubbish", b'{"format":1,"master":"b"}', b'{"format":2,"master":"a"}', b'{"format":1,"master":"\xff"}'],
+)
 def test_a_marker_of_somebody_else_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / MARKER).write_bytes(content)
     with pytest.raises(StorageCorrupt, match="does not say that this is master 'a'"):

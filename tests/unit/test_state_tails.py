@@ -131,6 +131,20 @@ def test_impossible_tails_and_seals_are_refused(master: Master) -> None:
     assert master.commit(10, servers=SERVERS[1:2]) == m.Done()
 
 
+def test_only_a_tail_from_before_an_import_is_sealed_outside_its_chain(master: Master) -> None:
+    master.begin(servers=SERVERS[:2])
+    assert refusal(master.commit(10, servers=SERVERS[2:])) == InvalidArgument.code
+    tail = master.state.tails.at("/log")
+    assert tail is not None
+    imported = Master()
+    imported.state = load_export(export_lines(master.state.dump(), cluster="demo", log_index=7), "file")
+    imported.now_ms = NOW_MS + 1
+    assert imported.commit(10, servers=SERVERS[2:]) == m.Done()
+    chunk = imported.state.chunk(tail.handle)
+    assert chunk is not None
+    assert chunk.servers == SERVERS[2:]
+
+
 def test_a_tail_allocated_before_the_horizon_is_refused_and_a_known_one_never_is(master: Master) -> None:
     old = master.handle()
     master.begin("/known", handle=master.handle())

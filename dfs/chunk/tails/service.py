@@ -125,7 +125,7 @@ class TailService:
         try:
             # A round of another server must not wait for memory: that server's own rounds may be what it waits for.
             with self._budget.lent(size if isinstance(message, AppendRecords) else 0):
-                data = memoryview(bytearray(size)) if size < LARGE_RECORD_SIZE else self._buffers.take(size)
+                data = self._buffers.take(size)
                 receive_records(channel, groups, data)
                 reply, payload = self._carry_out(message, data)
         except DfsError as error:

@@ -14,6 +14,7 @@ from types import TracebackType
 
 from dfs.chunk.layout import Tail
 
+WHOLE_SIZE_MAX = 16 * 1024  # bytes of a replica whose data are read with its tail, in one call of the system
 OPEN_VOLUMES_MAX = 64  # of one disk: 4 GiB of small chunks that are read without opening a file
 
 
@@ -29,12 +30,13 @@ class _SharedFile:
 class OpenRecord:
     """A small replica that is being read (contract: dfs.chunk.replicas.ReplicaReader)."""
 
-    __slots__ = ("_file", "_files", "fd", "start", "tail")
+    __slots__ = ("_file", "_files", "data", "fd", "start", "tail")
 
-    def __init__(self, files: VolumeFiles, file: _SharedFile, start: int, tail: Tail) -> None:
+    def __init__(self, files: VolumeFiles, file: _SharedFile, start: int, tail: Tail, data: bytes | None) -> None:
         self.fd = file.fd
         self.start = start
         self.tail = tail
+        self.data = data
         self._files = files
         self._file = file
 
@@ -106,3 +108,12 @@ class VolumeFiles:
     def close(self) -> None:
         for number in list(self._kept):
             self.evict(number)
+
+
+def read_whole(fd: int, start: int, size: int) -> bytes:
+    """Return a record's data and tail, nothing when they cannot be read: then each is read, and judged, for itself."""
+    try:
+        whole = os.pread(fd, size, start)
+    except OSError:
+        return b""
+    return whole if len(whole) == size else b""

@@ -27,7 +27,7 @@ from dfs.chunk.group_commit import GroupCommit
 from dfs.chunk.identity import sync_directory
 from dfs.chunk.layout import decode_tail, file_size
 from dfs.chunk.replicas import Replica
-from dfs.chunk.volumes.files import OpenRecord, VolumeFiles
+from dfs.chunk.volumes.files import WHOLE_SIZE_MAX, OpenRecord, VolumeFiles, read_whole
 from dfs.chunk.volumes.records import (
     HEADER_SIZE,
     SALT_SIZE,
@@ -251,10 +251,13 @@ class VolumeSet:
                 if self._places.get(handle) is place:
                     raise
                 continue  # its volume was compacted at this moment: look again
-            start = place.offset + HEADER_SIZE
+            start, size = place.offset + HEADER_SIZE, file_size(place.length)
             try:
-                data = os.pread(file.fd, file_size(place.length) - place.length, start + place.length)
-                return OpenRecord(self._files, file, start, decode_tail(data, place.length, handle))
+                if place.length <= WHOLE_SIZE_MAX and (whole := read_whole(file.fd, start, size)):
+                    data, end = whole[: place.length], whole[place.length :]
+                else:
+                    data, end = None, os.pread(file.fd, size - place.length, start + place.length)
+                return OpenRecord(self._files, file, start, decode_tail(end, place.length, handle), data)
             except BaseException:
                 self._files.release(file)
                 raise

@@ -52,6 +52,7 @@ class ServerView:
     pace: Pace = field(default_factory=Pace)
     copying: tuple[ChunkHandle, ...] = ()
     disk_wait_ms: int = 0
+    unexpected_count: int = 0
     scrub: ScrubStatus = NOT_SCRUBBED
 
 
@@ -133,6 +134,7 @@ class ClusterView:
         server.chunk_count, server.active_streams = heartbeat.chunk_count, heartbeat.active_streams
         server.disks = heartbeat.disks
         server.copying, server.disk_wait_ms, server.scrub = heartbeat.copying, heartbeat.disk_wait_ms, heartbeat.scrub
+        server.unexpected_count = heartbeat.unexpected_count
         server.has_heartbeat = True
         server.promised_size //= 2  # a chunk takes a few heartbeats until `free` shows it
         server.promised_count //= 2

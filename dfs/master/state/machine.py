@@ -51,7 +51,7 @@ from dfs.master.state.commands import (
 from dfs.master.state.file_walk import WalkPage, walk_page
 from dfs.master.state.invariants import check_invariants
 from dfs.master.state.loading import StateLoading
-from dfs.master.state.namespace import shown, status_of
+from dfs.master.state.namespace import shown, status_of, statuses_of
 from dfs.master.state.nodes import Directory, File, Node
 from dfs.master.state.parts import TIME_MAX_MS, StateParts
 from dfs.master.state.subtree import entries_after
@@ -277,7 +277,7 @@ class MasterState:
         if isinstance(node, File):
             raise NotADirectory(f"{shown(path)} is a file")
         entries, has_more = node.entries.page(after, limit)
-        return tuple(status_of(name, child) for name, child in entries), has_more
+        return statuses_of(entries), has_more
 
     def extents(self, path: str, first_extent: int, count: int, version: int) -> ExtentsView:
         """Return at most `count` extents from number `first_extent` on; `version` 0 is the present one."""

@@ -97,10 +97,11 @@ def _check_sealed(parts: StateParts, command: CommitTail, tail: TailRecord) -> N
     if not 0 <= command.length <= CHUNK_LENGTH_MAX or not 0 <= command.crc <= 0xFFFFFFFF:
         raise InvalidArgument(f"tail {text} cannot have {command.length} bytes with checksum {command.crc}")
     servers = set(command.servers)
+    is_imported = allocated_ms(command.handle) < parts.born_ms  # sealed in the old state: copies may be anywhere
     if (
         bool(servers) != bool(command.length)
         or len(servers) != len(command.servers)
-        or not servers <= set(tail.servers)
+        or not (is_imported or servers <= set(tail.servers))
     ):
         raise InvalidArgument(f"tail {text} was sealed on servers that are not those of its chain")
     for server_id in command.servers:

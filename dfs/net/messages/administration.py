@@ -1,4 +1,4 @@
-"""What an administrator asks of the leader about chunk servers: drain, maintenance, removal, balance.
+"""What an administrator asks of the leader about chunk servers: drain, maintenance, removal, balance, stuck tails.
 
 Owns: these calls and their replies. Refuses to know: how the leader carries them out.
 
@@ -81,3 +81,22 @@ class BalanceServersReply(Message, frozen=True, array_like=True):
     status: BalanceStatus
     moves: tuple[PlannedMove, ...]
     eta_s: float  # at the balance rate; -1.0 when it cannot be told
+
+
+@message(0x0170)
+class EndTail(Message, frozen=True, array_like=True):
+    """Seal the open tail of a file now; with `gives_up` end it without its bytes when no server of its chain has it.
+
+    `Conflict` when one may have it, being silent, unless `is_forced`."""
+
+    path: str
+    gives_up: bool = False
+    is_forced: bool = False
+
+
+@message(0x0171)
+class EndTailReply(Message, frozen=True, array_like=True):
+    outcome: str  # none, sealed, given_up
+    length: int  # bytes that became part of the file
+    reported_length: int  # bytes that its head told this leader last; 0: nothing was heard
+    servers: tuple[str, ...]  # names of its chain

@@ -58,6 +58,7 @@ class Heartbeat(Message, frozen=True, array_like=True):
         0  # how long a small synced write took lately on the slowest working disk: slow servers stand out
     )
     scrub: ScrubStatus = ScrubStatus()
+    unexpected_count: int = 0  # errors since its start that its code did not expect; each is in its log
 
 
 @message(0x0303)

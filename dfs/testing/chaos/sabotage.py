@@ -20,7 +20,9 @@ from unittest import mock
 
 from dfs.chunk.tails.open_tail import OpenTail
 from dfs.client import local_replicas, readings
+from dfs.clock import Deadline
 from dfs.master import access, raft_journal
+from dfs.master.leadership import Leadership
 from dfs.master.service import MasterService
 from dfs.master.state.machine import MasterState
 from dfs.master.state.views import ExtentsView
@@ -89,10 +91,10 @@ class Saboteur:
     def _read_barrier() -> contextlib.AbstractContextManager[Any]:
         """Answer reads from the local state, whoever leads."""
 
-        async def settle(_self: MasterService, _stale_ms: int, _context: object) -> None:
+        async def settle(_self: Leadership, _deadline: Deadline) -> None:
             return
 
-        return mock.patch.object(MasterService, "_settle", settle)
+        return mock.patch.object(Leadership, "barrier", settle)
 
     @staticmethod
     def _session_dedupe() -> contextlib.AbstractContextManager[Any]:
@@ -119,19 +121,19 @@ class Saboteur:
     @staticmethod
     def _version_pin() -> contextlib.AbstractContextManager[Any]:
         """Locate the next page of a file whatever version of it the reader began with, and not too soon."""
-        extents, locate = MasterState.extents, MasterService._locate
+        extents, handle = MasterState.extents, MasterService.handle
 
         def unpinned(self: MasterState, path: str, first_extent: int, count: int, _version: int) -> ExtentsView:
             return extents(self, path, first_extent, count, 0)
 
-        async def locate_late(self: MasterService, message: Locate, context: RequestContext) -> Message:
-            if message.first_extent:
+        async def locate_late(self: MasterService, message: Message, context: RequestContext) -> Message:
+            if isinstance(message, Locate) and message.first_extent:
                 await asyncio.sleep(PAGE_PAUSE_S)
-            return await locate(self, message, context)
+            return await handle(self, message, context)
 
         stack = contextlib.ExitStack()
         stack.enter_context(mock.patch.object(MasterState, "extents", unpinned))
-        stack.enter_context(mock.patch.object(MasterService, "_locate", locate_late))
+        stack.enter_context(mock.patch.object(MasterService, "handle", locate_late))
         return stack
 
     @staticmethod

@@ -12,8 +12,6 @@ import contextlib
 import os
 import struct
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -45,19 +43,12 @@ from dfs.net.frames import FrameParser, encode_frame
 from dfs.net.messages import CommitFile, Heartbeat, MakeDirectory, Rename, ReplicateRecords, Stat, Touch, decode, encode
 from dfs.net.parts import AppenderState, CallId, NewChunk, NewExtent, RecordGroup
 from dfs.net.session import HELLO_SIZE, Handshake, Role
+from dfs.testing.fuzz.file_targets import FILE_TARGETS, Target
 
 HANDLE = ChunkHandle(bytes(range(16)))
 SERVER = ServerId(b"s" * 16)
 KEY = ClusterKey.from_secret(b"a secret of more than thirty-two bytes", "fuzz")
 NOW_MS = 1_700_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """`run` returns or raises an error of the tree for whatever bytes; `samples` are sound ones."""
-
-    run: Callable[[bytes], object]
-    samples: tuple[bytes, ...]
 
 
 def _frames(data: bytes) -> None:
@@ -264,6 +255,7 @@ TARGETS: dict[str, Target] = {
     "records": Target(_records, (_records_sample(),)),
     "config": Target(_config, (EMBEDDED_DEFAULT.encode(),)),
     "settings": Target(_settings, (b'{"cwd": "/", "masters": ["h:1"], "replication": 2}',)),
+    **FILE_TARGETS,
 }
 
 
