@@ -25,7 +25,7 @@ replicas_min = 1            # a put succeeds with this many when servers are mis
 chunk_size = 64 MiB         # files are cut into chunks of this size (a multiple of 64 KiB, at most 256 MiB)
 disk_reserve = 1 GiB        # free space that every data folder keeps
 fsync = yes                 # "no" is faster, and a power cut may then lose acknowledged writes
-local_reads = yes           # readers on a chunk server's machine are given its open files, and verify what they read
+local_reads = yes           # clients of a chunk server's machine read its open files, and lend it memory to write from
 
 heartbeat_interval = 1 s    # every chunk server tells the leader that it lives
 dead_after = 10 s           # silent for so long: no longer offered to clients

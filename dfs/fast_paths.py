@@ -27,8 +27,10 @@ class FastPath(StrEnum):
     FAN_OUT = "fan-out"  # a client sends a small chunk to all its servers at once instead of along the chain
     HEDGED_READS = "hedged-reads"  # a client asks a second replica when the first is slow
     LOCAL_READS = "local-reads"  # open files go from a chunk server to clients of its machine
+    MEMORY_DOOR = "memory-door"  # chunk servers of the writer's machine take chunks from its memory, not by sockets
     PACKING = "packing"  # a client stores many small files in shared chunks, and commits them together
     RESERVE = "reserve"  # a client has chunks allocated ahead of small puts
+    ROOM_AHEAD = "room-ahead"  # a chunk server has room allocated ahead of large chunks and rounds
     SENDFILE = "sendfile"  # a chunk server lets the kernel copy a file into a connection
     UNPACKING = "unpacking"  # a client reads many small files from their chunks in long runs
     VOLUME_AHEAD = "volume-ahead"  # a chunk server writes small records over zeros that are on the disk already

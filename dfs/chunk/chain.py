@@ -81,12 +81,18 @@ class Upstream:
     def fill(self, buffer: memoryview) -> None:
         """Fill `buffer` with the next bytes of the payload."""
         try:
-            self._channel.receive_into(buffer, Deadline.after(self.stall_s))
+            self._fill(buffer)
         except DfsError:
             self.is_lost = True
             raise
-        self._unread -= len(buffer)
         self.size += len(buffer)
+
+    def _fill(self, buffer: memoryview) -> None:
+        self._channel.receive_into(buffer, Deadline.after(self.stall_s))
+        self._unread -= len(buffer)
+
+    def taken(self) -> None:
+        """Hear that all bytes of a piece were taken and verified; raise when that was to be told and could not."""
 
     def skip_chunk(self, idle_s: float) -> Received | None:
         """Throw away what is left of a refused chunk. Return the message after it when the writer gave up early, and
@@ -274,6 +280,7 @@ class ChunkTransfer:
                 onward.send_bytes(part, onward.deadline(upstream.patience_s))
             first = block_count(start) * CRC_SIZE
             writer.write(part, piece.checksums[first : first + block_count(len(part)) * CRC_SIZE])
+        upstream.taken()
 
     def _finish(
         self,

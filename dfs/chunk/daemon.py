@@ -40,7 +40,7 @@ from dfs.net.metrics_port import open_metrics_port
 
 DRAIN_S = 1.0  # how long work in progress may take to end after a stop; writers try again elsewhere
 THREAD_END_S = 1.0  # how long the other threads may take
-DESCRIPTORS_WANTED = 3 * CONNECTIONS_MAX + 1024  # a file for each connection, the door's, the cache's, onward ones
+DESCRIPTORS_WANTED = 4 * CONNECTIONS_MAX + 1024  # a file for each connection, the door's with its memory, the cache's …
 
 log = get_logger(__name__)
 
@@ -112,7 +112,8 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
             ("disk watch", watch.run),
             *((f"copier {number}", replicator.run) for number in range(1, COPIERS + 1)),
         ]
-        if config.local_reads and is_on(FastPath.LOCAL_READS) and (door := _open_door(store.server_id)) is not None:
+        has_door = config.local_reads and (is_on(FastPath.LOCAL_READS) or is_on(FastPath.MEMORY_DOOR))
+        if has_door and (door := _open_door(store.server_id)) is not None:
             stack.callback(door.close)
             works.append(("local door", functools.partial(_serve_door, door, key, service.door)))
         threads = _started(works, stop)
@@ -131,11 +132,11 @@ def serve(config: ClusterConfig, server: ChunkServerConfig, key: ClusterKey, sto
 
 
 def _open_door(server_id: ServerId) -> LocalListener | None:
-    """Open the door for readers of this machine; without one they come over the network."""
+    """Open the door for clients of this machine; without one they come over the network."""
     try:
         return LocalListener.open(server_id)
     except ConfigError as error:
-        log.warning("local_door_closed", reason=error.message, effect="readers of this machine use the network")
+        log.warning("local_door_closed", reason=error.message, effect="clients of this machine use the network")
         return None
 
 
@@ -150,7 +151,7 @@ def _started(
 
 
 def _serve_door(door: LocalListener, key: ClusterKey, service: LocalDoor, stop: threading.Event) -> None:
-    serve_forever(door, key, service.handle, ServeLimits(drain_s=0.0), stop)
+    serve_forever(door, key, service.handle, ServeLimits(drain_s=DRAIN_S), stop)
 
 
 def _open_metrics(

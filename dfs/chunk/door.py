@@ -1,7 +1,8 @@
-"""The local door of a chunk server: readers on the same machine are given the open file of a replica.
+"""The local door of a chunk server: processes of its machine read open files, and lend memory to be written from.
 
-Owns: which replica is handed over, and under which conditions. Refuses to know: how a descriptor travels
-(dfs.net.local), and what a reader does with it (it verifies every block, as always).
+Owns: which replica is handed over, which memory is borrowed, and under which conditions. Refuses to know: how a
+descriptor travels (dfs.net.local), what a reader does with it (it verifies every block, as always), and what becomes of
+a chunk (`take_chunk` has it admitted and stored as one from the network, docs/adr/0027).
 
 A sealed chunk never changes, so what the descriptor shows is right for ever, also when the replica was deleted; only
 its space stays taken until the reader lets go. A replica in a volume is not handed over: there are others' bytes.
@@ -10,21 +11,37 @@ its space stays taken until the reader lets go. A replica in a volume is not han
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 
+from dfs.chunk.lent import LentUpstream
 from dfs.chunk.meter import ChunkMeter
 from dfs.chunk.replicas import ChunkStore
 from dfs.chunk.streams import Streams
 from dfs.clock import Deadline
 from dfs.errors import DeadlineExceeded, DfsError, DiskFailed, InvalidArgument, ProtocolError
+from dfs.fast_paths import FastPath, is_on
 from dfs.ids import ChunkHandle, id_text
 from dfs.log import get_logger
 from dfs.net.auth import Rights
 from dfs.net.blocking import Channel, Received
-from dfs.net.messages import ErrorReply, OpenReplica, OpenReplicaReply
+from dfs.net.lent_memory import IS_POSSIBLE, BorrowedMemory
+from dfs.net.messages import (
+    LENT_SIZE_MAX,
+    ErrorReply,
+    LendMemory,
+    LendMemoryReply,
+    OpenReplica,
+    OpenReplicaReply,
+    WriteChunk,
+    WriteChunkReply,
+)
 
-DOOR_IDLE_S = 300.0  # a reader that asks nothing for so long is let out
+DOOR_IDLE_S = 300.0  # a peer that asks nothing for so long is let out
 HAND_OVER_TIMEOUT_S = 10.0  # for it to take what it asked for
+REPLY_TIMEOUT_S = 30.0  # for a writer to take the word on its chunk
+
+TakeChunk = Callable[[LentUpstream, WriteChunk], WriteChunkReply]  # raises what is to be told to the writer
 
 log = get_logger(__name__)
 
@@ -38,33 +55,98 @@ class LocalDoor:
         check_token: Callable[[bytes, ChunkHandle, Rights], None],
         reads: Streams,
         meter: ChunkMeter,
+        take_chunk: TakeChunk,
     ) -> None:
         """`check_token` raises for a token that does not allow it; `reads` gives turns."""
         self._store = store
         self._check_token = check_token
         self._reads = reads
         self._meter = meter
+        self._take_chunk = take_chunk
+        self._hands_over = is_on(FastPath.LOCAL_READS)
+        self._borrows = IS_POSSIBLE and is_on(FastPath.MEMORY_DOOR)
 
     def handle(self, channel: Channel) -> None:
         """Answer requests until the peer goes, says nothing for too long, or says something else."""
+        memory: BorrowedMemory | None = None
         try:
             while True:
                 received = channel.receive(Deadline.after(DOOR_IDLE_S))
-                if not isinstance(received.message, OpenReplica) or received.payload_size:
-                    raise ProtocolError(f"a local door does not answer {type(received.message).__name__}")
-                try:
-                    self._hand_over(channel, received, received.message)
-                except DfsError as error:
-                    if channel.is_broken:
-                        raise
-                    self._meter.refused.add(error.code)
-                    log.debug("not_handed_over", peer=channel.address, code=error.code, reason=error.message)
-                    deadline = Deadline.after(HAND_OVER_TIMEOUT_S)
-                    channel.send(ErrorReply.of(error), deadline, request_id=received.request_id)
+                message = received.message
+                if isinstance(message, OpenReplica) and not received.payload_size:
+                    self._answer_reader(channel, received, message)
+                elif isinstance(message, LendMemory) and not received.payload_size and memory is None:
+                    memory = self._borrow(channel, received, message)
+                elif isinstance(message, WriteChunk) and not received.payload_size and memory is not None:
+                    if not self._write(channel, received, message, memory):
+                        return
+                else:
+                    raise ProtocolError(f"a local door does not answer {type(message).__name__} here")
         except DeadlineExceeded as error:
             log.debug("door_silent", peer=channel.address, reason=error.message)
+        finally:
+            if memory is not None:
+                memory.close()
+
+    # --- writing ----------------------------------------------------------------------------------------
+
+    def _borrow(self, channel: Channel, received: Received, request: LendMemory) -> BorrowedMemory | None:
+        """Take a peer's memory, or tell why not."""
+        fd = channel.take_descriptor()
+        try:
+            if not self._borrows:
+                os.close(fd)
+                raise InvalidArgument("this chunk server takes no chunks from memory; write over the network")
+            memory = BorrowedMemory(fd, request.size, LENT_SIZE_MAX)
+        except DfsError as error:
+            self._refuse(channel, received, error, "memory_not_borrowed")
+            return None
+        try:
+            channel.send(LendMemoryReply(), Deadline.after(HAND_OVER_TIMEOUT_S), request_id=received.request_id)
+        except BaseException:
+            memory.close()
+            raise
+        return memory
+
+    def _write(self, channel: Channel, received: Received, request: WriteChunk, memory: BorrowedMemory) -> bool:
+        """Take a chunk and reply; False when it was refused: its writer may have said more, and enters anew."""
+        upstream, begun_s = LentUpstream(channel, received, memory), time.perf_counter()
+        try:
+            reply = self._take_chunk(upstream, request)
+        except DfsError as error:
+            self._meter.refused.add(error.code)
+            log.warning(
+                "chunk_refused", handle=request.handle, peer=channel.address, code=error.code, reason=error.message
+            )
+            if upstream.is_lost:
+                raise
+            channel.send(ErrorReply.of(error), Deadline.after(REPLY_TIMEOUT_S), request_id=received.request_id)
+            return False
+        self._meter.wrote(upstream.size, begun_s)
+        self._meter.bytes.add("lent", upstream.size)
+        self._meter.note_client()
+        log.debug("chunk_written", handle=request.handle, peer=channel.address, servers=len(reply.servers))
+        channel.send(reply, Deadline.after(REPLY_TIMEOUT_S), request_id=received.request_id)
+        return True
+
+    def _refuse(self, channel: Channel, received: Received, error: DfsError, event: str) -> None:
+        if channel.is_broken:
+            raise error
+        self._meter.refused.add(error.code)
+        log.debug(event, peer=channel.address, code=error.code, reason=error.message)
+        channel.send(ErrorReply.of(error), Deadline.after(HAND_OVER_TIMEOUT_S), request_id=received.request_id)
+
+    # --- reading ----------------------------------------------------------------------------------------
+
+    def _answer_reader(self, channel: Channel, received: Received, request: OpenReplica) -> None:
+        try:
+            self._hand_over(channel, received, request)
+        except DfsError as error:
+            self._refuse(channel, received, error, "not_handed_over")
 
     def _hand_over(self, channel: Channel, received: Received, request: OpenReplica) -> None:
+        if not self._hands_over:
+            raise InvalidArgument("this chunk server hands no open files over; read over the network")
         self._check_token(request.token, request.handle, Rights.READ)
         with self._reads.turn(), self._store.open(request.handle) as opened:
             if not opened.is_alone:

@@ -73,6 +73,11 @@ class ChunkMetrics:
         meter, moved = self._meter, self._meter.bytes.values()
         yield gauge("dfs_chunk_streams", "Chunks being read or written.", self._service.active_streams)
         yield counter("dfs_chunk_received_bytes", "Bytes of chunks written here.", moved.get("in", 0))
+        yield counter(
+            "dfs_chunk_lent_bytes",
+            "Bytes of these that were taken from the memory of writers of this machine.",
+            moved.get("lent", 0),
+        )
         yield counter("dfs_chunk_sent_bytes", "Bytes of chunks sent to readers.", moved.get("out", 0))
         yield counter(
             "dfs_chunk_handed_over_replicas",

@@ -17,10 +17,19 @@ from dfs import __version__
 from dfs.checksum import BLOCK_SIZE
 from dfs.chunk.chain import STALL_MAX_S, ChunkTransfer, Upstream, check_chain
 from dfs.chunk.door import LocalDoor
+from dfs.chunk.lent import LentUpstream
 from dfs.chunk.meter import ChunkMeter
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import ChunkStore, checksums_of, ranges_size, read_bytes, read_cut_ranges, read_range
-from dfs.chunk.streams import BUFFER_SIZE, RANGES_MEMORY_MAX, READS_MAX, STREAMS_MAX, ByteBudget, Streams
+from dfs.chunk.streams import (
+    BUFFER_SIZE,
+    LENT_BUFFER_SIZE,
+    RANGES_MEMORY_MAX,
+    READS_MAX,
+    STREAMS_MAX,
+    ByteBudget,
+    Streams,
+)
 from dfs.chunk.tails.folders import TailFolders
 from dfs.chunk.tails.service import TAIL_MESSAGES, TailService
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
@@ -45,6 +54,7 @@ from dfs.net.messages import (
     VerifyReplica,
     VerifyReplicaReply,
     WriteChunk,
+    WriteChunkReply,
 )
 
 CONNECTION_IDLE_S = 300.0  # a connection that asks nothing for so long is closed
@@ -82,7 +92,7 @@ class ChunkService:
         self._ranges = ByteBudget("ranges being read", RANGES_MEMORY_MAX)
         self._sends_files = is_on(FastPath.SENDFILE)
         self.meter = ChunkMeter()
-        self.door = LocalDoor(store, self._check_token, self._reads, self.meter)
+        self.door = LocalDoor(store, self._check_token, self._reads, self.meter, self._take_lent)
         self.tails = TailService(tail_folders, store, self._peers, self._check_token)
 
     @property
@@ -216,12 +226,9 @@ class ChunkService:
         """Take a chunk and reply; return the next request when the writer has already sent it."""
         upstream, begun_s = Upstream(channel, received), time.perf_counter()
         try:
-            self._check_token(request.token, request.handle, Rights.WRITE)
-            check_chain(request, self._address, REPLICATION_MAX)
             if received.payload_size:
                 raise ProtocolError("WriteChunk came with a payload")
-            with self._writes.turn() as buffer:
-                reply = self._transfer.run(upstream, request, buffer)
+            reply = self._take(upstream, request, BUFFER_SIZE)
         except DfsError as error:
             self.meter.refused.add(error.code)
             log.warning(
@@ -236,6 +243,16 @@ class ChunkService:
         log.debug("chunk_written", handle=request.handle, peer=channel.address, servers=len(reply.servers))
         self._send(channel, received, reply)
         return None
+
+    def _take(self, upstream: Upstream, request: WriteChunk, buffer_size: int) -> WriteChunkReply:
+        """Take a chunk if it may come, in its turn, by no more than `buffer_size` bytes at a time."""
+        self._check_token(request.token, request.handle, Rights.WRITE)
+        check_chain(request, self._address, REPLICATION_MAX)
+        with self._writes.turn() as buffer:
+            return self._transfer.run(upstream, request, buffer[:buffer_size])
+
+    def _take_lent(self, upstream: LentUpstream, request: WriteChunk) -> WriteChunkReply:
+        return self._take(upstream, request, LENT_BUFFER_SIZE)
 
     def _store_small(self, channel: Channel, received: Received, request: StoreChunk) -> None:
         """Take a chunk that came as one message, and reply; raise when the connection is of no use any more."""

@@ -31,7 +31,7 @@ from dfs.chunk.replicas import BlockSequence, Pace, Replica, Space, SpaceProbe, 
 from dfs.chunk.volumes.compaction import Compactor
 from dfs.chunk.volumes.files import OpenRecord
 from dfs.chunk.volumes.volumes import VOLUME_CHUNK_MAX, VOLUME_SIZE, VolumeSet
-from dfs.chunk.writeback import drop_pages, start_writeback
+from dfs.chunk.writeback import drop_pages, reserve_room, start_writeback
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DfsError, DiskFailed, DiskFull
 from dfs.ids import ChunkHandle, id_text
@@ -41,6 +41,8 @@ from dfs.net.parts import DiskReport
 
 SCAN_THREADS = 8  # folders of a disk read at the same time at start
 VERIFY_PIECE_SIZE = 16 * BLOCK_SIZE  # bytes read at a time when a replica is verified
+RESERVE_FROM = 1024 * 1024  # bytes after which a chunk is a large one, for which room is made ahead,
+RESERVE_SIZE = 8 * 1024 * 1024  # so much at a time
 WRITEBACK_SIZE = 8 * 1024 * 1024  # bytes after which the kernel is told to start writing: the final sync is short then
 
 log = get_logger(__name__)
@@ -448,6 +450,7 @@ class FileReplicaWriter:
         self._blocks = BlockSequence(handle)
         self._crc = 0
         self._flushed = 0  # bytes that the kernel was told to write
+        self._reserved = 0  # bytes for which room was asked
         self._is_open = True
 
     def begin_file(self) -> None:
@@ -479,12 +482,20 @@ class FileReplicaWriter:
                 self._blocks.add(len(data), checksums)
                 return
             self.begin_file()
+        self._reserve_ahead(self._blocks.length + len(data))
         with self._errors_judged("writing"):
             _write_all(self._fd, data, self._blocks.length)
             self._blocks.add(len(data), checksums)
             if self._store.fsync and self._blocks.length - self._flushed >= WRITEBACK_SIZE:
                 start_writeback(self._fd, self._flushed, self._blocks.length - self._flushed)
                 self._flushed = self._blocks.length
+
+    def _reserve_ahead(self, end: int) -> None:
+        """Make room for what is likely to follow, while there is plenty of it."""
+        if end > self._reserved and end > RESERVE_FROM and self._disk.space().free > 2 * RESERVE_SIZE:
+            start = max(self._reserved, self._blocks.length)
+            self._reserved = start + RESERVE_SIZE
+            reserve_room(self._fd, start, RESERVE_SIZE)
 
     def check(self, length: int, crc: int) -> None:
         self._blocks.check_finished(length, crc)
@@ -515,6 +526,8 @@ class FileReplicaWriter:
         length, target = self._blocks.length, self._disk.chunk_path(self._handle)
         with self._errors_judged("publishing"):
             _write_all(self._fd, memoryview(tail), length)
+            if self._reserved:
+                os.ftruncate(self._fd, length + len(tail))  # gives back what was not needed
             if self._store.fsync:
                 os.fdatasync(self._fd)
             self._path.rename(target)

@@ -19,6 +19,7 @@ STREAM_WAIT_S = 1.0  # how long a request waits for its turn before it is refuse
 APPENDS_SIZE_MAX = 256 * 1024 * 1024  # bytes of records that wait for their round
 RANGES_MEMORY_MAX = 64 * 1024 * 1024  # bytes of ranges being read: unlike blocks they pass through this process
 BUFFER_SIZE = 16 * BLOCK_SIZE  # bytes of one stream's buffer; measured: 256 KiB to 1 MiB are equally fast
+LENT_BUFFER_SIZE = 4 * BLOCK_SIZE  # bytes of it for a stream from lent memory: all steps find them in a core's cache
 
 
 class ByteBudget:

@@ -14,7 +14,8 @@ from collections.abc import Collection
 from dfs.client.discovery import Masters
 from dfs.client.plan import ServerHealth
 from dfs.client.reserve import ChunkReserve
-from dfs.client.transfer import WriteTarget, targets_of
+from dfs.client.transfer import targets_of
+from dfs.client.write_target import WriteTarget
 from dfs.clock import Deadline, boot_s
 from dfs.errors import DeadlineExceeded, DfsError, NotEnoughServers
 from dfs.ids import ServerId

@@ -16,7 +16,6 @@ from typing import BinaryIO
 from msgspec import structs
 
 from dfs.checksum import BLOCK_SIZE, combine, crc32c
-from dfs.client.buffers import BufferPool
 from dfs.client.discovery import Masters
 from dfs.client.extent_table import ExtentTable
 from dfs.client.local_files import TargetFile, check_absent, local_error
@@ -40,6 +39,7 @@ from dfs.errors import (
     StaleReplica,
     TokenExpired,
 )
+from dfs.net.buffers import BufferPool
 from dfs.net.frames import PAYLOAD_SIZE_MAX
 from dfs.net.messages import CloseTail, Done, Locate, LocateReply
 from dfs.net.parts import FileStatus, Kind, LocatedExtent, ServerInfo

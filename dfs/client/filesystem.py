@@ -27,6 +27,7 @@ from dfs.client.compaction import Compaction, is_fragmented
 from dfs.client.discovery import Masters
 from dfs.client.download import Download, FileChecksum
 from dfs.client.inspection import Inspection
+from dfs.client.lanes import Lanes
 from dfs.client.local_replicas import LocalReplicas
 from dfs.client.open_file import DfsFile
 from dfs.client.packs import Packer, PackEvents, PackItem, PackRules
@@ -129,7 +130,8 @@ class DfsClient:
         self._calls = Calls(self._masters)
         health = ServerHealth()
         reader = ReplicaReader(self._pool, health, self._local, timeout_s, rack=reads.rack, is_hedged=reads.hedged)
-        self._transfer = Transfer(self._pool, health, reader)
+        self._lanes = Lanes(key)
+        self._transfer = Transfer(self._pool, health, reader, self._lanes)
         self._reserve = ChunkReserve(self._masters, health) if is_on(FastPath.RESERVE) else None
 
     def __enter__(self) -> DfsClient:
@@ -144,6 +146,7 @@ class DfsClient:
         """Close all connections; calls after it fail."""
         self._pool.close()
         self._local.close()
+        self._lanes.close()
 
     @property
     def read_counts(self) -> ReadCounts:

@@ -60,17 +60,21 @@ class SourceFile:
         end = offset + length
         while offset < end:
             piece = buffer[: min(PIECE_SIZE, end - offset)]
-            got = 0
-            while got < len(piece):
-                try:
-                    count = os.preadv(self._fd, [piece[got:]], offset + got)
-                except OSError as error:
-                    raise local_error(error, "read", self.path) from None
-                if not count:
-                    raise self._changed()
-                got += count
+            self.read_into(piece, offset)
             yield piece
-            offset += got
+            offset += len(piece)
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill `view` with the bytes from `offset` on; raise `Conflict` when some are gone."""
+        got = 0
+        while got < len(view):
+            try:
+                count = os.preadv(self._fd, [view[got:]], offset + got)
+            except OSError as error:
+                raise local_error(error, "read", self.path) from None
+            if not count:
+                raise self._changed()
+            got += count
 
     def check_unchanged(self) -> None:
         """Raise `Conflict` when the file is not as it was when it was opened."""
@@ -147,6 +151,15 @@ class StreamChunk:
     def pieces(self) -> Iterator[memoryview]:
         """Yield the kept bytes in pieces; may be called again."""
         return (memoryview(piece) for piece in self._pieces if piece)
+
+    def copy_into(self, position: int, view: memoryview) -> None:
+        """Fill `view` with the kept bytes from `position` on."""
+        got = 0
+        while got < len(view):
+            index, start = divmod(position + got, PIECE_SIZE)
+            part = memoryview(self._pieces[index])[start : start + len(view) - got]
+            view[got : got + len(part)] = part
+            got += len(part)
 
 
 def _read_fully(stream: BinaryIO, view: memoryview) -> int:

@@ -14,10 +14,10 @@ from collections.abc import Generator
 from typing import Final
 
 from dfs.checksum import BLOCK_SIZE
-from dfs.client.buffers import BufferPool
 from dfs.client.local_replicas import LocalReplica
 from dfs.client.plan import ReadPlan
 from dfs.errors import ChunkCorrupt
+from dfs.net.buffers import BufferPool
 
 PIECE_SIZE: Final = 512 * 1024  # bytes of a piece: two of them fit into the second-level cache of one processor
 BUFFERS_MAX: Final = 4  # kept for use again; a caller that holds more pieces gets fresh memory

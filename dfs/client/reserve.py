@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from dfs.client.discovery import Masters
 from dfs.client.plan import ServerHealth
-from dfs.client.transfer import WriteTarget, targets_of
+from dfs.client.transfer import targets_of
+from dfs.client.write_target import WriteTarget
 from dfs.clock import Deadline, boot_s
 from dfs.errors import NotEnoughServers
 from dfs.net.messages import ALLOCATE_COUNT_MAX, EXCLUDE_MAX, Allocate, AllocateReply

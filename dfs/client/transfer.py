@@ -1,7 +1,7 @@
 """Move the bytes of one chunk: to the head of a replica chain, or from whichever replica gives them right.
 
-Owns: the talk with the head of a chain, checksums on the way, and its stall limits. Refuses to know: files and their
-extents, local files, where new chunks come from, and which replica is read (dfs.client.replica_reads).
+Owns: which way a chunk is written, the talk with the head of a chain, checksums on the way. Refuses to know: files and
+their extents, local files, where new chunks come from, and which replica is read (dfs.client.replica_reads).
 
 There is no limit on the whole time of a transfer: it may go on as long as it makes progress.
 """
@@ -11,17 +11,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import msgspec
 
 from dfs.checksum import block_checksums, combine_blocks
 from dfs.client.fan_out import FAN_OUT_SIZE_MAX, ServerFailed, store_everywhere
+from dfs.client.lanes import Lanes
+from dfs.client.lent_writes import write_lent
 from dfs.client.parallel import Cancellation
 from dfs.client.plan import ReadPlan, ServerHealth, blamed
 from dfs.client.pool import ChannelPool, stalls_as_failures
 from dfs.client.readings import BlockReading, Destination
 from dfs.client.replica_reads import Relocate, ReplicaReader
+from dfs.client.write_target import (
+    FINISH_TIMEOUT_S,
+    WRITE_STALL_S,
+    ChunkNotWritten,
+    ChunkSource,
+    WriteTarget,
+    finish_deadline,
+)
 from dfs.clock import Deadline
 from dfs.errors import (
     ChainBroken,
@@ -31,7 +40,7 @@ from dfs.errors import (
     ProtocolError,
 )
 from dfs.fast_paths import FastPath, is_on
-from dfs.ids import ChunkHandle, ServerId, id_text
+from dfs.ids import ServerId, id_text
 from dfs.log import get_logger
 from dfs.net.blocking import Channel, expect
 from dfs.net.messages import (
@@ -45,20 +54,8 @@ from dfs.net.messages import (
 from dfs.net.parts import NewChunk, ServerInfo
 
 CONNECT_TIMEOUT_S = 2.0  # to a chunk server; there are others
-WRITE_STALL_S = 15.0  # a chain that takes nothing for so long is given up; longer than a chain's own patience
-FINISH_TIMEOUT_S = 10.0  # for fsync and publishing along the chain, and in addition:
-FINISH_SPEED_MIN = 4 * 1024 * 1024  # bytes per second that a chain's slowest disk is expected to sync
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class WriteTarget:
-    """An allocated chunk: who is to store it, in chain order."""
-
-    handle: ChunkHandle
-    token: bytes
-    chain: tuple[ServerInfo, ...]
 
 
 def targets_of(reply: AllocateReply) -> list[WriteTarget]:
@@ -74,20 +71,12 @@ def targets_of(reply: AllocateReply) -> list[WriteTarget]:
     return targets
 
 
-class ChunkNotWritten(Exception):
-    """One attempt at writing a chunk failed; `failed` are the servers to leave out. Never leaves dfs.client."""
-
-    def __init__(self, error: DfsError, failed: tuple[ServerInfo, ...]) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.failed = failed
-
-
 class Transfer:
     """Thread-safe; shared by all transfers of a client, so that they learn of bad servers from each other."""
 
-    def __init__(self, pool: ChannelPool, health: ServerHealth, reader: ReplicaReader) -> None:
+    def __init__(self, pool: ChannelPool, health: ServerHealth, reader: ReplicaReader, lanes: Lanes) -> None:
         self._pool = pool
+        self._lanes = lanes
         self._fans_out = is_on(FastPath.FAN_OUT)
         self.health = health
         self.reader = reader
@@ -95,33 +84,37 @@ class Transfer:
     # --- writing ------------------------------------------------------------------------------------------
 
     def write_chunk(
-        self,
-        target: WriteTarget,
-        pieces: Iterable[memoryview],
-        reached: Callable[[int], None],
-        cancellation: Cancellation,
+        self, target: WriteTarget, source: ChunkSource, reached: Callable[[int], None], cancellation: Cancellation
     ) -> NewChunk:
-        """Store one chunk by one attempt; raise `ChunkNotWritten`. Errors of `pieces` pass through.
+        """Store one chunk by one attempt; raise `ChunkNotWritten`. Errors of `source` pass through.
 
-        Each piece is whole blocks, but for the last. `reached` is told the number of bytes sent so far.
+        `reached` is told the number of bytes sent so far.
         """
-        head = target.chain[0]
         try:
-            with ExitStack() as stack:  # errors of the source pass as they are, those of the chain as ChunkNotWritten
-                with _chain_errors(target):
-                    lent = self._pool.channel(head.address, Deadline.after(CONNECT_TIMEOUT_S), bulk=True)
-                    channel = stack.enter_context(lent)
-                stack.enter_context(cancellation.watched(channel))
-                length, crc = self._send_data(channel, target, pieces, reached, cancellation)
-                finish = Deadline.after(FINISH_TIMEOUT_S + length / FINISH_SPEED_MIN)  # the chain shares it out
-                with _chain_errors(target, channel):
-                    channel.send(FinishChunk(length, crc), finish)
-                    reply = expect(channel.receive(finish).message, WriteChunkReply)
-                    _check_servers(reply, target)
+            with self._lanes.entered(target.chain) as entered:
+                if entered is not None:
+                    lane, doors = entered
+                    return write_lent(lane, doors, target, source, reached, cancellation)
+            return self._write_along_chain(target, source, reached, cancellation)
         except ChunkNotWritten as failure:
             cancellation.check()
             self._note_not_written(target, failure)
             raise
+
+    def _write_along_chain(
+        self, target: WriteTarget, source: ChunkSource, reached: Callable[[int], None], cancellation: Cancellation
+    ) -> NewChunk:
+        with ExitStack() as stack:  # errors of the source pass as they are, those of the chain as ChunkNotWritten
+            with _chain_errors(target):
+                lent = self._pool.channel(target.chain[0].address, Deadline.after(CONNECT_TIMEOUT_S), bulk=True)
+                channel = stack.enter_context(lent)
+            stack.enter_context(cancellation.watched(channel))
+            length, crc = self._send_data(channel, target, source.pieces(), reached, cancellation)
+            finish = finish_deadline(length)  # the chain shares it out
+            with _chain_errors(target, channel):
+                channel.send(FinishChunk(length, crc), finish)
+                reply = expect(channel.receive(finish).message, WriteChunkReply)
+                _check_servers(reply, target)
         return NewChunk(target.handle, length, crc, reply.servers)
 
     def store_chunk(self, target: WriteTarget, data: memoryview, cancellation: Cancellation) -> NewChunk:
@@ -169,6 +162,7 @@ class Transfer:
         now_s = time.monotonic()
         for server in failure.failed:
             self.health.failed(server, now_s)
+            self._lanes.shut(server)
         head = target.chain[0].address
         log.warning("chunk_not_written", handle=target.handle, head=head, reason=failure.error.message)
 

@@ -23,7 +23,8 @@ from dfs.client.local_files import PIECE_SIZE, SourceFile, StreamChunk, open_sou
 from dfs.client.parallel import Cancellation, Meter, in_order
 from dfs.client.plan import ChunkRange, backoff_s, split_source
 from dfs.client.reserve import ChunkReserve
-from dfs.client.transfer import ChunkNotWritten, Transfer
+from dfs.client.transfer import Transfer
+from dfs.client.write_target import ChunkNotWritten
 from dfs.clock import Deadline
 from dfs.errors import (
     AlreadyExists,
@@ -56,12 +57,13 @@ CHECK_FIRST_SIZE = 1024 * 1024  # bytes; before storing more than that it is ask
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One chunk in the making: `pieces` gives its bytes, as often as it is called."""
+    """One chunk in the making, as a `ChunkSource` (dfs.client.write_target)."""
 
     index: int
     offset: int
     length: int
     pieces: Callable[[], Iterator[memoryview]]
+    fill: Callable[[int, memoryview], None]
 
 
 class Upload:
@@ -199,7 +201,10 @@ class Upload:
         def pieces() -> Iterator[memoryview]:
             return (data[start : start + PIECE_SIZE] for start in range(0, len(data), PIECE_SIZE))
 
-        part = _Part(0, 0, len(data), pieces)
+        def fill(position: int, view: memoryview) -> None:
+            view[:] = data[position : position + len(view)]
+
+        part = _Part(0, 0, len(data), pieces, fill)
         return self._store_part(part, name, allocator, lambda _sent: None, cancellation)
 
     def _store_part(
@@ -218,7 +223,7 @@ class Upload:
             target = allocator.take(failed)
             try:
                 if part.length > STORE_SIZE_MAX:
-                    return self._transfer.write_chunk(target, part.pieces(), reached, cancellation)
+                    return self._transfer.write_chunk(target, part, reached, cancellation)
                 (piece,) = part.pieces()
                 chunk = self._transfer.store_chunk(target, piece, cancellation)
                 reached(part.length)
@@ -304,7 +309,10 @@ def _file_parts(file: SourceFile, allocator: Allocator, path: str) -> Iterator[_
         def pieces(piece: ChunkRange = piece) -> Iterator[memoryview]:
             return file.pieces(piece.offset, piece.length)
 
-        yield _Part(piece.index, piece.offset, piece.length, pieces)
+        def fill(position: int, view: memoryview, piece: ChunkRange = piece) -> None:
+            file.read_into(view, piece.offset + position)
+
+        yield _Part(piece.index, piece.offset, piece.length, pieces, fill)
 
 
 def _stream_parts(stream: BinaryIO, allocator: Allocator, path: str, check: Callable[[int], None]) -> Iterator[_Part]:
@@ -323,7 +331,7 @@ def _stream_parts(stream: BinaryIO, allocator: Allocator, path: str, check: Call
         if not chunk.fill(stream, chunk_size):
             return
         _check_count(index + 1, chunk_size, path)
-        yield _Part(index, offset, chunk.length, chunk.pieces)
+        yield _Part(index, offset, chunk.length, chunk.pieces, chunk.copy_into)
         if chunk.length < chunk_size:
             return
         index, offset = index + 1, offset + chunk.length

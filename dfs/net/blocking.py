@@ -186,6 +186,16 @@ class Channel:
             self.receive_into(piece, deadline)
             size -= len(piece)
 
+    def take_descriptor(self) -> int:
+        """Return the descriptor that came with the last message; it is the caller's. Over a Unix socket only."""
+        fd = self._stream.take_descriptor()
+        if fd is None:
+            self._is_broken = True
+            raise ProtocolError(
+                f"{self.address} announced a descriptor, and none came; are there none left (ulimit -n)?"
+            )
+        return fd
+
     def wait_readable(self, deadline: Deadline) -> bool:
         """Say whether something, or the end of the connection, came before the deadline."""
         return self._stream.wait_readable(deadline)
@@ -268,10 +278,10 @@ def first_readable(channels: Sequence[Channel], deadline: Deadline) -> Channel |
 # --- the server's side, in the two steps that the listener needs ----------------------------------------------
 
 
-def accepted_stream(sock: socket.socket) -> SocketStream:
+def accepted_stream(sock: socket.socket, kind: type[SocketStream] = SocketStream) -> SocketStream:
     """Return the stream of an accepted socket before its handshake; raise `ConnectionFailed` when it is gone."""
     try:
-        return SocketStream(sock, peer_text(sock))
+        return kind(sock, peer_text(sock))
     except OSError as error:
         sock.close()
         raise lost_error("a new peer", error) from None

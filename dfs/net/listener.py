@@ -66,6 +66,10 @@ class Listener:
         except (TimeoutError, ConnectionAbortedError, InterruptedError):
             return None
 
+    def stream(self, sock: socket.socket) -> SocketStream:
+        """Return the stream of an accepted connection; raise `ConnectionFailed` when it has gone already."""
+        return accepted_stream(sock)
+
     @property
     def is_closed(self) -> bool:
         return self._socket.fileno() < 0
@@ -148,7 +152,8 @@ def serve_forever(
                 stop.wait(ACCEPT_PAUSE_S)
                 continue
             if sock is not None:
-                service.begin(sock)
+                with contextlib.suppress(ConnectionFailed):  # it has gone already
+                    service.begin(listener.stream(sock))
     finally:
         listener.close()
         service.drain()
@@ -165,12 +170,8 @@ class _Service:
         self._refusals = RefusalLog(log)
         self._full = f"the limit of {limits.connections_max} connections is reached"
 
-    def begin(self, sock: socket.socket) -> None:
+    def begin(self, stream: SocketStream) -> None:
         """Start the thread of an accepted connection."""
-        try:
-            stream = accepted_stream(sock)
-        except ConnectionFailed:
-            return  # it has gone already
         thread = threading.Thread(target=self._run, args=(stream,), name=f"dfs {stream.address}", daemon=True)
         dropped = self._connections.admit(stream, thread)
         if dropped is stream:

@@ -19,13 +19,13 @@ from dfs.clock import Deadline
 from dfs.errors import ConfigError, ConnectionFailed, ProtocolError
 from dfs.ids import ServerId, id_text
 from dfs.net.auth import ClusterKey
-from dfs.net.blocking import Channel, initiate_stream
+from dfs.net.blocking import Channel, accepted_stream, initiate_stream
 from dfs.net.listener import STOP_POLL_S, Listener
 from dfs.net.sockets import BACKLOG, connect_error
 from dfs.net.stream import SocketStream
 
 _DESCRIPTOR = struct.Struct("@i")
-_ROOM: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)  # for one descriptor; the kernel closes what does not fit
+_ROOM: Final = socket.CMSG_LEN(_DESCRIPTOR.size)  # for one descriptor; the kernel closes what does not fit
 
 
 def door_text(server_id: ServerId) -> str:
@@ -45,6 +45,10 @@ class LocalListener(Listener):
         self.address = door_text(server_id)
         self.port = 0
 
+    def stream(self, sock: socket.socket) -> SocketStream:
+        """Return an accepted connection: who enters may bring a descriptor along."""
+        return accepted_stream(sock, LocalStream)
+
     @classmethod
     def open(cls, server_id: ServerId) -> LocalListener:
         """Listen at the door of this server; raise `ConfigError` when that is impossible."""
@@ -60,36 +64,45 @@ class LocalListener(Listener):
 
 
 class LocalStream(SocketStream):
-    """A stream that may bring a descriptor along."""
+    """A stream that may bring a descriptor along, one at a time: a peer costs no more, whatever it sends."""
 
     def __init__(self, sock: socket.socket, address: str) -> None:
         super().__init__(sock, address)
-        self._descriptors: list[int] = []
+        self._descriptor: int | None = None
 
     def _receive_some(self, buffer: memoryview, flags: int) -> int:
         count, extras, _, _ = self._socket.recvmsg_into([buffer], _ROOM, flags | socket.MSG_CMSG_CLOEXEC)
         for level, kind, data in extras:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(data) == _DESCRIPTOR.size:
-                self._descriptors += _DESCRIPTOR.unpack(data)
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self._keep([fd for (fd,) in _DESCRIPTOR.iter_unpack(data[: len(data) - len(data) % 4])])
         return count
 
+    def _keep(self, came: list[int]) -> None:
+        """Keep the one descriptor that came; raise `ProtocolError`, with all of them closed, when it is not the only
+        one that waits."""
+        waiting = [*came, *([] if self._descriptor is None else [self._descriptor])]
+        self._descriptor = None
+        if len(waiting) == 1:
+            (self._descriptor,) = waiting
+            return
+        for fd in waiting:
+            os.close(fd)
+        self.is_broken = True
+        raise ProtocolError(f"{self.address} sent a descriptor before the last one was taken")
+
     def take_descriptor(self) -> int | None:
-        """Return the descriptor that came, which is the caller's then; None: none came."""
-        return self._descriptors.pop() if self._descriptors else None
+        fd, self._descriptor = self._descriptor, None
+        return fd
 
     def close(self) -> None:
-        while (fd := self.take_descriptor()) is not None:
+        if (fd := self.take_descriptor()) is not None:
             with contextlib.suppress(OSError):
                 os.close(fd)
         super().close()
 
 
 class LocalChannel(Channel):
-    """A channel through a local door, as the side that is given descriptors."""
-
-    def __init__(self, stream: LocalStream) -> None:
-        super().__init__(stream)
-        self._local = stream
+    """A channel through a local door, as whoever entered has it."""
 
     @classmethod
     def enter(cls, server_id: ServerId, key: ClusterKey, deadline: Deadline) -> LocalChannel:
@@ -108,13 +121,3 @@ class LocalChannel(Channel):
         stream = LocalStream(sock, address)
         initiate_stream(stream, key, deadline)
         return cls(stream)
-
-    def take_descriptor(self) -> int:
-        """Return the descriptor that came with the last message; it is the caller's."""
-        fd = self._local.take_descriptor()
-        if fd is None:
-            self._is_broken = True
-            raise ProtocolError(
-                f"{self.address} announced a descriptor, and none came; are there none left (ulimit -n)?"
-            )
-        return fd

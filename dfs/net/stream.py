@@ -211,6 +211,10 @@ class SocketStream:
         """Ask the kernel once; what may come besides bytes is a subclass's business."""
         return self._socket.recv_into(buffer, 0, flags)
 
+    def take_descriptor(self) -> int | None:
+        """Return the descriptor that came, which is the caller's then; None: none came."""
+        return None
+
     def fileno(self) -> int:
         """Return the socket's number, to wait for several at once; -1 when it is closed."""
         return self._socket.fileno()

@@ -21,9 +21,11 @@ from dfs.ids import ChunkHandle
 from dfs.net.auth import ClusterKey, Rights, sign_token
 from dfs.net.blocking import Channel, expect
 from dfs.net.listener import Listener, ServeLimits, serve_forever
+from dfs.net.local import LocalListener
 from dfs.net.messages import ErrorReply, ReadChunk, ReadChunkReply
 
 KEY = ClusterKey.from_secret(b"0" * 64, "test")
+LIMITS = ServeLimits(drain_s=0.0)
 
 
 class LoopbackChunkServer:
@@ -40,12 +42,19 @@ class LoopbackChunkServer:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
+        self._door: threading.Thread | None = None
+
+    def open_door(self) -> None:
+        """Let clients of this machine in by the local door."""
+        arguments = (LocalListener.open(self.store.server_id), KEY, self.service.door.handle, LIMITS, self._stop)
+        self._door = threading.Thread(target=serve_forever, args=arguments, daemon=True)
+        self._door.start()
 
     def _probe(self, path: Path) -> Space:
         return measure_space(path) if self.free is None else Space(10**9, self.free)
 
     def _serve(self) -> None:
-        serve_forever(self.listener, KEY, self._handle, ServeLimits(drain_s=0.0), self._stop)
+        serve_forever(self.listener, KEY, self._handle, LIMITS, self._stop)
 
     def _handle(self, channel: Channel) -> None:
         self.connections += 1
@@ -55,6 +64,8 @@ class LoopbackChunkServer:
         self._stop.set()
         self.listener.close()
         self._thread.join(20)
+        if self._door is not None:
+            self._door.join(20)
         self.service.close()
         self.store.close()
 

@@ -1,4 +1,4 @@
-"""Do small files survive everything on the fast paths, on the plain ways, and on one after the other?"""
+"""Do files survive everything on the fast paths, on the plain ways, and on one after the other?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def put_some(client: DfsClient, held: dict[str, bytes], name: str) -> None:
     rng = random.Random(name)
     client.make_directory(f"/{name}")
     for number in range(40):
-        path, data = f"/{name}/{number % 25}", rng.randbytes(rng.choice([1, 4096, 65536, 70_000]))
+        path, data = f"/{name}/{number % 25}", rng.randbytes(rng.choice([1, 4096, 65536, 70_000, 300_000]))
         client.put(io.BytesIO(data), path, overwrite=True)
         held[path] = data
     for number in range(0, 25, 5):

@@ -13,7 +13,7 @@ import pytest
 
 from dfs.chunk.replicas import Space
 from dfs.chunk.service import ChunkService
-from dfs.chunk.store import FileStore
+from dfs.chunk.store import RESERVE_FROM, FileStore
 from dfs.clock import Deadline
 from dfs.errors import ConnectionFailed, DiskFailed
 from dfs.fast_paths import VARIABLE
@@ -94,14 +94,15 @@ def breaks(disks: TwoDisks, monkeypatch: pytest.MonkeyPatch) -> Break:
 
 
 @ERRORS
-@pytest.mark.parametrize("call", ["pwrite", "fdatasync", "rename", "fsync"])
+@pytest.mark.parametrize("call", ["pwrite", "ftruncate", "fdatasync", "rename", "fsync"])
 def test_error_while_a_replica_is_written_takes_its_disk_out_and_leaves_nothing_of_it(
     disks: TwoDisks, breaks: Break, call: str, number: int
 ) -> None:
     breaks(call, number)
     handle = new_chunk_handle()
+    data = bytes(RESERVE_FROM + 1) if call == "ftruncate" else DATA  # only a large one gets room made ahead
     with pytest.raises(DiskFailed, match=str(disks.first)):
-        put(disks.store, DATA, handle)
+        put(disks.store, data, handle)
     assert not path_of(disks.first, handle).exists()
     assert list((disks.first / "tmp").iterdir()) == []
     disks.check_first_is_out()

@@ -16,7 +16,7 @@ from dfs.chunk import quarantine as quarantine_module
 from dfs.chunk.identity import NEW_DISK_FILE
 from dfs.chunk.layout import file_size
 from dfs.chunk.replicas import Space
-from dfs.chunk.store import FileStore
+from dfs.chunk.store import RESERVE_FROM, RESERVE_SIZE, FileStore
 from dfs.errors import ChunkCorrupt, ChunkNotFound, ConfigError, DiskFailed, DiskFull, Overloaded
 from dfs.ids import id_text, new_chunk_handle
 from dfs.testing.replicas import DATA, content, flip, path_of, put, quarantined
@@ -443,3 +443,37 @@ def test_start_without_any_usable_disk_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(DiskFailed):
         FileStore([tmp_path / "file"], "test", disk_reserve=0)
+
+
+# --- room made ahead ----------------------------------------------------------------------------------
+
+
+def taken(path: Path) -> int:
+    """Bytes that a file takes on its disk."""
+    return path.stat().st_blocks * 512
+
+
+@pytest.mark.parametrize("size", [RESERVE_FROM, RESERVE_FROM + 1, RESERVE_FROM + RESERVE_SIZE + BLOCK_SIZE + 5])
+def test_a_published_replica_keeps_no_room_that_was_made_ahead(tmp_path: Path, size: int) -> None:
+    data = os.urandom(size)
+    with opened(tmp_path) as store:
+        handle = put(store, data).handle
+        path = path_of(tmp_path, handle)
+        assert path.stat().st_size == file_size(size)
+        assert taken(path) <= file_size(size) + BLOCK_SIZE
+        assert content(store, handle) == data
+        assert store.verify(handle)
+
+
+@pytest.mark.parametrize(("free", "is_made"), [(10**9, True), (2 * RESERVE_SIZE, False)])
+def test_room_is_made_ahead_only_while_there_is_plenty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, is_made: bool
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr("dfs.chunk.store.reserve_room", lambda _fd, start, size: asked.append((start, size)))
+    data = bytes(RESERVE_FROM + RESERVE_SIZE + 2 * BLOCK_SIZE)
+    with opened(tmp_path, probe=lambda _: Space(10**9, free)) as store:
+        assert content(store, put(store, data).handle) == data  # a hint that does nothing changes nothing
+    assert bool(asked) is is_made
+    ends = [start + size for start, size in asked]
+    assert [start for start, _ in asked[1:]] == ends[:-1], "each begins where the one before ends"

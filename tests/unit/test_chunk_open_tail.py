@@ -25,6 +25,7 @@ from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
 from dfs.net.blocking import Channel, Received
 from dfs.net.messages import (
     AppendRecords,
+    AppendRecordsReply,
     CreateTail,
     FenceTail,
     Message,
@@ -113,14 +114,44 @@ def test_records_are_checked_while_they_arrive_and_read_to_their_end(sizes: tupl
     payload = b"".join(records)
     good = RecordGroup(A, 1, 1, sizes, tuple(map(crc32c, records)))
     channel = Arriving(payload)
-    assert receive_records(cast(Channel, channel), (good,), len(payload)) == payload
+    data = bytearray(len(payload))
+    receive_records(cast(Channel, channel), (good,), memoryview(data))
+    assert data == payload
     assert channel.sizes == pieces
     for wrong in range(len(sizes)):
         crcs = [crc ^ (index == wrong) for index, crc in enumerate(good.crcs)]
         channel = Arriving(payload)
         with pytest.raises(ChunkCorrupt, match="checksum"):
-            receive_records(cast(Channel, channel), (RecordGroup(A, 1, 1, sizes, tuple(crcs)),), len(payload))
+            receive_records(cast(Channel, channel), (RecordGroup(A, 1, 1, sizes, tuple(crcs)),), memoryview(data))
         assert channel.rest == b"", "the connection can be used for the next request"
+
+
+class Conversation(Arriving):
+    """The same, on which answers go."""
+
+    is_broken = False
+
+    def __init__(self, payload: bytes) -> None:
+        super().__init__(payload)
+        self.answers: list[Message] = []
+
+    def send(self, message: Message, _deadline: Deadline, **_rest: object) -> None:
+        self.answers.append(message)
+
+
+def test_large_records_come_into_memory_that_is_used_again(tmp_path: Path) -> None:
+    service = service_on(disk_at(tmp_path / "a"))
+    size = 100_000
+    service.reply(CreateTail(HANDLE, b"", (), 0, 1 << 22, 1 << 20, (), is_head=True), b"")
+    for number in range(5):
+        record = bytes([number]) * size
+        channel = Conversation(record)
+        service.answer(cast(Channel, channel), Received(appended(number + 1, record), 1, 0, size))
+        assert channel.answers == [AppendRecordsReply((number * size,), number + 1)]
+    assert len(service._buffers._buffers) == 1, "nobody keeps a part of it"
+    service.reply(FenceTail(HANDLE, b""), b"")
+    tail = TailLog(next((tmp_path / "a" / "tails").iterdir()), HANDLE)
+    assert tail.content(5 * size) == b"".join(bytes([number]) * size for number in range(5))
 
 
 def test_round_that_ends_in_a_bug_ends_the_tail(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from dfs.client.fan_out import FAN_OUT_SIZE_MAX
+from dfs.client.lanes import Lanes
 from dfs.client.local_replicas import LocalReplicas
 from dfs.client.parallel import Cancellation
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
 from dfs.client.replica_reads import ReplicaReader
-from dfs.client.transfer import ChunkNotWritten, Transfer, WriteTarget
+from dfs.client.transfer import Transfer
+from dfs.client.write_target import ChunkNotWritten, WriteTarget
 from dfs.errors import Retry, TokenExpired
 from dfs.fast_paths import VARIABLE
 from dfs.ids import ChunkHandle, new_chunk_handle
@@ -40,7 +42,7 @@ def transfer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """The fast way, and the one along the chain."""
     monkeypatch.setenv(VARIABLE, request.param)
     pool, health = ChannelPool(KEY), ServerHealth()
-    yield Transfer(pool, health, ReplicaReader(pool, health, LocalReplicas(KEY, is_used=False), 10.0))
+    yield Transfer(pool, health, ReplicaReader(pool, health, LocalReplicas(KEY, is_used=False), 10.0), Lanes(KEY))
     pool.close()
 
 

@@ -157,6 +157,19 @@ def test_a_sealed_tail_is_its_file_cut_and_renamed(tmp_path: Path) -> None:
         server.check_sealed(reply)
 
 
+def test_a_sealed_tail_keeps_no_room_that_was_made_ahead(tmp_path: Path) -> None:
+    records = [Random(number).randbytes(300_000) for number in range(3)]
+    with started(tmp_path / "d") as server:
+        server.tails.reply(CreateTail(HANDLE, b"", (), 0, 1 << 22, 1 << 20, (), is_head=True), b"")
+        for number, record in enumerate(records, 1):
+            server.append(number, record)
+        (tail,) = (tmp_path / "d" / "tails").iterdir()
+        assert tail.stat().st_blocks * 512 > 900_000
+        server.publish(900_000)
+        assert path_of(tmp_path / "d", HANDLE).stat().st_blocks * 512 < 900_000 + 2 * BLOCK_SIZE
+        assert content(server.store, HANDLE) == b"".join(records)
+
+
 def test_a_small_tail_goes_into_a_volume(tmp_path: Path) -> None:
     with started(tmp_path / "d", volume_chunk_max=1 << 20) as server:
         server.fill()

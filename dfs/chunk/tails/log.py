@@ -26,7 +26,7 @@ from dfs.checksum import BLOCK_SIZE, Buffer, combine, crc32c
 from dfs.chunk.identity import sync_directory
 from dfs.chunk.layout import CHUNK_SIZE_MAX, TAIL_SIZE_MAX
 from dfs.chunk.tails.order import Ledger
-from dfs.chunk.writeback import start_writeback
+from dfs.chunk.writeback import reserve_room, start_writeback
 from dfs.errors import ChunkCorrupt, DfsError, TailClosed, VersionMismatch
 from dfs.ids import ID_SIZE, ChunkHandle, id_text
 from dfs.net.parts import AppenderState, RecordGroup
@@ -35,6 +35,7 @@ FORMAT_VERSION = 2
 TAIL_SUFFIX = ".tail"  # of a file of this format; one of format 1 has none
 JOURNAL_START = CHUNK_SIZE_MAX + -(-TAIL_SIZE_MAX // BLOCK_SIZE) * BLOCK_SIZE  # behind the largest sealed replica
 WRITEBACK_SIZE = 256 * 1024  # bytes of a round from which it pays to let the disk begin before the sync
+RESERVE_SIZE = 8 * 1024 * 1024  # bytes for which room is made ahead of a large round; sealing gives back what is left
 READ_SIZE = 16 * BLOCK_SIZE  # bytes read at a time for the checksums of blocks
 
 _SIZES = struct.Struct("<III")  # head size, data size, CRC32C of both and the head
@@ -112,6 +113,7 @@ class TailFile:
         self._fd = fd
         self._writing = threading.Lock()
         self._is_ended = False
+        self._reserved = 0  # bytes for which room was asked
         self._ends = array("Q")  # of each record
         self._crcs = array("I")
 
@@ -135,8 +137,13 @@ class TailFile:
 
         Raise OSError, or `TailClosed` after `end_writing`.
         """
+        end = self.length + behind + len(data)
         with self._writing:
             self._check_open()
+            if len(data) >= WRITEBACK_SIZE and self._reserved < end <= JOURNAL_START - RESERVE_SIZE:
+                start = max(self._reserved, self.length)
+                self._reserved = end + RESERVE_SIZE
+                reserve_room(self._fd, start, self._reserved - start)
             _write_all(self._fd, [data], self.length + behind)
         if len(data) >= WRITEBACK_SIZE:
             start_writeback(self._fd, self.length + behind, len(data))

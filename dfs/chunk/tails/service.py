@@ -43,6 +43,7 @@ from dfs.ids import ChunkHandle, ServerId, id_text
 from dfs.log import get_logger
 from dfs.net.auth import Rights
 from dfs.net.blocking import Channel, Received, expect
+from dfs.net.buffers import BufferPool
 from dfs.net.messages import (
     GROUP_SIZE_MAX,
     RECORDS_PER_CHUNK_MIN,
@@ -73,6 +74,7 @@ TAIL_PAYLOAD_MAX = CHUNK_SIZE_MAX // RECORDS_PER_CHUNK_MIN  # bytes with one mes
 assert TAIL_PAYLOAD_MAX >= ROUND_SIZE_MAX
 COMBINED_RECORDS_MAX = 4096  # of a tail, whose checksums are combined in less time than their bytes are read again
 LARGE_RECORD_SIZE = 64 * 1024  # bytes of a record, on average, from which each is received and checked by itself
+BUFFERS_KEPT = 8  # of GROUP_SIZE_MAX each, for large records on their way through here; what is more is made anew
 PUBLISH_PIECE_SIZE = 16 * BLOCK_SIZE  # bytes written at a time
 
 TAIL_MESSAGES = (AppendRecords, CreateTail, FenceTail, PublishTail, ReadTail, ReplicateRecords)
@@ -96,6 +98,7 @@ class TailService:
         self._peers = peers
         self._check_token = check_token
         self._budget = ByteBudget("records", APPENDS_SIZE_MAX)
+        self._buffers = BufferPool(GROUP_SIZE_MAX, BUFFERS_KEPT)
         self._lock = threading.Lock()
         self._publishing = threading.Lock()  # one at a time: it takes a whole chunk of memory
         self._open: dict[ChunkHandle, OpenTail] = {}
@@ -122,7 +125,8 @@ class TailService:
         try:
             # A round of another server must not wait for memory: that server's own rounds may be what it waits for.
             with self._budget.lent(size if isinstance(message, AppendRecords) else 0):
-                data = receive_records(channel, groups, size)
+                data = self._buffers.take(size)
+                receive_records(channel, groups, data)
                 reply, payload = self._carry_out(message, data)
         except DfsError as error:
             if channel.is_broken:  # lost, or only refused before its payload was read
@@ -407,18 +411,17 @@ def _check_published(known: Seal | Replica, handle: ChunkHandle, length: int) ->
         raise StaleReplica(f"tail {id_text(handle)} was published with {known.length} bytes, not {length}")
 
 
-def receive_records(channel: Channel, groups: Sequence[RecordGroup], size: int) -> bytearray:
-    """Return the payload; raise `ChunkCorrupt` when it is read to its end and is not these records.
+def receive_records(channel: Channel, groups: Sequence[RecordGroup], view: memoryview) -> None:
+    """Fill `view` with the payload; raise `ChunkCorrupt` when it is read to its end and is not these records.
 
     A large record is checked while the next one is on its way.
     """
-    data = bytearray(size)
-    view, deadline = memoryview(data), Deadline.after(PAYLOAD_TIMEOUT_S)
+    size, deadline = len(view), Deadline.after(PAYLOAD_TIMEOUT_S)
     count = sum(len(group.lengths) for group in groups)
     if not 1 < count <= size // LARGE_RECORD_SIZE:
         channel.receive_into(view, deadline)
-        check_records(groups, data)
-        return data
+        check_records(groups, view)
+        return
     position, is_sound = 0, True
     for group in groups:
         for index, length in enumerate(group.lengths):
@@ -428,9 +431,8 @@ def receive_records(channel: Channel, groups: Sequence[RecordGroup], size: int) 
             is_sound = is_sound and index < len(group.crcs) and crc32c(piece) == group.crcs[index]
     channel.receive_into(view[position:], deadline)
     if not is_sound:
-        check_records(groups, data)  # says what is wrong
+        check_records(groups, view)  # says what is wrong
         raise ChunkCorrupt("a record does not match its checksum on arrival; send it again")
-    return data
 
 
 class _Sent:

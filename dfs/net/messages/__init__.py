@@ -50,6 +50,13 @@ from dfs.net.messages.diagnosis import (
     SurveyFiles,
     SurveyFilesReply,
 )
+from dfs.net.messages.memory import (
+    LENT_SIZE_MAX,
+    LendMemory,
+    LendMemoryReply,
+    WriteLent,
+    WriteLentReply,
+)
 from dfs.net.messages.mutations import (
     COMMIT_CHUNKS_MAX,
     OUTSTANDING_CALLS_MAX,
@@ -186,6 +193,7 @@ __all__ = [
     "GROUP_RECORDS_MAX",
     "GROUP_SIZE_MAX",
     "HEARTBEAT_CHANGES_MAX",
+    "LENT_SIZE_MAX",
     "LIST_LIMIT_MAX",
     "LOCATE_EXTENTS_MAX",
     "LOCATE_FILES_MAX",
@@ -247,6 +255,8 @@ __all__ = [
     "GetReportReply",
     "Heartbeat",
     "HeartbeatReply",
+    "LendMemory",
+    "LendMemoryReply",
     "ListDirectory",
     "ListDirectoryReply",
     "ListQuotas",
@@ -314,6 +324,8 @@ __all__ = [
     "WriteChunk",
     "WriteChunkReply",
     "WriteData",
+    "WriteLent",
+    "WriteLentReply",
     "WriteRange",
     "decode",
     "encode",
