@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from dfs.client.discovery import Masters
 from dfs.client.plan import ServerHealth
@@ -80,7 +80,7 @@ class Allocator:
                 if not any(server.server_id in excluded for server in target.chain):
                     return target
             try:
-                self._refill([*failed, *(excluded - set(failed))][:EXCLUDE_MAX], deadline)
+                self._refill(([*failed, *(excluded - set(failed))], [*failed]), deadline)
             except DfsError as error:
                 self._failure = error
                 raise
@@ -104,17 +104,19 @@ class Allocator:
                 "again over a faster connection, or in smaller files"
             )
 
-    def _refill(self, excluded: Collection[ServerId], deadline: Deadline) -> None:
+    def _refill(self, exclusions: Sequence[Sequence[ServerId]], deadline: Deadline) -> None:
+        """Ask for chunks without the first of `exclusions` that leaves enough servers, else for any."""
         count = self._batch if self._expected is None else max(1, min(self._batch, self._expected - self._asked))
         self._batch = min(BATCH_MAX, self._batch * 2)
         asked_s = boot_s()
         reply: AllocateReply | None = None
-        if excluded:
+        for excluded in dict.fromkeys(tuple(servers[:EXCLUDE_MAX]) for servers in exclusions if servers):
             try:
-                request = Allocate(count, self._replication, tuple(excluded))
+                request = Allocate(count, self._replication, excluded)
                 reply = self._masters.call(request, AllocateReply, deadline, is_patient=False)
+                break
             except NotEnoughServers:
-                pass  # better a server that failed a moment ago than none
+                pass  # better a server that failed a moment ago than none; one that failed for this chunk comes last
         if reply is None:
             reply = self._masters.call(Allocate(count, self._replication), AllocateReply, deadline)
         self._ready.extend(targets_of(reply))

@@ -36,7 +36,9 @@ def cluster(tmp_path: Path) -> Iterator[ClusterUnderTest]:
 def begin(cluster: ClusterUnderTest, output: Path, *words: str) -> subprocess.Popen[bytes]:
     environ = {**os.environ, "DFS_CONFIG": str(cluster.config_path), "DFS_SETTINGS": str(cluster.folder / "settings")}
     with output.open("wb") as file:
-        return subprocess.Popen([sys.executable, "-P", "-m", *words], env=environ, stdout=file, stderr=subprocess.PIPE)
+        # What runs behind a shell's `&` inherits that Ctrl-C is not meant for it; the command is to hear it.
+        command = ["env", "--default-signal=INT", sys.executable, "-P", "-m", *words]
+        return subprocess.Popen(command, env=environ, stdout=file, stderr=subprocess.PIPE)
 
 
 def owner_of_the_tail(cluster: ClusterUnderTest) -> str:

@@ -15,15 +15,21 @@ from dfs.client.discovery import Masters
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool, exchange
 from dfs.clock import Deadline
-from dfs.errors import LimitExceeded, NoQuorum
+from dfs.errors import LimitExceeded, NoQuorum, NotEnoughServers
+from dfs.ids import ChunkHandle, ServerId
 from dfs.net.auth import ClusterKey
 from dfs.net.blocking import Channel, Received
-from dfs.net.messages import ErrorReply, Message, Ping
+from dfs.net.messages import Allocate, AllocateReply, ErrorReply, Message, Ping
+from dfs.net.parts import AllocatedChunk, ServerInfo
 from dfs.testing.clock import FakeClock
 
 KEY = ClusterKey.from_secret(b"s" * 32, "demo")
 THREADS = 4
 TIMEOUT_S = 0.5
+
+
+def server(number: int) -> ServerInfo:
+    return ServerInfo(ServerId(bytes([number]) * 16), f"c{number}", f"127.0.0.1:{number}", "", is_alive=True)
 
 
 class SilentMasters:
@@ -41,6 +47,21 @@ class SilentMasters:
         raise NoQuorum("nobody leads")
 
 
+class FewServers:
+    """Masters that know three servers more than are excluded at most: whoever excludes more is refused."""
+
+    def __init__(self, excluded_max: int) -> None:
+        self.excluded_max = excluded_max
+        self.asked: list[tuple[ServerId, ...]] = []
+
+    def call(self, request: Allocate, _reply: type[Message], _deadline: Deadline, **_: bool) -> Message:
+        self.asked.append(request.exclude)
+        if len(request.exclude) > self.excluded_max:
+            raise NotEnoughServers("too few")
+        chunks = (AllocatedChunk(ChunkHandle(b"h" * 16), b"token", (0, 1, 2)),)
+        return AllocateReply(chunks, tuple(server(n) for n in range(3)), 1 << 20, replication=3, commit_within_s=60)
+
+
 class IdleChannel:
     """Stands where a Channel stands while it lies in a pool."""
 
@@ -54,6 +75,17 @@ class IdleChannel:
 
     def close(self) -> None:
         self.is_closed = True
+
+
+@pytest.mark.parametrize(("excluded_max", "tries"), [(2, 1), (1, 2), (0, 3)])
+def test_a_server_that_failed_for_this_chunk_is_the_last_to_be_taken_again(excluded_max: int, tries: int) -> None:
+    masters, health = FewServers(excluded_max), ServerHealth()
+    failed_before, failed_now = server(7), server(8)
+    health.failed(failed_before, time.monotonic())
+    allocator = Allocator(cast("Masters", masters), health, replication=3, timeout_s=TIMEOUT_S)
+    allocator.take([failed_now.server_id])
+    now, before = failed_now.server_id, failed_before.server_id
+    assert masters.asked == [(now, before), (now,), ()][:tries]
 
 
 def test_threads_that_wait_for_one_that_asks_share_its_deadline_and_its_error() -> None:

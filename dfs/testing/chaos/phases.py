@@ -122,6 +122,7 @@ class Watch:
         self._counts: Counter[tuple[str, str]] = Counter()  # (run, call): how many of it
         self._commands: dict[bytes, _Call] = {}  # proposed by a call that is watched
         self._indexes: dict[int, _Call] = {}  # log index: whose entry it is
+        self._unanswered: dict[tuple[str, int], _Call] = {}  # by the peer and its number of the request
 
     def begin(self, message: Message) -> _Call | None:
         """Return the call that a message begins; None when nobody watches, or it is nobody's."""
@@ -185,12 +186,14 @@ class Watch:
     def _handle(self, handle: Any) -> Any:
         async def hook(service: MasterService, message: Message, context: Any) -> Message:
             call = self.begin(message) if service.leadership.is_leader else None
-            _CALL.set(call)
+            if call is not None:
+                _CALL.set(call)
+                self._unanswered[context.peer, context.request_id] = call
             self.passes(call, RECEIVED)
             try:
                 reply: Message = await handle(service, message, context)
             except DfsError:
-                _CALL.set(None)  # a refusal: the call goes to another master, or ends
+                self._unanswered.pop((context.peer, context.request_id), None)  # it goes to another master, or ends
                 raise
             return reply
 
@@ -199,7 +202,7 @@ class Watch:
     def _reply(self, reply: Any) -> Any:
         def hook(connection: Any, head: Any, message: Message) -> None:
             reply(connection, head, message)
-            self.passes(_CALL.get(), ANSWERED)
+            self.passes(self._unanswered.pop((connection.peer, head.request_id), None), ANSWERED)
 
         return hook
 
