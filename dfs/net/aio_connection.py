@@ -44,6 +44,7 @@ class FrameConnection(asyncio.Protocol):
         self._parser = FrameParser()
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
+        self._out_size = 0  # bytes of them
         self._is_read_paused = False
         self._partial_since_s: float | None = None  # when the unfinished frame last grew by a whole frame
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -73,12 +74,14 @@ class FrameConnection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def write(self, frame: bytes, *, is_alone: bool = False) -> None:
-        """Send a frame at the end of this turn of the loop, together with all others of the turn; one of which it is
-        known that it is alone at once."""
-        if not self._out and not is_alone:
+        """Send a frame at the end of this turn of the loop, together with all others of the turn; at once when it is
+        known to be alone, or when they are so much that it must show whether the peer takes them."""
+        self._out_size += len(frame)
+        is_due = is_alone or self._out_size > WRITE_BUFFER_HIGH
+        if not self._out and not is_due:
             self.loop.call_soon(self._flush)
         self._out.append(frame)
-        if is_alone:
+        if is_due:
             self._flush()
 
     def pause_reading(self, is_paused: bool) -> None:
@@ -204,6 +207,7 @@ class FrameConnection(asyncio.Protocol):
             if self._transport.get_write_buffer_size() > WRITE_BUFFER_MAX:
                 self.fail(LimitExceeded(f"{self.peer} let more than {WRITE_BUFFER_MAX} bytes of replies pile up"))
         self._out.clear()
+        self._out_size = 0
 
     def _after(self, name: str, seconds: float, why: str) -> None:
         self._timers[name] = self.loop.call_later(seconds, self._expire, why)

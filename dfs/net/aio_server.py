@@ -7,6 +7,7 @@ called), and payloads: frames that carry one are refused.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from dfs.net.sockets import BACKLOG, address_text, listening_socket
 
 CONNECTIONS_MAX: Final = 4096  # of one port
 HANDSHAKES_MAX: Final = 256  # connections at a time whose peer has not proved itself
-REQUESTS_MAX: Final = 128  # of one connection that are worked on at a time; the next ones are not read
+REQUESTS_MAX: Final = 128  # of one connection that are worked on at a time, or in one turn of the loop; others wait
 REQUEST_TIMEOUT_S: Final = 30.0  # for a request that does not say how long its sender waits
 REQUEST_TIMEOUT_MAX_S: Final = 600.0  # whatever it says
 REQUEST_GRACE_S: Final = 1.0  # past its deadline a handler that still runs is cancelled
@@ -39,6 +40,12 @@ log = get_logger("dfs.net.aio")
 
 class _Outcome(Protocol):
     def result(self) -> Message: ...
+
+
+async def _end(answer: Answer) -> None:
+    """Return when it is known; how it failed is told to whoever asked."""
+    with contextlib.suppress(Exception):
+        await answer
 
 
 class RequestContext(msgspec.Struct, frozen=True, gc=False):
@@ -119,7 +126,7 @@ class AioServer:
             stranger.fail(ConnectionFailed("this node is stopping"))
         for connection in self._trusted:
             connection.stop_requests()
-        in_progress = {*self.tasks, *map(asyncio.ensure_future, self.answers)}
+        in_progress = {*self.tasks, *(asyncio.ensure_future(_end(answer)) for answer in self.answers)}
         if in_progress:
             _, late = await asyncio.wait(in_progress, timeout=self.limits.drain_s)
             for task in late:
@@ -175,6 +182,7 @@ class _ServerConnection(FrameConnection):
         self._server = server
         self._waiting: deque[tuple[FrameHead, bytes]] = deque()  # at most what one read brought
         self._in_progress = 0
+        self._is_turn_over = False  # others' turn: what waits goes on with the next one
         self._is_stopping = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -204,11 +212,14 @@ class _ServerConnection(FrameConnection):
 
     def _begin(self) -> None:
         """Begin waiting requests as far as the limits allow; do not read more while some wait."""
+        left = 0 if self._is_turn_over else self._server.limits.requests_max
         while (
-            self._waiting
+            left
+            and self._waiting
             and self._in_progress < self._server.limits.requests_max
             and not (self.is_write_paused or self._is_stopping)
         ):
+            left -= 1
             head, header = self._waiting.popleft()
             try:
                 message = decode(head.type_code, header)
@@ -218,7 +229,14 @@ class _ServerConnection(FrameConnection):
                 self._reply(head, ErrorReply.of(error))  # the frame itself was whole: the stream stays in step
                 continue
             self._start(head, message)
+        if not left and self._waiting and not self._is_turn_over:
+            self._is_turn_over = True
+            self.loop.call_soon(self._go_on)
         self.pause_reading(bool(self._waiting) or self._is_stopping)
+
+    def _go_on(self) -> None:
+        self._is_turn_over = False
+        self._begin()
 
     def _start(self, head: FrameHead, message: Message) -> None:
         seconds = min(head.timeout_ms / 1000 or REQUEST_TIMEOUT_S, REQUEST_TIMEOUT_MAX_S)

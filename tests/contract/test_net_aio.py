@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
@@ -14,7 +15,7 @@ from dfs.clock import Deadline
 from dfs.errors import Conflict, ConnectionFailed, DeadlineExceeded, InternalError, Overloaded, ProtocolError
 from dfs.net import aio_channel, aio_server
 from dfs.net.aio import AioChannel, AioLimits, AioServer, RequestContext
-from dfs.net.aio_connection import FrameConnection
+from dfs.net.aio_connection import WRITE_BUFFER_MAX, FrameConnection
 from dfs.net.answers import Answer as Promise
 from dfs.net.auth import ClusterKey
 from dfs.net.frames import encode_frame
@@ -143,6 +144,72 @@ def test_more_requests_than_the_stack_is_deep_are_answered_at_once() -> None:
         sock.close()
 
     serve(answer, work)
+
+
+def test_answers_that_are_known_at_once_pile_up_no_higher_than_the_write_buffer_and_leave_the_loop_its_turns() -> None:
+    given = of_turn = most = 0
+    reply = ErrorReply("conflict", "x" * 50_000)
+
+    def end_turn() -> None:
+        nonlocal most, of_turn
+        most, of_turn = max(most, of_turn), 0
+
+    def answer(message: Message, context: RequestContext) -> Promise:
+        nonlocal given, of_turn
+        if not of_turn:
+            asyncio.get_running_loop().call_soon(end_turn)
+        given += 1
+        of_turn += 1
+        promise = Promise()
+        promise.give(reply)
+        return promise
+
+    async def work(server: AioServer) -> None:
+        loop = asyncio.get_running_loop()
+        sock, count = await raw_client(server.address), 1_500
+        sock.setblocking(True)
+        frame = encode_frame(Ping.type_code, encode(Ping()), request_id=7)
+        expected = encode_frame(reply.type_code, encode(reply), request_id=7)
+        assert count * len(expected) > WRITE_BUFFER_MAX
+        await loop.run_in_executor(None, sock.sendall, frame * count)
+        await until(lambda: given > 0)
+        await asyncio.sleep(0.05)  # time enough to begin what must not be begun
+        assert given < count, "more is begun than the peer takes"
+        got = await loop.run_in_executor(None, sock.recv, count * len(expected), socket.MSG_WAITALL)
+        assert got == expected * count
+        assert given == count
+        assert 0 < most <= 8, "other connections wait for this one"
+        sock.close()
+
+    serve(answer, work, requests_max=8)
+
+
+def test_an_answer_that_fails_while_its_server_closes_is_told_to_its_caller_and_to_nobody_else() -> None:
+    promise, is_asked = Promise(), asyncio.Event()
+    stray: list[dict[str, Any]] = []
+
+    def answer(message: Message, context: RequestContext) -> Promise:
+        is_asked.set()
+        return promise
+
+    async def work(server: AioServer) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: stray.append(context))
+        channel = await AioChannel.connect(server.address, KEY, patience())
+        call = asyncio.ensure_future(channel.call(Ping(), patience()))
+        async with asyncio.timeout(PATIENCE_S):
+            await is_asked.wait()
+        closing = asyncio.ensure_future(server.close())
+        await asyncio.sleep(0.01)
+        promise.fail(Conflict("it leads no more"))
+        with pytest.raises(Conflict, match="no more"):
+            await call
+        await closing
+        await channel.close()
+        del closing
+        gc.collect()
+
+    serve(answer, work, drain_s=PATIENCE_S)
+    assert stray == []
 
 
 def test_a_server_that_closes_waits_for_its_answers_as_long_as_it_may() -> None:
