@@ -73,6 +73,7 @@ SEARCH_EVERY_S = 60.0  # between two searches on all servers for one imported ta
 HELD_PAUSE_S = 0.02  # between two looks whether a path is free for a new tail again
 
 T = TypeVar("T", bound=Message)
+S = TypeVar("S", FenceTailReply, PublishTailReply)
 log = get_logger(__name__)
 
 
@@ -151,7 +152,8 @@ class TailDesk:
         """End a tail without its bytes; False when somebody sealed it meanwhile.
 
         Where every server of the chain says that it has no such tail, none can acknowledge a record of it either: only
-        a master's `CreateTail` makes one.
+        a master's `CreateTail` makes one. A server that misses a disk does not say so, and none says so for another
+        whose address it took over.
         """
         unsure = [words for server_id in tail.servers if (words := await self._why_unsure(tail, server_id))]
         if unsure and not is_forced:
@@ -181,8 +183,10 @@ class TailDesk:
         try:
             fence = FenceTail(tail.handle, self._seal_token(tail.handle))
             await self.ask(server.address, fence, FenceTailReply, FENCE_TIMEOUT_S)
-        except ChunkNotFound:
-            return ""
+        except ChunkNotFound as error:
+            if error.details.get("server") == id_text(server_id):
+                return ""
+            return f"{server.name} ({server.address}): another server answers at that address, or an older version"
         except DfsError as error:
             return f"{server.name} ({server.address}): {error.message}"
         return f"{server.name} ({server.address}): it has the tail, and could not publish it"
@@ -468,16 +472,19 @@ class TailDesk:
         )
 
     async def _ask_all(
-        self, servers: Sequence[ServerId], message: Message, reply: type[T], timeout_s: float, reasons: list[str] | None
-    ) -> list[tuple[ServerId, T]]:
+        self, servers: Sequence[ServerId], message: Message, reply: type[S], timeout_s: float, reasons: list[str] | None
+    ) -> list[tuple[ServerId, S]]:
         """Return who answered what, in the order of `servers`; `reasons` gets why the others did not, if it matters."""
 
-        async def ask(server_id: ServerId) -> T | None:
+        async def ask(server_id: ServerId) -> S | None:
             server = self._state.server(server_id)
             if server is None:
                 return None
             try:
-                return await self.ask(server.address, message, reply, timeout_s)
+                answer = await self.ask(server.address, message, reply, timeout_s)
+                if answer.server_id != server_id:
+                    raise ChunkNotFound(f"another server answers at that address: {id_text(answer.server_id)}")
+                return answer
             except DfsError as error:
                 if reasons is None:
                     return None

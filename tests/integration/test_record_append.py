@@ -416,6 +416,63 @@ def test_a_tail_that_a_silent_server_may_have_is_given_up_by_force_only(
     assert content(client) == b"one"
 
 
+def test_a_tail_on_a_disk_that_its_server_lost_from_view_is_not_given_up(
+    cluster: MemoryCluster, client: DfsClient
+) -> None:
+    client.append_record("/log", b"one")
+    tail, blind = tail_of(cluster), server_of(cluster, 1)
+    for position in (0, 2):
+        server_of(cluster, position).service.tails.drop(tail.handle)
+    folder = blind.tail_folders[0]
+    kept = folder.rename(folder.with_name("unmounted"))
+    folder.touch()  # whatever is there now is no folder of tails
+    blind.stop()
+    blind.start()
+    with pytest.raises(Conflict, match=rf"may still have.*{blind.name} \({blind.address}\).*disks"):
+        client.servers.end_tail("/log", gives_up=True)
+    folder.unlink()
+    kept.rename(folder)
+    blind.stop()
+    blind.start()
+    assert client.servers.end_tail("/log", gives_up=True).outcome == "sealed"
+    assert content(client) == b"one"
+
+
+def test_another_server_at_the_address_does_not_speak_for_one_that_may_have_a_tail(
+    cluster: MemoryCluster, client: DfsClient
+) -> None:
+    client.append_record("/log", b"one")
+    tail, away = tail_of(cluster), server_of(cluster, 1)
+    for position in (0, 2):
+        server_of(cluster, position).service.tails.drop(tail.handle)
+    other = next(server for server in cluster.chunk_servers if server.store.server_id not in tail.servers)
+    put_at = cluster.masters[0].service.leadership
+    cluster.run(put_at.decree(PutServer(away.store.server_id, away.name, other.address, "")))
+    with pytest.raises(Conflict, match=rf"may still have.*{away.name} \({other.address}\).*another server"):
+        client.servers.end_tail("/log", gives_up=True)
+    cluster.run(put_at.decree(PutServer(away.store.server_id, away.name, away.address, "")))
+    assert client.servers.end_tail("/log", gives_up=True).outcome == "sealed"
+    assert content(client) == b"one"
+
+
+def test_a_replica_is_sealed_only_on_the_server_that_said_it_has_it(cluster: MemoryCluster, client: DfsClient) -> None:
+    client.append_record("/log", b"one")
+    tail, state, service = tail_of(cluster), cluster.masters[0].state, cluster.masters[0].service
+    for position in range(3):
+        server_of(cluster, position).service.tails.drop(tail.handle)
+    others = [server for server in cluster.chunk_servers if server.store.server_id not in tail.servers]
+    has_it, gone = others[0], others[1]
+    put(has_it.store, b"one", tail.handle)
+    gone.stop()
+    cluster.run(service.leadership.decree(PutServer(gone.store.server_id, gone.name, has_it.address, "")))
+    cluster.run(_born_now(cluster))
+    assert client.servers.end_tail("/log").outcome == "sealed"
+    chunk = state.chunk(tail.handle)
+    assert chunk is not None
+    assert chunk.servers == (has_it.store.server_id,)
+    gone.start()
+
+
 def test_an_imported_tail_is_sealed_where_its_replica_was_moved_after_the_export(
     cluster: MemoryCluster, client: DfsClient
 ) -> None:

@@ -20,8 +20,16 @@ from dfs.chunk.tails.log import TAIL_SUFFIX, TailFile, TailLog, TailStart
 from dfs.chunk.tails.open_tail import Forward, OpenTail, Receipt
 from dfs.chunk.tails.service import TAIL_PAYLOAD_MAX, TailService, receive_records
 from dfs.clock import SYSTEM_CLOCK, Deadline
-from dfs.errors import ChunkCorrupt, DiskFailed, DiskFull, InvalidArgument, ProtocolError, TailClosed
-from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
+from dfs.errors import (
+    ChunkCorrupt,
+    ChunkNotFound,
+    DiskFailed,
+    DiskFull,
+    InvalidArgument,
+    ProtocolError,
+    TailClosed,
+)
+from dfs.ids import ChunkHandle, ServerId, id_text, new_chunk_handle
 from dfs.net.blocking import Channel, Received
 from dfs.net.messages import (
     AppendRecords,
@@ -209,6 +217,24 @@ def test_tails_stay_away_from_disks_that_failed_or_filled(tmp_path: Path) -> Non
     full.fail("broken, too")
     with pytest.raises(DiskFailed):
         create(service)
+
+
+def test_only_a_server_all_of_whose_disks_work_says_that_it_has_no_such_tail(tmp_path: Path) -> None:
+    handle = new_chunk_handle()
+    good, failed = disk_at(tmp_path / "good"), disk_at(tmp_path / "failed")
+    with pytest.raises(ChunkNotFound) as caught:
+        service_on(good).reply(FenceTail(handle, b""), b"")
+    assert caught.value.details == {"server": id_text(bytes(16))}
+    service = service_on(good, failed)
+    failed.fail("broken since")
+    with pytest.raises(DiskFailed, match=r"no tail .* on the disks of this server that work"):
+        service.reply(FenceTail(handle, b""), b"")
+    with pytest.raises(DiskFailed):
+        service_on(good, failed).reply(PublishTail(handle, b"", 3), b"")
+    unreadable = disk_at(tmp_path / "unreadable")
+    (unreadable.path / TAIL_FOLDER).touch()
+    with pytest.raises(DiskFailed):
+        service_on(good, unreadable).reply(FenceTail(handle, b""), b"")
 
 
 def test_failed_sync_of_a_round_fails_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

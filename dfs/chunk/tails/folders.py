@@ -31,6 +31,7 @@ class TailFolders:
         self._folders = list(folders)
         self._disks = {disk.path / TAIL_FOLDER: disk for disk in disks}
         self._turns = itertools.count(1)
+        self._unread: list[Path] = []
 
     @classmethod
     def on(cls, disks: Sequence[Disk]) -> TailFolders:
@@ -48,8 +49,13 @@ class TailFolders:
             except OSError as error:
                 log.error("tails_unreadable", folder=folder, reason=error.strerror or str(error))
                 self._folders.remove(folder)
+                self._unread.append(folder)
                 continue
             yield from found
+
+    def unseen(self) -> list[Path]:
+        """Return the folders of disks that do not work, and those that could not be read: tails may be in them."""
+        return [*(folder for folder, disk in self._disks.items() if not disk.is_in_place()), *self._unread]
 
     def choose(self, size: int) -> Path:
         """Return a folder whose disk works and has `size` bytes above its reserve; raise `DiskFailed` or `DiskFull`."""

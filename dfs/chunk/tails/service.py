@@ -31,6 +31,7 @@ from dfs.errors import (
     ChunkExists,
     ChunkNotFound,
     DfsError,
+    DiskFailed,
     DiskFull,
     InvalidArgument,
     LimitExceeded,
@@ -288,9 +289,15 @@ class TailService:
     def _made_of(self, handle: ChunkHandle) -> Replica:
         """Return the replica of a tail that was sealed and dropped: masters ask for it whose state was put back."""
         replica = self._store.replica(handle)
-        if replica is None:
-            raise ChunkNotFound(f"there is no tail {id_text(handle)} on this server")
-        return replica
+        if replica is not None:
+            return replica
+        if unseen := self._folders.unseen():
+            raise DiskFailed(
+                f"there is no tail {id_text(handle)} on the disks of this server that work; it may be in "
+                f"{', '.join(map(str, unseen))}: mend or mount that, and start this server again"
+            )
+        words = f"there is no tail {id_text(handle)} on this server"
+        raise ChunkNotFound(words, server=id_text(self._store.server_id))  # so that none speaks for another
 
     def _load(self, path: Path, handle: ChunkHandle, *, is_checked: bool = False) -> TailLog:
         with self._errors_judged(path, "reading"):
