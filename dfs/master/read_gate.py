@@ -73,8 +73,9 @@ class ReadGate:
                     await self._leadership.barrier(Deadline(max(waiting.deadline.at_s for waiting in together)))
                 except Exception as failure:  # noqa: BLE001 - whatever it is, those who wait hear of it
                     error = failure
-                for waiting in together:
-                    self._end(waiting, error)
+                raised_at = None if error is None else error.__traceback__
+                for waiting in together:  # whoever is told of an error may raise it again, which adds to its traceback
+                    self._end(waiting, error and error.with_traceback(raised_at))
         finally:
             self._proving = None
 

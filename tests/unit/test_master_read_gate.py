@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -104,6 +105,28 @@ def test_whoever_waits_for_a_proof_that_fails_hears_why_and_the_next_read_seeks_
         assert await after == Done()
         assert reads.seen == [("/c", 0)]
         assert reads.meter.errors.values() == {"not_leader": 2}
+
+    run(test)
+
+
+def test_an_error_that_many_reads_share_grows_with_none_of_them() -> None:
+    depths: list[int] = []
+
+    def take(answer: Answer) -> None:
+        try:
+            answer.result()
+        except ZeroDivisionError as error:
+            depths.append(len(traceback.extract_tb(error.__traceback__)))
+
+    async def test(reads: Reads) -> None:
+        answers = [reads.ask(f"/{number}") for number in range(50)]
+        for answer in answers:
+            answer.then(take)
+        (await reads.proof(0)).set_exception(ZeroDivisionError("a bug"))
+        with pytest.raises(ZeroDivisionError):
+            await answers[-1]
+        assert len(depths) == len(answers)
+        assert min(depths) == max(depths) > 1, "each of thousands would log the tracebacks of all before it"
 
     run(test)
 
