@@ -153,12 +153,14 @@ class TailDesk:
 
         Where every server of the chain says that it has no such tail, none can acknowledge a record of it either: only
         a master's `CreateTail` makes one. A server that misses a disk does not say so, and none says so for another
-        whose address it took over.
+        whose address it took over. The sealed replica of a tail that an import opened again may be on any server.
         """
-        unsure = [words for server_id in tail.servers if (words := await self._why_unsure(tail, server_id))]
+        others = self._outside(tail) if self._is_imported(tail) else []
+        words = await asyncio.gather(*(self._why_unsure(tail, server_id) for server_id in (*tail.servers, *others)))
+        unsure = [why for why in words if why]
         if unsure and not is_forced:
             raise Conflict(
-                f"servers of the chain of {shown(tail.path)} may still have what was appended: {'; '.join(unsure)}. "
+                f"what was appended to {shown(tail.path)} may still be on these servers: {'; '.join(unsure)}. "
                 "Mend or start them, then it is sealed by itself; --force gives up what they have, too"
             )
         try:
@@ -456,14 +458,20 @@ class TailDesk:
             return []
         self._searched = {handle: at_s for handle, at_s in self._searched.items() if now_s - at_s < SEARCH_EVERY_S}
         self._searched[tail.handle] = now_s
-        others = [server.server_id for server in self._state.servers() if server.server_id not in tail.servers]
-        found = await self._ask_all(others, fence, FenceTailReply, FENCE_TIMEOUT_S, None)
+        found = await self._ask_all(self._outside(tail), fence, FenceTailReply, FENCE_TIMEOUT_S, None)
         return [(server_id, answer) for server_id, answer in found if answer.published_length >= 0]
 
     def _may_search(self, tail: TailRecord, now_s: float) -> bool:
         """Whether an import opened this tail, and nobody searched for it lately."""
-        is_imported = allocated_ms(tail.handle) < self._state.born_ms
-        return is_imported and now_s - self._searched.get(tail.handle, now_s - SEARCH_EVERY_S) >= SEARCH_EVERY_S
+        searched_s = self._searched.get(tail.handle, now_s - SEARCH_EVERY_S)
+        return self._is_imported(tail) and now_s - searched_s >= SEARCH_EVERY_S
+
+    def _is_imported(self, tail: TailRecord) -> bool:
+        return allocated_ms(tail.handle) < self._state.born_ms
+
+    def _outside(self, tail: TailRecord) -> list[ServerId]:
+        """Return the servers that are not of its chain."""
+        return [server.server_id for server in self._state.servers() if server.server_id not in tail.servers]
 
     def _unreachable(self, tail: TailRecord, reasons: list[str]) -> NotEnoughServers:
         return NotEnoughServers(

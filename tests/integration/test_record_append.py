@@ -428,7 +428,7 @@ def test_a_tail_on_a_disk_that_its_server_lost_from_view_is_not_given_up(
     folder.touch()  # whatever is there now is no folder of tails
     blind.stop()
     blind.start()
-    with pytest.raises(Conflict, match=rf"may still have.*{blind.name} \({blind.address}\).*disks"):
+    with pytest.raises(Conflict, match=rf"may still.*{blind.name} \({blind.address}\).*disks"):
         client.servers.end_tail("/log", gives_up=True)
     folder.unlink()
     kept.rename(folder)
@@ -448,7 +448,7 @@ def test_another_server_at_the_address_does_not_speak_for_one_that_may_have_a_ta
     other = next(server for server in cluster.chunk_servers if server.store.server_id not in tail.servers)
     put_at = cluster.masters[0].service.leadership
     cluster.run(put_at.decree(PutServer(away.store.server_id, away.name, other.address, "")))
-    with pytest.raises(Conflict, match=rf"may still have.*{away.name} \({other.address}\).*another server"):
+    with pytest.raises(Conflict, match=rf"may still.*{away.name} \({other.address}\).*another server"):
         client.servers.end_tail("/log", gives_up=True)
     cluster.run(put_at.decree(PutServer(away.store.server_id, away.name, away.address, "")))
     assert client.servers.end_tail("/log", gives_up=True).outcome == "sealed"
@@ -490,6 +490,24 @@ def test_an_imported_tail_is_sealed_where_its_replica_was_moved_after_the_export
     chunk = state.chunk(tail.handle)
     assert chunk is not None
     assert chunk.servers == (elsewhere.store.server_id,)
+    assert content(client) == b"one"
+
+
+def test_an_imported_tail_that_a_silent_server_outside_of_its_chain_may_have_is_not_given_up(
+    cluster: MemoryCluster, client: DfsClient
+) -> None:
+    client.append_record("/log", b"one")
+    tail = tail_of(cluster)
+    for position in range(3):
+        server_of(cluster, position).service.tails.drop(tail.handle)
+    elsewhere = next(server for server in cluster.chunk_servers if server.store.server_id not in tail.servers)
+    put(elsewhere.store, b"one", tail.handle)
+    cluster.run(_born_now(cluster))
+    elsewhere.stop()
+    with pytest.raises(Conflict, match=rf"may still.*{elsewhere.name} \({elsewhere.address}\).*--force"):
+        client.servers.end_tail("/log", gives_up=True)
+    elsewhere.start()
+    assert client.servers.end_tail("/log", gives_up=True).outcome == "sealed"
     assert content(client) == b"one"
 
 
