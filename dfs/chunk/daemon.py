@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from dfs.chunk.arenas import share_arenas
 from dfs.chunk.copy_queue import COPIERS
 from dfs.chunk.disk import RecentSpace
 from dfs.chunk.disk_watch import DiskWatch
@@ -55,6 +56,7 @@ def run(config: ClusterConfig, name: str, *, log_level: str = "info") -> None:
         server = config.chunk_server(name)
         key = ClusterKey.load(config.secret_file, config.name)
         _raise_descriptor_limit()
+        share_arenas()
         stop = threading.Event()
         with _signals_set(stop):
             serve(config, server, key, stop)
