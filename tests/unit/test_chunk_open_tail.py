@@ -16,8 +16,8 @@ from dfs.chunk.memstore import MemoryStore
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import Space
 from dfs.chunk.tails.folders import TAIL_FOLDER, TailFolders
-from dfs.chunk.tails.log import TAIL_SUFFIX, TailFile, TailLog, TailStart
-from dfs.chunk.tails.open_tail import Forward, OpenTail, Receipt
+from dfs.chunk.tails.log import TAIL_SUFFIX, WRITEBACK_SIZE, TailFile, TailLog, TailStart
+from dfs.chunk.tails.open_tail import ROOM_PLENTY, Forward, OpenTail, Receipt
 from dfs.chunk.tails.service import TAIL_PAYLOAD_MAX, TailService, receive_records
 from dfs.clock import SYSTEM_CLOCK, Deadline
 from dfs.errors import ChunkCorrupt, DiskFailed, DiskFull, InvalidArgument, ProtocolError, TailClosed
@@ -267,6 +267,29 @@ def test_a_tail_leaves_the_reserve_of_its_disk_alone(tmp_path: Path) -> None:
         service.reply(appended(2, b"two", handle), b"two")
     service.reply(FenceTail(handle, b""), b"")
     service.reply(PublishTail(handle, b"", 3), b"")
+
+
+@pytest.mark.parametrize(("free", "is_made"), [(10**9, True), (ROOM_PLENTY + 1000, True), (ROOM_PLENTY + 999, False)])
+def test_room_is_made_ahead_of_large_rounds_only_while_there_is_plenty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, is_made: bool
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("dfs.chunk.tails.log.reserve_room", lambda _fd, _start, size: asked.append(size))
+    service, handle, data = service_on(disk_at(tmp_path / "a", free)), new_chunk_handle(), bytes(WRITEBACK_SIZE)
+    service.reply(CreateTail(handle, b"", (), 0, 4 * WRITEBACK_SIZE, WRITEBACK_SIZE, (), is_head=True), b"")
+    service.reply(appended(1, data[1:], handle), data[1:])
+    assert not asked, "a small round needs none"
+    service.reply(appended(2, data, handle), data)
+    assert bool(asked) is is_made
+    service.reply(appended(3, data, handle), data)
+    assert len(asked) == is_made, "there is enough for the next one"
+
+
+def test_no_room_is_made_in_a_file_that_becomes_a_replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tail = tail_in(tmp_path)
+    tail.end()
+    monkeypatch.setattr("dfs.chunk.tails.log.reserve_room", lambda *_: pytest.fail("it would keep that room for ever"))
+    tail.file.make_room(1)
 
 
 def test_folder_of_tails_is_durable_before_the_first_tail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
