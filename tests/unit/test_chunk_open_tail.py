@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from pathlib import Path
 from typing import cast
@@ -20,9 +21,19 @@ from dfs.chunk.tails.log import TAIL_SUFFIX, WRITEBACK_SIZE, TailFile, TailLog, 
 from dfs.chunk.tails.open_tail import ROOM_PLENTY, Forward, OpenTail, Receipt
 from dfs.chunk.tails.service import TAIL_PAYLOAD_MAX, TailService, receive_records
 from dfs.clock import SYSTEM_CLOCK, Deadline
-from dfs.errors import ChunkCorrupt, DiskFailed, DiskFull, InvalidArgument, ProtocolError, TailClosed
+from dfs.errors import (
+    ChunkCorrupt,
+    DfsError,
+    DiskFailed,
+    DiskFull,
+    InvalidArgument,
+    LimitExceeded,
+    ProtocolError,
+    TailClosed,
+)
 from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
 from dfs.net.blocking import Channel, Received
+from dfs.net.buffers import SMALL_SIZE, BufferPool
 from dfs.net.messages import (
     AppendRecords,
     AppendRecordsReply,
@@ -298,6 +309,29 @@ def test_folder_of_tails_is_durable_before_the_first_tail(tmp_path: Path, monkey
     disk = disk_at(tmp_path / "a")
     service_on(disk)
     assert disk.path.stat().st_ino in synced
+
+
+def test_a_refused_record_is_let_go_at_once(tmp_path: Path) -> None:
+    """Its memory is large, is used again, and is counted only while the request lasts."""
+    service, pool = service_on(disk_at(tmp_path / "a")), BufferPool(2 * SMALL_SIZE, 1)
+    handle = create(service)
+
+    def refused(cls: type[DfsError]) -> object:
+        data = pool.take(2 * SMALL_SIZE)
+        with pytest.raises(cls) as caught:
+            service.reply(appended(1, bytes(data), handle), data)
+        del caught
+        return data.obj
+
+    gc.disable()  # which would find it at some time
+    try:
+        memory = refused(LimitExceeded)
+        assert refused(LimitExceeded) is memory
+        service.reply(FenceTail(handle, b""), b"")
+        assert refused(TailClosed) is memory
+        assert refused(TailClosed) is memory
+    finally:
+        gc.enable()
 
 
 # --- nonsense --------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ class OpenTail:
                 while job.answer is None and self._is_running:
                     self._changed.wait()
                 if isinstance(job.answer, DfsError):
-                    raise job.answer
+                    raise type(job.answer)(job.answer.message, **job.answer.details)  # see `_admit`
                 if job.answer is not None:
                     return job.answer
                 self._is_running = True
@@ -146,7 +146,7 @@ class OpenTail:
         try:
             return self._ledger.admit(job.request.group)
         except DfsError as error:
-            job.answer = error
+            job.answer = error.with_traceback(None)  # it would keep this frame, and so the job's data, in a circle
             return None
 
     # --- every server -------------------------------------------------------------------------------------
