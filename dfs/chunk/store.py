@@ -491,8 +491,9 @@ class FileReplicaWriter:
                 self._flushed = self._blocks.length
 
     def _reserve_ahead(self, end: int) -> None:
-        """Make room for what is likely to follow, while there is plenty of it."""
-        if end > self._reserved and end > RESERVE_FROM and self._disk.space().free > 2 * RESERVE_SIZE:
+        """Make room for what is likely to follow, while there is plenty of it: also if all writers do so at once."""
+        wanted = end > self._reserved and end > RESERVE_FROM
+        if wanted and self._disk.space().free > (self._disk.writers + 1) * RESERVE_SIZE:
             start = max(self._reserved, self._blocks.length)
             self._reserved = start + RESERVE_SIZE
             reserve_room(self._fd, start, RESERVE_SIZE)

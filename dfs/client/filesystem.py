@@ -30,6 +30,7 @@ from dfs.client.inspection import Inspection
 from dfs.client.lanes import Lanes
 from dfs.client.local_replicas import LocalReplicas
 from dfs.client.open_file import DfsFile
+from dfs.client.ownership import Owner
 from dfs.client.packs import Packer, PackEvents, PackItem, PackRules
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
@@ -94,7 +95,8 @@ __all__ = ["DfsClient", "FileChecksum"]
 
 
 class DfsClient:
-    """One program's access to a cluster. Thread-safe; use it as a context manager, or `close` it.
+    """One process's access to a cluster. Thread-safe; use it as a context manager, or `close` it. A child of a fork
+    needs one of its own.
 
     Every `path` is absolute or taken from `/`. `timeout_s` bounds a metadata call as a whole, and the time for which a
     bulk transfer may make no progress at all. With `stale_s` what stat, list and reads of content tell may be so old:
@@ -124,6 +126,7 @@ class DfsClient:
         self._replication = replication
         self._parallel = parallel
         key = ClusterKey.load(access.secret_file, access.cluster)
+        self._owner = Owner()
         self._pool = ChannelPool(key)
         self._local = LocalReplicas(key, is_used=reads.local)
         self._masters = Masters(access.cluster, access.masters, self._pool)
@@ -144,6 +147,8 @@ class DfsClient:
 
     def close(self) -> None:
         """Close all connections; calls after it fail."""
+        if not self._owner.is_here:
+            return  # they are those of the process that made this: to end them here would end them there
         self._pool.close()
         self._local.close()
         self._lanes.close()

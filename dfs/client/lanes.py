@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from dfs.client.ownership import Owner
 from dfs.clock import Deadline
 from dfs.errors import DfsError
 from dfs.fast_paths import FastPath, is_on
@@ -95,6 +96,7 @@ class Lanes:
         self._count = 0
         self._closed_until_s: dict[ServerId, float] = {}
         self._is_closed = False
+        self._owner = Owner()
 
     @contextmanager
     def entered(self, servers: Sequence[ServerInfo]) -> Iterator[tuple[Lane, dict[ServerId, LocalChannel]] | None]:
@@ -153,6 +155,7 @@ class Lanes:
         )
 
     def _take(self) -> Lane | None:
+        self._owner.check()
         with self._lock:
             if self._is_closed:
                 return None

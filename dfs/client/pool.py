@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
+from dfs.client.ownership import Owner
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
 from dfs.errors import ConnectionFailed, DeadlineExceeded, InvalidArgument, ProtocolError
 from dfs.net.auth import ClusterKey
@@ -61,6 +62,7 @@ class ChannelPool:
         self._idle: dict[tuple[str, bool], list[tuple[float, Channel]]] = {}
         self._idle_count = 0
         self._is_closed = False
+        self._owner = Owner()
 
     def channel(self, address: str, deadline: Deadline, *, bulk: bool = False) -> AbstractContextManager[Channel]:
         """Lend a channel for a block; it is kept for others when that ends without an error, and closed otherwise."""
@@ -81,6 +83,7 @@ class ChannelPool:
             channel.close()
 
     def _take(self, address: str, bulk: bool) -> Channel | None:
+        self._owner.check()
         now_s = self._clock.monotonic()
         while True:
             with self._lock:

@@ -29,10 +29,11 @@ class BufferPool:
             for buffer in self._buffers:
                 if _is_free(buffer):
                     return memoryview(buffer)[:size]
-            buffer = bytearray(self._size)
             if len(self._buffers) < self._count_max:
+                buffer = bytearray(self._size)
                 self._buffers.append(buffer)
-            return memoryview(buffer)[:size]
+                return memoryview(buffer)[:size]
+        return memoryview(bytearray(size))
 
 
 def _is_free(buffer: bytearray) -> bool:

@@ -244,7 +244,12 @@ class SocketStream:
     # --- ending ---------------------------------------------------------------------------------------
 
     def interrupt(self, *, reads_only: bool = False) -> None:
-        """Wake the thread that uses this stream (from another one): it meets the end of the stream."""
+        """Wake the thread that uses this stream (from another one): it meets the end of the stream.
+
+        A thread that already has all it wanted notices nothing, so that nobody else is to use the stream is noted.
+        """
+        if not reads_only:
+            self.is_broken = True
         with contextlib.suppress(OSError):  # the peer was faster
             self._socket.shutdown(socket.SHUT_RD if reads_only else socket.SHUT_RDWR)
 

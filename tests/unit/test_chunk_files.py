@@ -477,3 +477,24 @@ def test_room_is_made_ahead_only_while_there_is_plenty(
     assert bool(asked) is is_made
     ends = [start + size for start, size in asked]
     assert [start for start, _ in asked[1:]] == ends[:-1], "each begins where the one before ends"
+
+
+def test_writers_that_come_at_once_make_no_more_room_ahead_than_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of the free space is some milliseconds old: none of them sees what the others took."""
+    asked: list[int] = []
+    monkeypatch.setattr("dfs.chunk.store.reserve_room", lambda _fd, _start, size: asked.append(size))
+    monkeypatch.setattr("dfs.chunk.store.RESERVE_FROM", 0)
+    block, free = memoryview(bytes(BLOCK_SIZE)), 5 * RESERVE_SIZE
+    with opened(tmp_path, probe=lambda _: Space(10**9, free)) as store:
+        writers = [store.create(new_chunk_handle()) for _ in range(8)]
+        for writer in writers:
+            writer.write(block, block_checksums(block))
+        assert sum(asked) <= free
+        for writer in writers[2:]:
+            writer.discard()
+        writers[0].write(block, block_checksums(block))
+        assert asked, "with fewer of them there is plenty again"
+        for writer in writers[:2]:
+            writer.discard()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from pathlib import Path
 from typing import cast
@@ -16,21 +17,24 @@ from dfs.chunk.memstore import MemoryStore
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import Space
 from dfs.chunk.tails.folders import TAIL_FOLDER, TailFolders
-from dfs.chunk.tails.log import TAIL_SUFFIX, TailFile, TailLog, TailStart
-from dfs.chunk.tails.open_tail import Forward, OpenTail, Receipt
+from dfs.chunk.tails.log import TAIL_SUFFIX, WRITEBACK_SIZE, TailFile, TailLog, TailStart
+from dfs.chunk.tails.open_tail import ROOM_PLENTY, Forward, OpenTail, Receipt
 from dfs.chunk.tails.service import TAIL_PAYLOAD_MAX, TailService, receive_records
 from dfs.clock import SYSTEM_CLOCK, Deadline
 from dfs.errors import (
     ChunkCorrupt,
     ChunkNotFound,
+    DfsError,
     DiskFailed,
     DiskFull,
     InvalidArgument,
+    LimitExceeded,
     ProtocolError,
     TailClosed,
 )
 from dfs.ids import ChunkHandle, ServerId, id_text, new_chunk_handle
 from dfs.net.blocking import Channel, Received
+from dfs.net.buffers import SMALL_SIZE, BufferPool
 from dfs.net.messages import (
     AppendRecords,
     AppendRecordsReply,
@@ -295,12 +299,58 @@ def test_a_tail_leaves_the_reserve_of_its_disk_alone(tmp_path: Path) -> None:
     service.reply(PublishTail(handle, b"", 3), b"")
 
 
+@pytest.mark.parametrize(("free", "is_made"), [(10**9, True), (ROOM_PLENTY + 1000, True), (ROOM_PLENTY + 999, False)])
+def test_room_is_made_ahead_of_large_rounds_only_while_there_is_plenty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, is_made: bool
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("dfs.chunk.tails.log.reserve_room", lambda _fd, _start, size: asked.append(size))
+    service, handle, data = service_on(disk_at(tmp_path / "a", free)), new_chunk_handle(), bytes(WRITEBACK_SIZE)
+    service.reply(CreateTail(handle, b"", (), 0, 4 * WRITEBACK_SIZE, WRITEBACK_SIZE, (), is_head=True), b"")
+    service.reply(appended(1, data[1:], handle), data[1:])
+    assert not asked, "a small round needs none"
+    service.reply(appended(2, data, handle), data)
+    assert bool(asked) is is_made
+    service.reply(appended(3, data, handle), data)
+    assert len(asked) == is_made, "there is enough for the next one"
+
+
+def test_no_room_is_made_in_a_file_that_becomes_a_replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tail = tail_in(tmp_path)
+    tail.end()
+    monkeypatch.setattr("dfs.chunk.tails.log.reserve_room", lambda *_: pytest.fail("it would keep that room for ever"))
+    tail.file.make_room(1)
+
+
 def test_folder_of_tails_is_durable_before_the_first_tail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
     disk = disk_at(tmp_path / "a")
     service_on(disk)
     assert disk.path.stat().st_ino in synced
+
+
+def test_a_refused_record_is_let_go_at_once(tmp_path: Path) -> None:
+    """Its memory is large, is used again, and is counted only while the request lasts."""
+    service, pool = service_on(disk_at(tmp_path / "a")), BufferPool(2 * SMALL_SIZE, 1)
+    handle = create(service)
+
+    def refused(cls: type[DfsError]) -> object:
+        data = pool.take(2 * SMALL_SIZE)
+        with pytest.raises(cls) as caught:
+            service.reply(appended(1, bytes(data), handle), data)
+        del caught
+        return data.obj
+
+    gc.disable()  # which would find it at some time
+    try:
+        memory = refused(LimitExceeded)
+        assert refused(LimitExceeded) is memory
+        service.reply(FenceTail(handle, b""), b"")
+        assert refused(TailClosed) is memory
+        assert refused(TailClosed) is memory
+    finally:
+        gc.enable()
 
 
 # --- nonsense --------------------------------------------------------------------------------------------

@@ -40,6 +40,12 @@ def test_what_is_more_than_is_kept_or_larger_is_made_anew() -> None:
     assert len(held) == SIZE
 
 
+def test_what_is_more_than_is_kept_takes_no_more_memory_than_was_asked_for() -> None:
+    pool = BufferPool(SIZE, 1)
+    held = [pool.take(LARGE) for _ in range(3)]
+    assert [memoryview(view.obj).nbytes for view in held] == [SIZE, LARGE, LARGE]
+
+
 def test_little_memory_is_always_fresh() -> None:
     pool = BufferPool(SIZE, 1)
     first = pool.take(SMALL_SIZE)

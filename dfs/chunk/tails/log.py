@@ -132,18 +132,22 @@ class TailFile:
             raise
         return cls(path, handle, fd, JOURNAL_START + len(frame))
 
+    def make_room(self, size: int) -> None:
+        """Have room allocated for the next `size` bytes, and for what is likely to follow them."""
+        end = self.length + size
+        with self._writing:  # not in a sealed replica, which would keep it for ever
+            if not self._is_ended and self._reserved < end <= JOURNAL_START - RESERVE_SIZE:
+                start = max(self._reserved, self.length)
+                self._reserved = end + RESERVE_SIZE
+                reserve_room(self._fd, start, self._reserved - start)
+
     def stage(self, data: Buffer, behind: int = 0) -> None:
         """Write data of the next round, `behind` bytes after its beginning; nothing of it counts before `append`.
 
         Raise OSError, or `TailClosed` after `end_writing`.
         """
-        end = self.length + behind + len(data)
         with self._writing:
             self._check_open()
-            if len(data) >= WRITEBACK_SIZE and self._reserved < end <= JOURNAL_START - RESERVE_SIZE:
-                start = max(self._reserved, self.length)
-                self._reserved = end + RESERVE_SIZE
-                reserve_room(self._fd, start, self._reserved - start)
             _write_all(self._fd, [data], self.length + behind)
         if len(data) >= WRITEBACK_SIZE:
             start_writeback(self._fd, self.length + behind, len(data))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dfs.checksum import Buffer
-from dfs.chunk.tails.log import Round, TailFile
+from dfs.chunk.tails.log import RESERVE_SIZE, WRITEBACK_SIZE, Round, TailFile
 from dfs.chunk.tails.order import Admission, Ledger
 from dfs.clock import Deadline
 from dfs.errors import DfsError, DiskFailed, InvalidArgument, StaleReplica, TailClosed
@@ -26,6 +26,7 @@ from dfs.net.parts import RecordGroup
 
 ROUND_SIZE_MAX = 16 * 1024 * 1024  # bytes taken into one round, if it is more than one group
 ROUND_GROUPS_MAX = 256  # groups in one round
+ROOM_PLENTY = 8 * RESERVE_SIZE  # bytes above the reserve of a disk from which on room is made ahead in its tails
 ROUND_TIMEOUT_S = 5.0  # for the rest of the chain to take a round and sync it
 
 
@@ -97,7 +98,7 @@ class OpenTail:
                 while job.answer is None and self._is_running:
                     self._changed.wait()
                 if isinstance(job.answer, DfsError):
-                    raise job.answer
+                    raise type(job.answer)(job.answer.message, **job.answer.details)  # see `_admit`
                 if job.answer is not None:
                     return job.answer
                 self._is_running = True
@@ -145,7 +146,7 @@ class OpenTail:
         try:
             return self._ledger.admit(job.request.group)
         except DfsError as error:
-            job.answer = error
+            job.answer = error.with_traceback(None)  # it would keep this frame, and so the job's data, in a circle
             return None
 
     # --- every server -------------------------------------------------------------------------------------
@@ -175,6 +176,8 @@ class OpenTail:
             self._check_room(len(data))
             if self._forward is not None:  # first: the last server of a chain is what the others wait for
                 receipt = self._forward(message, data, Deadline.after(ROUND_TIMEOUT_S))
+            if len(data) >= WRITEBACK_SIZE and self._has_plenty():
+                self.file.make_room(len(data))
             with self._errors_judged():
                 self.file.stage(data)
                 self.file.append(Round(message.offset, message.groups))
@@ -194,6 +197,14 @@ class OpenTail:
             with self._changed:
                 self._committed = self.durable
                 self._changed.notify_all()
+        return True
+
+    def _has_plenty(self) -> bool:
+        """Whether room made ahead would leave enough of it to others, and the reserve alone."""
+        try:
+            self._check_room(ROOM_PLENTY)
+        except DfsError:
+            return False
         return True
 
     @contextlib.contextmanager
