@@ -34,6 +34,8 @@ FILES_MAX = 20  # that a client has at a time
 LOGS = 20  # shared by all clients
 LOG_MINUTES = 1.0  # after so long a log goes on under another name, and the one before it is deleted
 SAMPLE_S = 2.0
+CHECKPOINT_EVERY_S = 30.0  # or what the log holds until one is due would look like growth; what it keeps behind one
+# (20,000 entries, dfs.master.raft_engine) and a leader's memory of changes (10 minutes, dfs.master.chunk_report) do
 SHOWN = 12  # samples of a daemon's memory that are printed
 WARM_UP = 0.25  # share of a run, at most WARM_UP_S, that does not count: caches fill, threads start, files come to be
 WARM_UP_S = 90.0
@@ -263,6 +265,16 @@ def summary(
     return calls, memory
 
 
+def write_checkpoints(client: DfsClient, record: Record) -> None:
+    """Have each master drop what its log keeps in memory until 64 MiB or 200,000 entries make a checkpoint due."""
+    try:
+        for master in client.admin.masters():
+            client.admin.write_checkpoint(master.address)
+    except DfsError as error:
+        record.errors[f"checkpoint: {error.code}"] += 1
+        record.words[f"checkpoint: {error.code}"] = error.message
+
+
 def measure(clients: int, minutes: float) -> Report:
     """Run it against a fresh cluster."""
     with ClusterUnderTest(settings=SETTINGS) as cluster, cluster.client() as client:
@@ -280,7 +292,11 @@ def measure(clients: int, minutes: float) -> Report:
             theirs.close()
             workers.append((process, ours))
         samples: dict[str, list[float]] = {name: [] for name in cluster.names()}
+        checkpoint_s = time.monotonic()
         while time.monotonic() < until_s:
+            if time.monotonic() >= checkpoint_s:
+                checkpoint_s += CHECKPOINT_EVERY_S
+                write_checkpoints(client, swept)
             for name, pid in cluster.local.pids().items():
                 samples[name].append(round(resident_mib(pid), 1))
             sweep_noting(client, swept)
