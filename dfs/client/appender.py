@@ -364,8 +364,8 @@ class Appender:
 
     def _unknown(self, error: DfsError) -> DeadlineExceeded:
         return DeadlineExceeded(
-            f"appending to {self.path!r} did not succeed within {self._timeout_s:g} s; the records without an offset "
-            f"may be in the file or not ({error.message})",
+            f"appending to {self.path!r} did not succeed; the records without an offset may be in the file or not "
+            f"({error.message})",
             **{MAY_HAVE_HAPPENED: "yes"},
         )
 

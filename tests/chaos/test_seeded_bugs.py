@@ -11,7 +11,7 @@ from dfs.testing.chaos.run import run_chaos
 from dfs.testing.chaos.sabotage import SABOTEUR
 from dfs.testing.chaos.schedule import FaultKind, Means, Plan, one_after_another
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(400)
 
 PLANS = {
     "fsync_gate": Plan(one_after_another(FaultKind.KILL_ALL_MASTERS, FaultKind.KILL_ALL_MASTERS), ()),
@@ -21,6 +21,7 @@ PLANS = {
     "version_pin": Plan((), ()),  # writers and readers of the same few files are enough
     "block_checksums": Plan((), one_after_another(*[FaultKind.FLIP_A_BIT] * 10, lasts_s=0.1, calm_s=0.2)),
 }
+RUNS_MAX = 3
 NEEDS_NETWORK = {"read_barrier", "session_dedupe"}
 
 
@@ -30,8 +31,12 @@ def test_a_cluster_without_one_of_its_safeties_is_called_broken(safety: str, tmp
     if safety in NEEDS_NETWORK and not is_permitted():
         pytest.skip("cutting links needs root and network namespaces")
     lasts_s = max((fault.end_s for fault in plan.masters + plan.servers), default=3.0) + 2
-    verdict = run_chaos(
-        1, lasts_s, folder=tmp_path, plan=plan, means=Means(network=safety in NEEDS_NETWORK), without=safety
-    )
-    contradictions = [words for words in verdict.reads_failed if "contradict themselves" in words]
-    assert verdict.broken or contradictions, verdict.text()
+    for seed in range(1, 1 + RUNS_MAX):  # on a busy machine few calls fall into a run, and the bug needs two that meet
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        means = Means(network=safety in NEEDS_NETWORK)
+        verdict = run_chaos(seed, lasts_s, folder=folder, plan=plan, means=means, without=safety)
+        contradictions = [words for words in verdict.reads_failed if "contradict themselves" in words]
+        if verdict.broken or contradictions:
+            return
+    pytest.fail(f"not noticed in {RUNS_MAX} runs; the last: {verdict.text()}")

@@ -89,7 +89,7 @@ def test_start_with_a_taken_port_or_without_its_secret_is_refused(
         run(config, "c9", log_level="error")
 
 
-@pytest.mark.parametrize(("is_wanted", "without"), [(True, ""), (False, ""), (True, "local-reads")])
+@pytest.mark.parametrize(("is_wanted", "without"), [(True, ""), (False, ""), (True, "local-reads,memory-door")])
 def test_the_local_door_is_open_where_configuration_and_environment_say_so(
     config: ClusterConfig, monkeypatch: pytest.MonkeyPatch, is_wanted: bool, without: str
 ) -> None:
