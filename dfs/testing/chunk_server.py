@@ -15,14 +15,16 @@ from dfs.chunk.disk import measure_space
 from dfs.chunk.replicas import Space
 from dfs.chunk.service import ChunkService
 from dfs.chunk.store import FileStore
+from dfs.client.write_target import WriteTarget
 from dfs.clock import Deadline
 from dfs.errors import DfsError
-from dfs.ids import ChunkHandle
+from dfs.ids import ChunkHandle, new_chunk_handle
 from dfs.net.auth import ClusterKey, Rights, sign_token
 from dfs.net.blocking import Channel, expect
 from dfs.net.listener import Listener, ServeLimits, serve_forever
 from dfs.net.local import LocalListener
 from dfs.net.messages import ErrorReply, ReadChunk, ReadChunkReply
+from dfs.net.parts import ServerInfo
 
 KEY = ClusterKey.from_secret(b"0" * 64, "test")
 LIMITS = ServeLimits(drain_s=0.0)
@@ -93,6 +95,17 @@ def soon(seconds: float = 20.0) -> Deadline:
 
 def token(handle: ChunkHandle, rights: Rights, lifetime_s: float = 60.0) -> bytes:
     return sign_token(KEY, handle, rights, int((time.time() + lifetime_s) * 1000))
+
+
+def info(server: LoopbackChunkServer) -> ServerInfo:
+    """Return a server as clients are told of it."""
+    return ServerInfo(server.store.server_id, server.path.name, server.address, "", is_alive=True)
+
+
+def target_on(servers: list[LoopbackChunkServer], lifetime_s: float = 60.0) -> WriteTarget:
+    """Return a fresh chunk for these servers, in chain order."""
+    handle = new_chunk_handle()
+    return WriteTarget(handle, token(handle, Rights.WRITE, lifetime_s), tuple(map(info, servers)))
 
 
 def read(

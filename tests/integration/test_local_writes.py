@@ -50,8 +50,8 @@ from dfs.net.messages import (
     WriteLent,
     WriteLentReply,
 )
-from dfs.net.parts import NewChunk, ServerInfo
-from dfs.testing.chunk_server import KEY, LoopbackChunkServer, read, soon, token, wait_until
+from dfs.net.parts import NewChunk
+from dfs.testing.chunk_server import KEY, LoopbackChunkServer, info, read, soon, target_on, token, wait_until
 from dfs.testing.replicas import path_of
 
 MEMORY_SIZE = 4 * BLOCK_SIZE
@@ -406,15 +406,6 @@ def client() -> Iterator[tuple[Transfer, Lanes]]:
     yield Transfer(pool, health, ReplicaReader(pool, health, LocalReplicas(KEY, is_used=False), 10.0), lanes), lanes
     pool.close()
     lanes.close()
-
-
-def info(server: LoopbackChunkServer) -> ServerInfo:
-    return ServerInfo(server.store.server_id, server.path.name, server.address, "", is_alive=True)
-
-
-def target_on(servers: list[LoopbackChunkServer], lifetime_s: float = 60.0) -> WriteTarget:
-    handle = new_chunk_handle()
-    return WriteTarget(handle, token(handle, Rights.WRITE, lifetime_s), tuple(map(info, servers)))
 
 
 def written(

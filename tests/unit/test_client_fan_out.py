@@ -20,10 +20,8 @@ from dfs.client.transfer import Transfer
 from dfs.client.write_target import ChunkNotWritten, WriteTarget
 from dfs.errors import Retry, TokenExpired
 from dfs.fast_paths import VARIABLE
-from dfs.ids import ChunkHandle, new_chunk_handle
-from dfs.net.auth import Rights
-from dfs.net.parts import ServerInfo
-from dfs.testing.chunk_server import KEY, LoopbackChunkServer, soon, token, wait_until
+from dfs.ids import ChunkHandle
+from dfs.testing.chunk_server import KEY, LoopbackChunkServer, soon, target_on, wait_until
 
 
 @pytest.fixture
@@ -44,15 +42,6 @@ def transfer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     pool, health = ChannelPool(KEY), ServerHealth()
     yield Transfer(pool, health, ReplicaReader(pool, health, LocalReplicas(KEY, is_used=False), 10.0), Lanes(KEY))
     pool.close()
-
-
-def info(server: LoopbackChunkServer) -> ServerInfo:
-    return ServerInfo(server.store.server_id, server.path.name, server.address, "", is_alive=True)
-
-
-def target_on(servers: list[LoopbackChunkServer], lifetime_s: float = 60.0) -> WriteTarget:
-    handle = new_chunk_handle()
-    return WriteTarget(handle, token(handle, Rights.WRITE, lifetime_s), tuple(map(info, servers)))
 
 
 def store(transfer: Transfer, target: WriteTarget, data: bytes) -> ChunkHandle:
