@@ -60,6 +60,15 @@ class Upstream:
         self._channel = channel
         self._unread = opening.payload_size
 
+    @property
+    def peer(self) -> str:
+        return self._channel.address
+
+    @property
+    def unread(self) -> int:
+        """Bytes of the latest message's payload that were not taken yet."""
+        return self._unread
+
     def next(self, onward: Onward | None) -> Received:
         """Return the next message of the stream; raise as soon as the rest of the chain refuses the chunk."""
         stalled = Deadline.after(self.stall_s)

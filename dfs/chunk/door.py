@@ -11,7 +11,6 @@ its space stays taken until the reader lets go. A replica in a volume is not han
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 
 from dfs.chunk.lent import LentUpstream
@@ -110,22 +109,15 @@ class LocalDoor:
 
     def _write(self, channel: Channel, received: Received, request: WriteChunk, memory: BorrowedMemory) -> bool:
         """Take a chunk and reply; False when it was refused: its writer may have said more, and enters anew."""
-        upstream, begun_s = LentUpstream(channel, received, memory), time.perf_counter()
+        upstream = LentUpstream(channel, received, memory)
         try:
             reply = self._take_chunk(upstream, request)
         except DfsError as error:
-            self._meter.refused.add(error.code)
-            log.warning(
-                "chunk_refused", handle=request.handle, peer=channel.address, code=error.code, reason=error.message
-            )
             if upstream.is_lost:
                 raise
             channel.send(ErrorReply.of(error), Deadline.after(REPLY_TIMEOUT_S), request_id=received.request_id)
             return False
-        self._meter.wrote(upstream.size, begun_s)
         self._meter.bytes.add("lent", upstream.size)
-        self._meter.note_client()
-        log.debug("chunk_written", handle=request.handle, peer=channel.address, servers=len(reply.servers))
         channel.send(reply, Deadline.after(REPLY_TIMEOUT_S), request_id=received.request_id)
         return True
 

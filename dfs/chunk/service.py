@@ -224,32 +224,37 @@ class ChunkService:
 
     def _write(self, channel: Channel, received: Received, request: WriteChunk) -> Received | None:
         """Take a chunk and reply; return the next request when the writer has already sent it."""
-        upstream, begun_s = Upstream(channel, received), time.perf_counter()
+        upstream = Upstream(channel, received)
         try:
-            if received.payload_size:
-                raise ProtocolError("WriteChunk came with a payload")
             reply = self._take(upstream, request, BUFFER_SIZE)
         except DfsError as error:
-            self.meter.refused.add(error.code)
-            log.warning(
-                "chunk_refused", handle=request.handle, peer=channel.address, code=error.code, reason=error.message
-            )
             if upstream.is_lost:
                 raise
             self._send(channel, received, ErrorReply.of(error))
             return upstream.skip_chunk(CONNECTION_IDLE_S)
-        self.meter.wrote(upstream.size, begun_s)
-        self.meter.note_client()
-        log.debug("chunk_written", handle=request.handle, peer=channel.address, servers=len(reply.servers))
         self._send(channel, received, reply)
         return None
 
     def _take(self, upstream: Upstream, request: WriteChunk, buffer_size: int) -> WriteChunkReply:
-        """Take a chunk if it may come, in its turn, by no more than `buffer_size` bytes at a time."""
-        self._check_token(request.token, request.handle, Rights.WRITE)
-        check_chain(request, self._address, REPLICATION_MAX)
-        with self._writes.turn() as buffer:
-            return self._transfer.run(upstream, request, buffer[:buffer_size])
+        """Take a chunk if it may come, in its turn, by at most `buffer_size` bytes at a time, and count it."""
+        begun_s = time.perf_counter()
+        try:
+            if upstream.unread:
+                raise ProtocolError("WriteChunk came with a payload")
+            self._check_token(request.token, request.handle, Rights.WRITE)
+            check_chain(request, self._address, REPLICATION_MAX)
+            with self._writes.turn() as buffer:
+                reply = self._transfer.run(upstream, request, buffer[:buffer_size])
+        except DfsError as error:
+            self.meter.refused.add(error.code)
+            log.warning(
+                "chunk_refused", handle=request.handle, peer=upstream.peer, code=error.code, reason=error.message
+            )
+            raise
+        self.meter.wrote(upstream.size, begun_s)
+        self.meter.note_client()
+        log.debug("chunk_written", handle=request.handle, peer=upstream.peer, servers=len(reply.servers))
+        return reply
 
     def _take_lent(self, upstream: LentUpstream, request: WriteChunk) -> WriteChunkReply:
         return self._take(upstream, request, LENT_BUFFER_SIZE)
