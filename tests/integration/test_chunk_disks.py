@@ -36,11 +36,11 @@ def run(*command: str) -> str:
     return "" if done.returncode == 0 else done.stderr.strip() or f"{command[0]} failed"
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTest]:
-    """One master and three chunk servers; the disk of c1 is a tmpfs of its own."""
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[ClusterUnderTest]:
+    """One master and three chunk servers; the disk of c1 is a tmpfs of its own. No test sees the damage of another."""
     made = ClusterUnderTest(
-        tmp_path_factory.mktemp("disks"),
+        tmp_path,
         masters=1,
         chunk_servers=3,
         chunk_size=4 * MIB,
@@ -84,6 +84,7 @@ def check_whole(path: Path) -> None:
 def test_a_disk_that_fills_during_puts_costs_no_put_and_keeps_no_half_chunk(cluster: ClusterUnderTest) -> None:
     disk = disk_of(cluster, "c1")
     ballast = disk / "ballast"
+    assert disk.is_mount(), "this test fills a disk: it must be the small one"
 
     def fill(_size: int) -> None:
         """Take all that is left of the disk while chunks are on their way to it."""

@@ -1,7 +1,4 @@
-"""Are replicas that are flipped, cut, deleted or outdated found and replaced, and is every read right meanwhile?
-
-One cluster, in the order of this file.
-"""
+"""Are replicas that are flipped, cut, deleted or outdated found and replaced, and is every read right meanwhile?"""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ SCRUBBED = re.compile(r" scrub_found_damage .*?\bhandle=([0-9a-f]{32})")
 SETTINGS = {"scrub_period": "6 s", "scrub_rate": "64 MiB", "garbage_grace": "1 s"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster() -> Iterator[ClusterUnderTest]:
     with ClusterUnderTest(masters=1, settings=SETTINGS) as cluster:
         yield cluster

@@ -1,7 +1,7 @@
 """Does a cluster of real processes heal itself after kills, wipes and additions, without losing a byte on the way?
 
-One cluster lives through all of it; every test finds c1 to c4 healthy and leaves them so, for workers may share the tests out
-in any way. A fifth server may be left running: a test that wants it asks for it, one that does not want it sends it away.
+One cluster lives through all of it; every test finds c1 to c4 healthy and leaves them so, for workers may share the
+tests out in any way. A fifth server may be left running: who wants it enlists it, who does not sends it away.
 """
 
 from __future__ import annotations
