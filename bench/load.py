@@ -34,8 +34,7 @@ FILES_MAX = 20  # that a client has at a time
 LOGS = 20  # shared by all clients
 LOG_MINUTES = 1.0  # after so long a log goes on under another name, and the one before it is deleted
 SAMPLE_S = 2.0
-CHECKPOINT_EVERY_S = 30.0  # or what the log holds until one is due would look like growth; what it keeps behind one
-# (20,000 entries, dfs.master.raft_engine) and a leader's memory of changes (10 minutes, dfs.master.chunk_report) do
+CHECKPOINT_EVERY_S = 30.0  # or what the log holds until one is due (64 MiB) would look like growth
 SHOWN = 12  # samples of a daemon's memory that are printed
 WARM_UP = 0.25  # share of a run, at most WARM_UP_S, that does not count: caches fill, threads start, files come to be
 WARM_UP_S = 90.0
