@@ -25,7 +25,7 @@ from dfs.net.messages import ChunkReport
 from dfs.net.parts import ReplicaReport
 
 HEARTBEATS_AWAITED = 2  # after a comparison, before a replica counts as missing (see above)
-CHANGE_MEMORY_S = 120.0  # eight times what a chunk server waits for the answer to a page before it begins anew
+CHANGE_MEMORY_S = 60.0  # four times what a chunk server waits for the answer to a page before it begins anew
 CHANGES_KEPT_MAX = 200_000  # of one server; at the most that heartbeats can carry, more than half a minute
 STALLED_AFTER_S = 30.0  # an unfinished report without a new page is asked for again
 _HALVES = struct.Struct(">QQ")
