@@ -250,11 +250,18 @@ class RaftNode:
             )
             return
         self.transport.flush()  # first: the way over a follower is the longer one
-        journal.flush()
+        if not journal.is_quick:
+            journal.flush()
+        elif journal.has_waiting:
+            self.loop.call_soon(self._sync)  # not before that has left: some loops send at the end of a step
         if engine.has_more_work:
             self.wake()
         self._user.turn_ended()
         self._checkpoint_if_due()
+
+    def _sync(self) -> None:
+        if self.is_running:
+            self.journal.flush()
 
     def _tick(self) -> None:
         """Look at the timers."""
