@@ -38,11 +38,7 @@ class Change(Answer):
     def __init__(self, gate: ChangeGate, command: Mutation, deadline: Deadline, begun_s: float) -> None:
         super().__init__()
         self._gate, self.command, self.deadline, self.begun_s = gate, command, deadline, begun_s
-        self.deadline_s = min(deadline.at_s, time.monotonic() + PROPOSE_TIMEOUT_S)
-
-    @property
-    def is_over(self) -> bool:
-        return self.is_known
+        self.deadline_s = deadline.at_s
 
     def ended(self, result: Any, error: DfsError | None) -> None:
         self._gate.ended(self, result, error)
@@ -63,7 +59,10 @@ class ChangeGate:
                 for field in _PATH_FIELDS:
                     if (path := getattr(command, field, None)) is not None:
                         split(path)
-            deadline.check("handing the call to the masters")
+            now_s = time.monotonic()
+            if deadline.at_s <= now_s:
+                deadline.check("handing the call to the masters")
+            change.deadline_s = min(deadline.at_s, now_s + PROPOSE_TIMEOUT_S)
             self._leadership.submit(command, change)
         except Exception as error:  # noqa: BLE001 - refused, or a bug: the server of the port tells them apart
             self._fail(change, error)

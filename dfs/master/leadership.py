@@ -117,7 +117,6 @@ class Leadership:
 
     def submit(self, command: Message, waiter: Waiter) -> None:
         """Tell `waiter` the state machine's reply, or how that failed (see `failure`)."""
-        self.require()
         try:
             self._log.submit(encode_command(self._clock.wall_ms(), command), waiter)
         except NotLeader:

@@ -205,7 +205,7 @@ class MemoryLog:
                 result = await work
             except DfsError as error:
                 failure = error
-            if not waiter.is_over:
+            if not waiter.is_known:
                 waiter.ended(result, failure)
 
         task = asyncio.get_running_loop().create_task(tell())

@@ -97,7 +97,7 @@ class RaftNode:
         self.heartbeat_s = min(HEARTBEAT_S, election_timeout_s[0] / 4)
         self._folder, self._key, self._fsync = data_dir / "raft", key, fsync
         self._machine, self._user, self._on_failure = machine, user, on_failure
-        self._is_pump_due = False
+        self.is_woken = False  # a turn comes when what runs now is done
         self._timer: asyncio.TimerHandle | None = None
         self._lock = -1
         self._prevote_round = Round(len(peers) - 1)
@@ -224,13 +224,13 @@ class RaftNode:
 
     def wake(self) -> None:
         """Let a turn come, once, when what runs now is done."""
-        if not self._is_pump_due:
-            self._is_pump_due = True
+        if not self.is_woken:
+            self.is_woken = True
             self.loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         """One turn: propose what has come, let the engine work, send, sync."""
-        self._is_pump_due = False
+        self.is_woken = False
         if not self.is_running:
             return
         engine, journal = self.engine, self.journal

@@ -65,7 +65,7 @@ class _Wait:
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     @property
-    def is_over(self) -> bool:
+    def is_known(self) -> bool:
         return self.future.done()
 
     def ended(self, result: Any, error: DfsError | None) -> None:
@@ -79,7 +79,7 @@ class _AgeAsked:
     """A follower that waits for a proof, with all reads; its question is answered when there is one."""
 
     deadline_s = _NEVER_S
-    is_over = False
+    is_known = False
 
     def __init__(self, answer: Callable[[], None]) -> None:
         self._answer = answer
@@ -181,10 +181,12 @@ class RaftLog:
     def _may_submit(self) -> bool:
         """Whether what waits is to become an entry now: it is full, or none is on its way and nobody is waited for."""
         count = len(self._fresh)
-        if not count or self.node.planned.is_handing_over:
+        if not count:
             return False
         is_full = self._fresh_size >= ENTRY_SIZE_GOAL or count >= ENTRY_COMMANDS_GOAL
-        return is_full or (self.node.engine.is_log_applied and self._company.is_enough(count))
+        if not is_full and not (self._company.is_enough(count) and self.node.engine.is_log_applied):
+            return False
+        return not self.node.planned.is_handing_over
 
     def turn_ended(self) -> None:
         if self._ended:
@@ -259,7 +261,7 @@ class RaftLog:
         self._fresh_size += size
         self._pending_size += size
         self._next_expiry_s = min(self._next_expiry_s, waiter.deadline_s)
-        if self._may_submit:
+        if not self.node.is_woken and self._may_submit:
             self.node.wake()
 
     def _tell(self) -> None:
@@ -267,7 +269,7 @@ class RaftLog:
         ended, self._ended = self._ended, []
         for waiter, result, error in ended:
             try:
-                if not waiter.is_over:
+                if not waiter.is_known:
                     waiter.ended(result, error)
             except Exception:  # a bug, of one who waits: the others are told nevertheless
                 log.exception("waiter_failed")
@@ -290,7 +292,7 @@ class RaftLog:
         batch: list[_Proposal] = []
         size = 0
         for proposal in fresh:
-            if proposal.waiter.is_over:  # its caller has given up: it never happens
+            if proposal.waiter.is_known:  # its caller has given up: it never happens
                 self._pending_size -= len(proposal.command)
                 continue
             if size + len(proposal.command) > ENTRY_SIZE_GOAL and batch:
@@ -331,7 +333,7 @@ class RaftLog:
         self._next_expiry_s = _NEVER_S
         for proposal in (*self._proposals, *self._fresh):
             waiter = proposal.waiter
-            if waiter.is_over:
+            if waiter.is_known:
                 continue
             if waiter.deadline_s <= now:
                 error = OutcomeUnknown("no majority of the masters confirmed the change in time; check that they run")

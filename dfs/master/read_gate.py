@@ -30,11 +30,7 @@ class Waiting(Answer):
     def __init__(self, gate: ReadGate, message: Message, read: Read, deadline: Deadline, begun_s: float) -> None:
         super().__init__()
         self._gate, self.message, self.read, self.begun_s = gate, message, read, begun_s
-        self.deadline_s = min(deadline.at_s, time.monotonic() + BARRIER_TIMEOUT_S)
-
-    @property
-    def is_over(self) -> bool:
-        return self.is_known
+        self.deadline_s = deadline.at_s
 
     def ended(self, _result: Any, error: DfsError | None) -> None:
         self._gate.end(self, error)
@@ -60,7 +56,10 @@ class ReadGate:
             if age_ms and self._leadership.is_within(age_ms / 1000):
                 self.end(waiting, None)
             else:
-                deadline.check("waiting for the masters")
+                now_s = time.monotonic()
+                if deadline.at_s <= now_s:
+                    deadline.check("waiting for the masters")
+                waiting.deadline_s = min(deadline.at_s, now_s + BARRIER_TIMEOUT_S)
                 self._leadership.prove(waiting)
         except Exception as error:  # noqa: BLE001 - refused, or a bug: the server of the port tells them apart
             self.end(waiting, error)

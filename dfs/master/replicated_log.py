@@ -75,7 +75,7 @@ class Waiter(Protocol):
         """When the wait ends whatever comes, on time.monotonic()."""
 
     @property
-    def is_over(self) -> bool:
+    def is_known(self) -> bool:
         """Whether nobody waits any more: it was told, or has given up. A command not yet in the log never happens."""
 
     def ended(self, result: Any, error: DfsError | None) -> None:

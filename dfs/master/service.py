@@ -122,6 +122,7 @@ MUTATIONS: frozenset[type[Mutation]] = frozenset(
         SetQuota,
     }
 )
+_TO_BE_FILLED_IN = frozenset({CommitFile, CommitMany})
 Handler: TypeAlias = Callable[[Any, RequestContext], Awaitable[Message]]
 
 log = get_logger(__name__)
@@ -276,7 +277,8 @@ class MasterService:
         if read is not None:
             return self._gate.wait(message, read, context.deadline)
         if isinstance(message, Mutation) and type(message) in MUTATIONS:
-            return self._changes.wait(self._filled_in(message), context.deadline)
+            command = self._filled_in(message) if type(message) in _TO_BE_FILLED_IN else message
+            return self._changes.wait(command, context.deadline)
         return self._act(message, context)
 
     async def _act(self, message: Message, context: RequestContext) -> Message:

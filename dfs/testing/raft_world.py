@@ -56,7 +56,7 @@ _NEVER_ECHOED = (
     AgeReply,
 )  # questions of age are numbered within a life of a master: links tell them apart
 _LIBRARY: Any = vars(raft_engine)["library"]  # only the Raft wall imports it
-_LIBRARY_NODE: Any = vars(raft_engine)["Node"]
+_LIBRARY_NODE: Any = raft_transport.Node.__mro__[1]
 WALL_START_MS = 1_700_000_000_000
 KEY = ClusterKey.from_secret(b"a secret of thirty-two bytes, ok", "simulation")
 
