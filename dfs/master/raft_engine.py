@@ -227,6 +227,7 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         self.may_campaign = False
         self.is_forced = False  # the coming election was asked for by the leader
         self.voters: set[str] = set()
+        self._own_entry_term = -1  # the last term in which this leader has applied an entry of that term
         self.sent_index = 0  # last log index that was handed to the transport
         self.checkpoint_index = 0
         self.checkpoint_size = 0  # journal.appended_size at the last checkpoint
@@ -299,7 +300,12 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
     @property
     def leads_with_own_entry(self) -> bool:
         """Whether this leader has applied an entry of its own term: only then it knows what is committed."""
-        return self.is_leader and self.journal.term_at(self.applied_index) == self.journal.term
+        if not self.is_leader:
+            return False
+        term = self.journal.term
+        if self._own_entry_term != term and self.journal.term_at(self.applied_index) == term:
+            self._own_entry_term = term  # what it applies from here on is of this term, too
+        return self._own_entry_term == term
 
     @property
     def next_index(self) -> dict[Any, int]:

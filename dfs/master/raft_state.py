@@ -421,7 +421,8 @@ class RaftLog:
                 self.node.transport.put(peer, question, self.node.journal.vote_sequence)
         else:
             self.node.transport.broadcast(question)
-        self._finish_leader_round()
+        if self.node.is_solo:
+            self._finish_leader_round()
         self.node.transport.flush()
 
     def leadership_confirmed(self, peer: str, number: int) -> None:
@@ -435,7 +436,8 @@ class RaftLog:
         reads, self._reads_in_round = self._reads_in_round, []
         if self.node.engine.leads_with_own_entry:
             self._age.proved(self._round_begun_s)
-        self._ended += ((read, None, None) for read in reads)
+        for read in reads:
+            self._ended.append((read, None, None))
         self._tell()
         if self._reads:
             self.node.loop.call_soon(self._begin_leader_round)

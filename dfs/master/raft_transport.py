@@ -243,9 +243,9 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
             link.queue(needed, encoded)
 
     def flush(self) -> None:
-        durable = self.user.durable
-        for link in list(self._links.values()):
-            link.flush(durable)
+        for link in tuple(self._links.values()):
+            if link.has_waiting:
+                link.flush(self.user.durable)
 
     # --- congestion and liveness ----------------------------------------------------------------------------------
 
