@@ -34,21 +34,17 @@ class Session:
     unfinished: set[int] = field(default_factory=set)
     is_open: bool = False
 
-    @property
-    def first_unacked(self) -> int:
-        return min(self.unfinished, default=self.next_sequence)
-
     def may_begin(self) -> bool:
         """Return whether another call may start: the masters must know the session, and keep few results for it."""
-        if not self.is_open and self.unfinished:
-            return False
-        return self.next_sequence - self.first_unacked < OUTSTANDING_CALLS_MAX
+        if not self.unfinished:
+            return True
+        return self.is_open and self.next_sequence - min(self.unfinished) < OUTSTANDING_CALLS_MAX
 
     def begin(self) -> CallId:
         sequence = self.next_sequence
         self.next_sequence += 1
         self.unfinished.add(sequence)
-        return CallId(self.id, sequence, self.first_unacked)
+        return CallId(self.id, sequence, min(self.unfinished))
 
 
 class Calls:
@@ -56,7 +52,9 @@ class Calls:
 
     def __init__(self, masters: Masters) -> None:
         self._masters = masters
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._waiting = 0  # threads that wait until they may begin
         self._session = Session(new_session_id())
 
     def call(self, build: Callable[[CallId], Mutation], reply: type[T], deadline: Deadline) -> T:
@@ -65,7 +63,21 @@ class Calls:
         `DeadlineExceeded` or `NoQuorum` with the detail `may_have_happened`: the outcome is not known.
         """
         answer, session, was_resent = self._call_once(build, deadline)
-        if _is_expired(answer) and not was_resent:
+        if _is_expired(answer):
+            answer = self._call_anew(build, deadline, answer, session, was_resent=was_resent)
+        return expect(answer, reply)
+
+    def _call_anew(
+        self,
+        build: Callable[[CallId], Mutation],
+        deadline: Deadline,
+        answer: Message,
+        session: Session,
+        *,
+        was_resent: bool,
+    ) -> Message:
+        """Do what is left to do after the masters have said that they do not know the session."""
+        if not was_resent:
             # Nothing was applied: the masters forgot an idle session, or never heard its first call.
             self._renew(session)
             answer, session, was_resent = self._call_once(build, deadline)
@@ -77,7 +89,7 @@ class Calls:
                     "before you repeat it",
                     may_have_happened="yes",
                 )
-        return expect(answer, reply)
+        return answer
 
     def _call_once(self, build: Callable[[CallId], Mutation], deadline: Deadline) -> tuple[Message, Session, bool]:
         session, call_id = self._begin(deadline)
@@ -86,19 +98,29 @@ class Calls:
             answer, was_resent = self._masters.call_reporting_resends(build(call_id), deadline)
             return answer, session, was_resent
         finally:
-            with self._changed:
+            with self._lock:
                 session.unfinished.discard(call_id.sequence)
-                session.is_open = session.is_open or (answer is not None and not _is_expired(answer))
-                self._changed.notify_all()
+                if not session.is_open:
+                    session.is_open = answer is not None and not _is_expired(answer)
+                if self._waiting:
+                    self._changed.notify_all()
 
     def _begin(self, deadline: Deadline) -> tuple[Session, CallId]:
-        with self._changed:
+        with self._lock:
             while not self._session.may_begin():
-                self._changed.wait(deadline.check("waiting for earlier calls of this client"))
+                self._wait(deadline)
             return self._session, self._session.begin()
 
+    def _wait(self, deadline: Deadline) -> None:
+        """Wait for the end of some call; the lock is held."""
+        self._waiting += 1
+        try:
+            self._changed.wait(deadline.check("waiting for earlier calls of this client"))
+        finally:
+            self._waiting -= 1
+
     def _renew(self, expired: Session) -> None:
-        with self._changed:
+        with self._lock:
             if self._session is expired:
                 self._session = Session(new_session_id())
                 self._changed.notify_all()

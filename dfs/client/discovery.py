@@ -14,11 +14,11 @@ import contextlib
 import random
 import threading
 import time
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 from dfs.client.plan import MASTERS_MAX, MasterRound, Step, attempt_timeout_s, backoff_s, step_after
-from dfs.client.pool import ChannelPool, exchange
+from dfs.client.pool import ChannelPool, exchange, receive_answer, send_call
 from dfs.clock import Deadline, boot_s
 from dfs.errors import ConnectionFailed, DeadlineExceeded, DfsError, NoQuorum, NotLeader, Retry
 from dfs.log import get_logger
@@ -40,19 +40,31 @@ log = get_logger(__name__)
 T = TypeVar("T", bound=Message)
 
 
-@dataclass(slots=True)
 class _Story:
-    """What happened in one call so far: the judge between errors at its end."""
+    """What happened in one call so far: the judge between errors at its end. Most calls have nothing to tell."""
 
-    started_s: float
-    started_boot_s: float  # sleep of this computer counts
-    is_uncertain: bool = False  # an attempt was sent and got no clear answer: it may have an effect
+    is_uncertain = False  # an attempt was sent and got no clear answer: it may have an effect
     pressing: DfsError | None = None  # what the leader keeps saying ("later"), if that was the last word
-    last_words: dict[str, str] = field(default_factory=dict)  # address -> its last answer or failure, in a few words
-    refusals: dict[str, DfsError] = field(default_factory=dict)  # address -> why it will never talk to us
-    answered: set[str] = field(default_factory=set)
-    silences: dict[str, int] = field(default_factory=dict)
-    repetitions: int = 0
+    repetitions = 0
+
+    def __init__(self) -> None:
+        self.started_s = time.monotonic()
+        self.started_boot_s = boot_s()  # sleep of this computer counts
+        self.silences: dict[str, int] = {}
+
+    @cached_property
+    def last_words(self) -> dict[str, str]:
+        """By address: its last answer or failure, in a few words."""
+        return {}
+
+    @cached_property
+    def refusals(self) -> dict[str, DfsError]:
+        """By address: why it will never talk to us."""
+        return {}
+
+    @cached_property
+    def answered(self) -> set[str]:
+        return set()
 
     @property
     def words(self) -> str:
@@ -89,7 +101,7 @@ class Masters:
         self._attempt_timeout_s = attempt_timeout_s
         self._unreachable_grace_s = unreachable_grace_s
         self._lock = threading.Lock()
-        self._known = list(dict.fromkeys(addresses))
+        self._known = tuple(dict.fromkeys(addresses))  # exchanged as a whole
         self._leader: str | None = None
         self._turn = 0  # whom `call_any` asks first
         self._silent_until_s: dict[str, float] = {}
@@ -98,8 +110,7 @@ class Masters:
     @property
     def addresses(self) -> tuple[str, ...]:
         """All masters known by now, the configured ones first."""
-        with self._lock:
-            return tuple(self._known)
+        return self._known
 
     def ask(self, address: str, message: Message, reply: type[T], deadline: Deadline) -> T:
         """Return what the master at `address` itself answers, whoever leads."""
@@ -144,7 +155,7 @@ class Masters:
         self, message: Message, deadline: Deadline, *, is_patient: bool = True
     ) -> tuple[Message, bool]:
         """Return (the final reply, maybe an `ErrorReply`; whether an earlier attempt may have had an effect too)."""
-        story = _Story(time.monotonic(), boot_s())
+        story = _Story()
         while True:
             final = self._ask_round(message, deadline, story, is_patient=is_patient)
             if final is not None:
@@ -157,12 +168,9 @@ class Masters:
 
     def _ask_round(self, message: Message, deadline: Deadline, story: _Story, *, is_patient: bool) -> Message | None:
         """Ask each master at most once; return the final reply, `None` when there is none yet."""
-        with self._lock:
-            now_s = time.monotonic()
-            silent = [address for address, until_s in self._silent_until_s.items() if until_s > now_s]
-            order = MasterRound(self._known, self._leader, silent)
+        order = MasterRound(self._known, self._leader, self._silent() if self._silent_until_s else ())
         while (address := order.next()) is not None and not deadline.has_passed:
-            if isinstance(message, Mutation) and story.may_be_forgotten:
+            if story.is_uncertain and isinstance(message, Mutation) and story.may_be_forgotten:
                 raise _unknown_outcome(message, story, self._needed)
             answer = self._attempt(address, message, deadline, story)
             if not isinstance(answer, ErrorReply):
@@ -193,17 +201,31 @@ class Masters:
                     self._follow(error, address, order)
         return None
 
+    def _silent(self) -> list[str]:
+        """Return the masters that were silent lately."""
+        with self._lock:
+            now_s = time.monotonic()
+            return [address for address, until_s in self._silent_until_s.items() if until_s > now_s]
+
     def _attempt(self, address: str, message: Message, deadline: Deadline, story: _Story) -> Message | None:
         """Return the answer of one master, `None` when it gave none; the story tells why."""
         silences, started_s = story.silences.get(address, 0), time.monotonic()
         attempt = Deadline(min(deadline.at_s, started_s + attempt_timeout_s(self._attempt_timeout_s, silences)))
-        greeting = Deadline(min(attempt.at_s, started_s + attempt_timeout_s(CONNECT_TIMEOUT_S, silences)))
         story.pressing = None
         is_sent = False
         try:
-            with self._pool.channel(address, greeting) as channel:
-                is_sent = True
-                return exchange(channel, message, attempt, lambda channel: self._wait(address, channel, attempt))
+            channel = self._pool.take_idle(address)
+            if channel is None:
+                greeting_s = attempt_timeout_s(CONNECT_TIMEOUT_S, silences)
+                channel = self._pool.connect(address, attempt.no_later_than(greeting_s))
+            is_sent = True
+            try:
+                answer = self._exchange(address, channel, message, attempt)
+            except BaseException:
+                channel.close()
+                raise
+            self._pool.give(address, channel)
+            return answer
         except DeadlineExceeded as error:
             reason = error.message
             story.last_words[address] = f"no answer within {time.monotonic() - started_s:.2g} s"
@@ -220,12 +242,14 @@ class Masters:
 
     # --- while nothing is said ---------------------------------------------------------------------------
 
-    def _wait(self, address: str, channel: Channel, attempt: Deadline) -> None:
-        """Return when something came; raise `DeadlineExceeded` when it is too late, or another master leads."""
+    def _exchange(self, address: str, channel: Channel, message: Message, attempt: Deadline) -> Message:
+        """Return the answer of a master; raise `DeadlineExceeded` when it is too late, or another master leads."""
+        request_id = send_call(channel, message, attempt)
         while not channel.wait_readable(attempt.no_later_than(self._attempt_timeout_s / OPINION_SHARE)):
             attempt.check(f"waiting for master {address}")
             if self._leads_another(address, attempt):
                 raise DeadlineExceeded(f"master {address} said nothing, and another one leads")
+        return receive_answer(channel, message, request_id, attempt)
 
     def _leads_another(self, silent: str, attempt: Deadline) -> bool:
         """Ask the other masters whether they lead, unless another thread does; note the one that does."""
@@ -272,7 +296,7 @@ class Masters:
             if hint not in self._known:
                 if len(self._known) >= MASTERS_MAX:
                     return
-                self._known.append(hint)
+                self._known = (*self._known, hint)
         order.hint(hint)
 
     # --- the end of a call ----------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ class Owner:
 
     def check(self) -> None:
         """Raise `InvalidArgument` in any other process."""
-        if not self.is_here:
+        if os.getpid() != self._process:
             raise InvalidArgument(
                 f"this client was made by process {self._process}, before a fork; make a new one in each process"
             )

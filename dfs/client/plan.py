@@ -158,30 +158,45 @@ class MasterRound:
     """One round of asking: each master at most once, the presumed leader first, silent ones last.
 
     A hint moves its master to the front, unless it was asked in this round already: a loop of hints ends by itself.
+    Nothing is sorted before a second master is to be asked, which is seldom.
     """
 
+    __slots__ = ("_asked", "_known", "_leader", "_silent", "_waiting")
+
     def __init__(self, known: Sequence[str], leader: str | None, silent: Collection[str]) -> None:
-        order = sorted(known, key=lambda address: (address in silent, address != leader))
-        talking = [address for address in order if address not in silent]
-        self._waiting = talking or order  # when all are silent, they are all asked
-        self._silent = frozenset(silent if talking else ())
+        self._known, self._leader, self._silent = known, leader, silent
+        self._waiting: list[str] | None = None  # whom to ask next, in order; None: not looked at yet
         self._asked: set[str] = set()
 
     def next(self) -> str | None:
         """Return the master to ask now, `None` when the round is over."""
-        if not self._waiting:
+        leader = self._leader
+        if self._waiting is None and leader is not None and not self._asked and leader not in self._silent:
+            address = leader
+        elif waiting := self._ordered():
+            address = waiting.pop(0)
+        else:
             return None
-        address = self._waiting.pop(0)
         self._asked.add(address)
         return address
 
     def hint(self, address: str) -> None:
         """Note that the last one asked takes `address` for the leader."""
+        waiting = self._ordered()
         if address in self._asked or address in self._silent or len(self._asked) >= MASTERS_MAX:
             return
-        if address in self._waiting:
-            self._waiting.remove(address)
-        self._waiting.insert(0, address)
+        if address in waiting:
+            waiting.remove(address)
+        waiting.insert(0, address)
+
+    def _ordered(self) -> list[str]:
+        """Return whom to ask, in order, without the leader when that was asked at once."""
+        if self._waiting is None:
+            order = sorted(self._known, key=lambda address: (address in self._silent, address != self._leader))
+            talking = [address for address in order if address not in self._silent]
+            self._silent = frozenset(self._silent if talking else ())
+            self._waiting = [address for address in talking or order if address not in self._asked]
+        return self._waiting
 
 
 # --- chunk servers ----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
@@ -70,7 +70,11 @@ class ChannelPool:
 
     def take(self, address: str, deadline: Deadline, *, bulk: bool = False) -> Channel:
         """Return a channel that is the caller's alone, to be given back after use, or closed after an error."""
-        return self._take(address, bulk) or Channel.connect(address, self._key, deadline, bulk=bulk)
+        return self.take_idle(address, bulk=bulk) or self.connect(address, deadline, bulk=bulk)
+
+    def connect(self, address: str, deadline: Deadline, *, bulk: bool = False) -> Channel:
+        """Return a new channel that is the caller's alone, likewise."""
+        return Channel.connect(address, self._key, deadline, bulk=bulk)
 
     def close(self) -> None:
         """Close what is idle; what is lent is closed when it comes back."""
@@ -82,7 +86,8 @@ class ChannelPool:
         for channel in idle:
             channel.close()
 
-    def _take(self, address: str, bulk: bool) -> Channel | None:
+    def take_idle(self, address: str, *, bulk: bool = False) -> Channel | None:
+        """Return an idle channel that is the caller's alone, likewise; None when there is none."""
         self._owner.check()
         now_s = self._clock.monotonic()
         while True:
@@ -96,8 +101,8 @@ class ChannelPool:
                 self._idle_count -= 1
             # An idle connection has nothing to say: whatever can be read is its end, or not meant for us.
             age_s = now_s - since
-            if not channel.is_broken and (
-                age_s < FRESH_S or (age_s <= IDLE_AGE_MAX_S and not channel.wait_readable(_NOW))
+            if age_s < FRESH_S or (
+                age_s <= IDLE_AGE_MAX_S and not channel.is_broken and not channel.wait_readable(_NOW)
             ):
                 return channel
             channel.close()
@@ -140,17 +145,20 @@ class ChannelPool:
 _request_ids = itertools.count(1)
 
 
-def exchange(
-    channel: Channel, message: Message, deadline: Deadline, wait: Callable[[Channel], None] | None = None
-) -> Message:
-    """Send a call and return its reply, an `ErrorReply` too: that one is an answer, and the channel stays good.
+def exchange(channel: Channel, message: Message, deadline: Deadline) -> Message:
+    """Send a call and return its reply, an `ErrorReply` too: that one is an answer, and the channel stays good."""
+    return receive_answer(channel, message, send_call(channel, message, deadline), deadline)
 
-    `wait` is called between the two; it may raise to give the call up.
-    """
+
+def send_call(channel: Channel, message: Message, deadline: Deadline) -> int:
+    """Send a call; return its request id for `receive_answer`."""
     request_id = next(_request_ids)
     channel.send(message, deadline, request_id=request_id)
-    if wait is not None:
-        wait(channel)
+    return request_id
+
+
+def receive_answer(channel: Channel, message: Message, request_id: int, deadline: Deadline) -> Message:
+    """Return the reply to a call that was sent."""
     received = channel.receive(deadline)
     if received.request_id != request_id or received.payload_size:
         if isinstance(received.message, ErrorReply) and not received.request_id:

@@ -10,7 +10,7 @@ from dfs.clock import Clock, Deadline
 from dfs.config import ClusterConfig
 from dfs.errors import DfsError, InternalError, InvalidArgument, NoQuorum, NotLeader
 from dfs.log import get_logger
-from dfs.master.replicated_log import LogStatus, ReplicatedLog
+from dfs.master.replicated_log import LogStatus, ReplicatedLog, Waiter
 from dfs.master.state.commands import encode_command
 from dfs.net.messages import ErrorReply, Message
 
@@ -105,8 +105,31 @@ class Leadership:
         except NotLeader:
             raise self.refusal() from None
         if not isinstance(reply, Message):
-            raise InternalError(f"the state machine answered {type(command).__name__} with {type(reply).__name__}")
+            raise self.no_reply(command, reply)
         return reply
+
+    def prove(self, waiter: Waiter) -> None:
+        """Tell `waiter` when the local state may be read on behalf of a client, or how that failed (see `failure`)."""
+        try:
+            self._log.prove(waiter)
+        except NotLeader:
+            raise self.refusal() from None
+
+    def submit(self, command: Message, waiter: Waiter) -> None:
+        """Tell `waiter` the state machine's reply, or how that failed (see `failure`)."""
+        try:
+            self._log.submit(encode_command(self._clock.wall_ms(), command), waiter)
+        except NotLeader:
+            raise self.refusal() from None
+
+    def failure(self, error: DfsError) -> DfsError:
+        """Return what a caller is to hear of an error that the log has told."""
+        return self.refusal() if isinstance(error, NotLeader) else error
+
+    @staticmethod
+    def no_reply(command: Message, result: object) -> InternalError:
+        """Return the error about a state machine that answers a command with something else than a message."""
+        return InternalError(f"the state machine answered {type(command).__name__} with {type(result).__name__}")
 
     async def decree(self, command: Message) -> Message:
         """Carry out one of the leader's own commands; an `ErrorReply` is raised as its error."""

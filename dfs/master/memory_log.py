@@ -10,13 +10,14 @@ applied in one order everywhere, only a leader that a majority reaches commits, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any
 
-from dfs.errors import DiskFailed, InvalidArgument, NoQuorum, NotLeader, OutcomeUnknown
+from dfs.errors import DfsError, DiskFailed, InvalidArgument, NoQuorum, NotLeader, OutcomeUnknown
 from dfs.master.raft_checkpoint import CheckpointFolder, CheckpointHead, write_checkpoint
-from dfs.master.replicated_log import CheckpointFile, LogStatus, StateMachine
+from dfs.master.replicated_log import CheckpointFile, LogStatus, StateMachine, Waiter
 
 
 class MemoryGroup:
@@ -97,6 +98,7 @@ class MemoryLog:
         self._awaited: set[int] = set()
         self._is_leader = False
         self._in_flight: set[asyncio.Event] = set()  # one per waiting proposal, set when the leadership goes
+        self._tasks: set[asyncio.Task[None]] = set()  # of waiters
         self._gate = asyncio.Event()
         self._gate.set()
         self.lose_next_reply = False  # the command is committed, its proposer hears OutcomeUnknown
@@ -185,6 +187,30 @@ class MemoryLog:
             await self._travel(timeout_s)
         except OutcomeUnknown:
             raise NoQuorum(f"master {self.name} could not prove within {timeout_s:.1f} s that it leads") from None
+
+    def submit(self, command: bytes, waiter: Waiter) -> None:
+        if not self._is_leader:
+            raise NotLeader(f"master {self.name} does not lead")
+        self._tell_later(waiter, self.propose(command, waiter.deadline_s - time.monotonic()))
+
+    def prove(self, waiter: Waiter) -> None:
+        if not self._is_leader:
+            raise NotLeader(f"master {self.name} does not lead")
+        self._tell_later(waiter, self.read_barrier(waiter.deadline_s - time.monotonic()))
+
+    def _tell_later(self, waiter: Waiter, work: Coroutine[Any, Any, Any]) -> None:
+        async def tell() -> None:
+            result, failure = None, None
+            try:
+                result = await work
+            except DfsError as error:
+                failure = error
+            if not waiter.is_known:
+                waiter.ended(result, failure)
+
+        task = asyncio.get_running_loop().create_task(tell())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     @property
     def is_leader(self) -> bool:

@@ -24,7 +24,6 @@ import msgspec
 import pysyncobj.syncobj as library
 from pysyncobj import SyncObj, SyncObjConf
 from pysyncobj.config import SERIALIZER_STATE
-from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
 from dfs.errors import ConfigError, DfsError, InternalError, StorageCorrupt
@@ -42,6 +41,7 @@ from dfs.master.raft_checkpoint import (
 from dfs.master.raft_install import Installation
 from dfs.master.raft_journal import Journal, disk_error
 from dfs.master.raft_records import WAY_OUT
+from dfs.master.raft_transport import Node
 from dfs.master.replicated_log import StateMachine
 
 LIBRARY_VERSION = "0.3.17"
@@ -72,6 +72,9 @@ def check_library() -> None:
         raise ConfigError(
             f"pysyncobj {library.VERSION} is installed, {LIBRARY_VERSION} is needed (lacking {missing}); reinstall dfss"
         )
+
+
+library.monotonicTime = time.monotonic  # what it is there, without a function around it
 
 
 class EngineStopped(Exception):
@@ -224,6 +227,7 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         self.may_campaign = False
         self.is_forced = False  # the coming election was asked for by the leader
         self.voters: set[str] = set()
+        self._own_entry_term = -1  # the last term in which this leader has applied an entry of that term
         self.sent_index = 0  # last log index that was handed to the transport
         self.checkpoint_index = 0
         self.checkpoint_size = 0  # journal.appended_size at the last checkpoint
@@ -274,11 +278,11 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     @property
     def role(self) -> int:
-        return int(self._SyncObj__raftState)
+        return self._SyncObj__raftState  # type: ignore[no-any-return]
 
     @property
     def is_leader(self) -> bool:
-        return bool(self._SyncObj__raftState == LEADER) and not self._is_stopped
+        return self._SyncObj__raftState == LEADER and not self._is_stopped
 
     @property
     def leader_name(self) -> str | None:
@@ -287,16 +291,21 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     @property
     def commit_index(self) -> int:
-        return int(self._SyncObj__raftCommitIndex)
+        return self._SyncObj__raftCommitIndex
 
     @property
     def applied_index(self) -> int:
-        return int(self._SyncObj__raftLastApplied)
+        return self._SyncObj__raftLastApplied
 
     @property
     def leads_with_own_entry(self) -> bool:
         """Whether this leader has applied an entry of its own term: only then it knows what is committed."""
-        return self.is_leader and self.journal.term_at(self.applied_index) == self.journal.term
+        if not self.is_leader:
+            return False
+        term = self.journal.term
+        if self._own_entry_term != term and self.journal.term_at(self.applied_index) == term:
+            self._own_entry_term = term  # what it applies from here on is of this term, too
+        return self._own_entry_term == term
 
     @property
     def next_index(self) -> dict[Any, int]:
@@ -320,7 +329,8 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     @property
     def has_more_work(self) -> bool:
-        return self.commit_index > self.applied_index or self.is_installing or self._leftover is not None
+        is_applying = self._SyncObj__raftCommitIndex > self._SyncObj__raftLastApplied
+        return is_applying or self._installation is not None or self._leftover is not None
 
     @property
     def is_turn_due(self) -> bool:
@@ -332,14 +342,17 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
     def _can_commit(self) -> bool:
         """Whether a majority, this leader included, is known to hold an entry that is not committed yet."""
         matching: dict[Any, int] = self._SyncObj__raftMatchIndex
-        next_index = self.commit_index + 1
-        holders = 1 + sum(index >= next_index for index in matching.values())
-        return next_index <= self.journal.last_index and 2 * holders > len(self.nodes) + 1
+        next_index, holders = self.commit_index + 1, 1
+        if next_index > self.journal.last_index:
+            return False
+        for index in matching.values():
+            holders += index >= next_index
+        return 2 * holders > len(self.nodes) + 1
 
     @property
     def is_log_applied(self) -> bool:
         """Whether no entry is on its way: neither here to be sent, synced and committed, nor to be applied."""
-        return self.applied_index >= self.journal.last_index
+        return self._SyncObj__raftLastApplied >= self.journal.last_index
 
     @property
     def is_installing(self) -> bool:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from dfs.errors import InternalError, ProtocolError
+from dfs.errors import DfsError, InternalError, ProtocolError
 from dfs.log import get_logger
 from dfs.master.raft_checkpoint import CheckpointPiece
 from dfs.master.raft_engine import Engine, EngineStopped
@@ -115,18 +115,21 @@ class Gate:
         """Handle one message. A bug in the middle of one stops the engine: half a message must not be lived with."""
         if not self._may_hear(type(message)):
             return
+        try:
+            self._handlers[type(message)](peer, message)
+        except EngineStopped:
+            pass
+        except ProtocolError:
+            raise
+        except OSError as error:  # while a checkpoint was being received
+            self._fail(disk_error(error, self._engine.checkpoints.folder.folder, "storing a checkpoint"))
+        except Exception as error:  # noqa: BLE001 - see above
+            _log.exception("raft_message_failed", peer=peer, kind=type(message).__name__)
+            self._fail(InternalError(f"handling a Raft message raised {error!r}: a bug, report it with the log"))
+
+    def _fail(self, error: DfsError) -> None:
         with contextlib.suppress(EngineStopped):
-            try:
-                self._handlers[type(message)](peer, message)
-            except (EngineStopped, ProtocolError):
-                raise
-            except OSError as error:  # while a checkpoint was being received
-                self._engine.fail(disk_error(error, self._engine.checkpoints.folder.folder, "storing a checkpoint"))
-            except Exception as error:  # noqa: BLE001 - see above
-                _log.exception("raft_message_failed", peer=peer, kind=type(message).__name__)
-                self._engine.fail(
-                    InternalError(f"handling a Raft message raised {error!r}: a bug, report it with the log")
-                )
+            self._engine.fail(error)
 
     # --- outwards --------------------------------------------------------------------------------------------
 

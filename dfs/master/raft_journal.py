@@ -1,12 +1,14 @@
-"""The durable Raft log of one master: append-only segments, written and fdatasynced by one thread in groups.
+"""The durable Raft log of one master: append-only segments, written and fdatasynced in groups.
 
 Owns: segment files, the in-memory log, term and vote, and what is known to be on disk.
 Refuses to know: pysyncobj, elections, the network and what a command means.
 
 Nothing is rewritten in place. A write batch is a MARK, the records of one loop turn and one fdatasync. Every start
 begins a new segment whose HEAD says where the previous one ends, so that a torn tail is cut without touching it.
-All methods belong to the loop thread; the writer thread talks back through `post`. A failed write or sync is final:
-`on_failure` is called once, nothing becomes durable any more, and the owner must stop (fsync may not be asked twice).
+All methods belong to the loop thread; the writer thread talks back through `post`. While the disk is quick the loop
+thread writes a batch itself: to hand it over and to hear of it takes longer than the disk does (docs/adr/0032).
+A failed write or sync is final: `on_failure` is called once, nothing becomes durable any more, and the owner must stop
+(fsync may not be asked twice).
 """
 
 from __future__ import annotations
@@ -41,7 +43,11 @@ _FILL_SIZE = 256 * 1024  # bytes zero-filled per step: a larger sync would hold 
 _FIRST_BATCH_ROOM = 4096  # bytes; a segment this empty takes a batch of any size
 SLICE_ENTRIES_MAX = 512  # a slice of the log: what the engine sends in one message or applies in one turn
 SLICE_SIZE_MAX = 512 * 1024  # bytes of commands in a slice of three or more
-_SETTLE_S = 1.0  # quiet time after which the last batch gets its MARK
+_SETTLE_S = 1.0  # after a batch its MARK is written at the latest, if no other batch has brought it
+QUICK_S = 0.001  # a disk that syncs in less, on average, is not worth another thread
+QUICK_SIZE_MAX = 64 * 1024  # bytes of a batch that the loop thread may write
+_PACE_SHARE = 16  # of the average each new sync makes up one part: the last few dozen decide
+_PACE_AT_START_S = 0.1  # nothing is known: some dozens of quick syncs have to prove it
 _SPARE = "next.tmp"
 _SEGMENT_GLOB = "[0-9]" * 16 + ".seg"
 
@@ -61,6 +67,11 @@ class _Batch:
 @dataclass(frozen=True, slots=True)
 class _Release:
     index: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Settle:
+    """The loop thread has written a batch: its MARK is due in a while."""
 
 
 def sync_directory(folder: Path) -> None:
@@ -118,7 +129,10 @@ class Journal:
         self._buffer: list[bytes] = []
         self._is_writing = False
         self._failure: DfsError | None = None
-        self._queue: queue.SimpleQueue[_Batch | _Release | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Batch | _Release | _Settle | None] = queue.SimpleQueue()
+        self._disk = threading.Lock()  # held by the thread that writes; the loop thread never waits for it
+        self._is_disk_broken = False  # under the lock: a write or a sync has failed
+        self._pace_s = _PACE_AT_START_S  # of a sync, on average
         self._writer: threading.Thread | None = None
         self._preparer: threading.Thread | None = None
         self._closed_segments: list[tuple[int, int]] = []  # number, last log index at its end
@@ -282,10 +296,43 @@ class Journal:
         self._writer.start()
 
     def flush(self) -> None:
-        """Hand the buffered records to the writer, unless it is busy: then they go with its next batch."""
+        """Let the buffered records become durable: here and now when the disk is quick (`on_durable` is called), else
+        by the writer; when that is busy they go with its next batch."""
         if self._buffer and not self._is_writing and self._failure is None:
-            self._is_writing = True
-            self._queue.put(self._take_buffer())
+            batch = self._take_buffer()
+            if not self._write_here(batch):
+                self._is_writing = True
+                self._queue.put(batch)
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether the disk takes less time than another thread would: `flush` may do it all."""
+        return self._pace_s < QUICK_S
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether there are records for `flush` to hand on."""
+        return bool(self._buffer)
+
+    def _write_here(self, batch: _Batch) -> bool:
+        """Write a small batch in this thread; return False when it is the writer's business."""
+        if not self.is_quick or len(batch.data) > QUICK_SIZE_MAX or not self._disk.acquire(blocking=False):
+            return False
+        try:
+            if self._is_disk_broken or self._offset + len(batch.data) > self._segment_size:
+                return False
+            was_settled = not self._needs_mark
+            self._write_batch(batch)
+        except OSError as error:
+            self._is_disk_broken = True
+            self._failed(self._disk_error(error))
+            return True
+        finally:
+            self._disk.release()
+        if was_settled:
+            self._queue.put(_Settle())
+        self._written(batch)
+        return True
 
     def _take_buffer(self) -> _Batch:
         data = b"".join(self._buffer)
@@ -328,24 +375,31 @@ class Journal:
             while self._write_next():
                 pass
         except OSError as error:
-            self._report(self._failed, disk_error(error, self.folder, "writing the Raft journal"))
+            self._report(self._failed, self._disk_error(error))
+
+    def _disk_error(self, error: OSError) -> DfsError:
+        return disk_error(error, self.folder, "writing the Raft journal")
 
     def _write_next(self) -> bool:
         try:
             job = self._queue.get(timeout=_SETTLE_S if self._needs_mark else None)
+            is_mark_due = job is None
         except queue.Empty:
-            self._write_mark()
-            return True
-        if job is None:
-            if self._needs_mark:
-                self._write_mark()
-            return False
-        if isinstance(job, _Release):
-            self._delete_below(job.index)
-        else:
-            self._write_batch(job)
+            job, is_mark_due = _Settle(), True
+        with self._disk:
+            try:
+                if is_mark_due and self._needs_mark:
+                    self._write_mark()
+                elif isinstance(job, _Release):
+                    self._delete_below(job.index)
+                elif isinstance(job, _Batch):
+                    self._write_batch(job)
+            except OSError:
+                self._is_disk_broken = True
+                raise
+        if isinstance(job, _Batch):
             self._report(self._written, job)
-        return True
+        return job is not None
 
     def _report(self, callback: Callable[..., None], argument: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear it
@@ -373,7 +427,9 @@ class Journal:
         self._offset += len(data)
         if self._fsync:
             os.fdatasync(self._fd)
-        SYNCS.observe(time.perf_counter() - begun_s)
+        took_s = time.perf_counter() - begun_s
+        self._pace_s += (took_s - self._pace_s) / _PACE_SHARE
+        SYNCS.observe(took_s)
         self._synced_offset = self._offset
 
     def _roll(self, number: int, previous_end: int) -> None:

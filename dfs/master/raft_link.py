@@ -209,6 +209,7 @@ class Link(asyncio.Protocol):
         self._timeout: asyncio.TimerHandle | None = None
         self._waiting: deque[tuple[int, bytes]] = deque()  # journal record needed, encoded message
         self._waiting_size = 0
+        self.has_waiting = False
         self.address = "unknown"
         self.settled = asyncio.Event()  # up, or lost
         self.failure: DfsError | None = None
@@ -232,6 +233,7 @@ class Link(asyncio.Protocol):
 
     def queue(self, needed: int, encoded: bytes) -> None:
         """Send a message as soon as journal record `needed` is durable."""
+        self.has_waiting = True
         self._waiting.append((needed, encoded))
         self._waiting_size += len(encoded)
 
@@ -252,7 +254,7 @@ class Link(asyncio.Protocol):
             if size >= FRAME_SIZE_GOAL:
                 self._write(ready)
                 ready, size = [], 0
-        self._waiting = held
+        self._waiting, self.has_waiting = held, bool(held)
         if ready:
             self._write(ready)
 
@@ -309,5 +311,6 @@ class Link(asyncio.Protocol):
         if self._timeout is not None:
             self._timeout.cancel()
         self._waiting.clear()
+        self.has_waiting = False
         self.settled.set()
         self._owner.link_down(self)

@@ -97,7 +97,7 @@ class RaftNode:
         self.heartbeat_s = min(HEARTBEAT_S, election_timeout_s[0] / 4)
         self._folder, self._key, self._fsync = data_dir / "raft", key, fsync
         self._machine, self._user, self._on_failure = machine, user, on_failure
-        self._is_pump_due = False
+        self.is_woken = False  # a turn comes when what runs now is done
         self._timer: asyncio.TimerHandle | None = None
         self._lock = -1
         self._prevote_round = Round(len(peers) - 1)
@@ -224,13 +224,13 @@ class RaftNode:
 
     def wake(self) -> None:
         """Let a turn come, once, when what runs now is done."""
-        if not self._is_pump_due:
-            self._is_pump_due = True
+        if not self.is_woken:
+            self.is_woken = True
             self.loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         """One turn: propose what has come, let the engine work, send, sync."""
-        self._is_pump_due = False
+        self.is_woken = False
         if not self.is_running:
             return
         engine, journal = self.engine, self.journal
@@ -250,11 +250,18 @@ class RaftNode:
             )
             return
         self.transport.flush()  # first: the way over a follower is the longer one
-        journal.flush()
+        if not journal.is_quick:
+            journal.flush()
+        elif journal.has_waiting:
+            self.loop.call_soon(self._sync)  # not before that has left: some loops send at the end of a step
         if engine.has_more_work:
             self.wake()
         self._user.turn_ended()
         self._checkpoint_if_due()
+
+    def _sync(self) -> None:
+        if self.is_running:
+            self.journal.flush()
 
     def _tick(self) -> None:
         """Look at the timers."""

@@ -6,7 +6,8 @@ bytes on wire and disk, and what a command means.
 
 All proposals that come while an entry is on its way become the next one: the more come, the fewer messages and syncs
 each of them costs. A read waits for a round of messages shared with all other waiting reads. Every wait ends: with the
-result, or with the error that says whether the change may have happened.
+result, or with the error that says whether the change may have happened. Whoever waits is told outside of the engine,
+in the step of the loop that knows it: a wait costs neither a task nor a turn of the loop.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dfs.errors import DfsError, LimitExceeded, NoQuorum, NotLeader, OutcomeUnknown, Overloaded
+from dfs.log import get_logger
 from dfs.master.raft_age import StateAge
 from dfs.master.raft_company import COMPANY_WAIT_S, Company
 from dfs.master.raft_engine import LEADER, ROLES
 from dfs.master.raft_node import RaftNode
 from dfs.master.raft_rounds import Round
 from dfs.master.raft_wire import AgeQuery, AgeReply, ReadRound
-from dfs.master.replicated_log import CheckpointFile, LogStatus, StateMachine
+from dfs.master.replicated_log import CheckpointFile, LogStatus, StateMachine, Waiter
 from dfs.net.auth import ClusterKey
 
 COMMAND_SIZE_MAX = 8 * 1024 * 1024 + 64 * 1024  # bytes; the largest message of a client in its envelope
@@ -38,6 +40,8 @@ ASK_ALL_EVERY = 256  # rounds of reads: somebody else may be the faster one by n
 EXIT_STATUS = 70  # of a process that must not go on
 _NEVER_S = float("inf")
 
+log = get_logger(__name__)
+
 
 def _exit_process(_error: DfsError) -> NoReturn:
     """End the process at once: what is not on disk was not acknowledged."""
@@ -47,10 +51,42 @@ def _exit_process(_error: DfsError) -> NoReturn:
 class _Proposal:
     """A command and who waits for its result."""
 
-    __slots__ = ("command", "deadline_s", "future")
+    __slots__ = ("command", "waiter")
 
-    def __init__(self, command: bytes, future: asyncio.Future[Any], deadline_s: float) -> None:
-        self.command, self.future, self.deadline_s = command, future, deadline_s
+    def __init__(self, command: bytes, waiter: Waiter) -> None:
+        self.command, self.waiter = command, waiter
+
+
+class _Wait:
+    """A waiter that a coroutine awaits; one that is cancelled gives it up."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_known(self) -> bool:
+        return self.future.done()
+
+    def ended(self, result: Any, error: DfsError | None) -> None:
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
+
+
+class _AgeAsked:
+    """A follower that waits for a proof, with all reads; its question is answered when there is one."""
+
+    deadline_s = _NEVER_S
+    is_known = False
+
+    def __init__(self, answer: Callable[[], None]) -> None:
+        self._answer = answer
+
+    def ended(self, _result: Any, error: DfsError | None) -> None:
+        if error is None:
+            self._answer()
 
 
 class RaftLog:
@@ -91,11 +127,12 @@ class RaftLog:
         self._company_timer: asyncio.TimerHandle | None = None
         self._proposals: dict[_Proposal, None] = {}  # given to the engine; a set in order
         self._pending_size = 0
+        self._ended: list[tuple[Waiter, Any, DfsError | None]] = []  # not yet told: the engine is at work
         self._next_expiry_s = _NEVER_S
-        self._reads: list[asyncio.Future[None]] = []  # wait for the next round
-        self._reads_in_round: list[asyncio.Future[None]] = []
-        self._read_expiries: list[tuple[float, float, asyncio.Future[None]]] = []  # deadline, timeout, read
-        self._unready_reads: list[asyncio.Future[None]] = []  # wait for the first entry of the own term
+        self._reads: list[Waiter] = []  # wait for the next round
+        self._reads_in_round: list[Waiter] = []
+        self._next_read_expiry_s = _NEVER_S
+        self._unready_reads: list[Waiter] = []  # wait for the first entry of the own term
         self._leader_round = Round(len(peers) - 1)
         self._prompt: frozenset[str] = frozenset()  # who made up a majority when all were asked; empty: ask all
         self._round_begun_s = 0.0
@@ -144,12 +181,16 @@ class RaftLog:
     def _may_submit(self) -> bool:
         """Whether what waits is to become an entry now: it is full, or none is on its way and nobody is waited for."""
         count = len(self._fresh)
-        if not count or self.node.planned.is_handing_over:
+        if not count:
             return False
         is_full = self._fresh_size >= ENTRY_SIZE_GOAL or count >= ENTRY_COMMANDS_GOAL
-        return is_full or (self.node.engine.is_log_applied and self._company.is_enough(count))
+        if not is_full and not (self._company.is_enough(count) and self.node.engine.is_log_applied):
+            return False
+        return not self.node.planned.is_handing_over
 
     def turn_ended(self) -> None:
+        if self._ended:
+            self._tell()
         if self.node.engine.is_log_applied and self._company.all_applied(len(self._fresh), time.monotonic()):
             self._company_timer = self.node.loop.call_later(COMPANY_WAIT_S, self._company_waited)
         if self._may_submit:
@@ -175,7 +216,7 @@ class RaftLog:
             self._begin_leader_round()  # unanswered so far: ask again, and all
         if self._next_expiry_s <= now_s:
             self._expire_proposals(now_s)
-        if self._read_expiries:
+        if self._next_read_expiry_s <= now_s:
             self._expire_reads(now_s)
         if not self.is_leader:
             self._ask_age(now_s)
@@ -200,24 +241,42 @@ class RaftLog:
 
     async def propose(self, command: bytes, timeout_s: float) -> Any:
         """Return the state machine's result once the command is committed and applied here."""
+        wait = _Wait(time.monotonic() + timeout_s)
+        self.submit(command, wait)
+        return await wait.future
+
+    def submit(self, command: bytes, waiter: Waiter) -> None:
+        """Tell `waiter` the state machine's result once the command is committed and applied here."""
         if not self.is_leader:
             raise self._not_leader()
-        if len(command) > COMMAND_SIZE_MAX:
-            raise LimitExceeded(f"a command of {len(command)} bytes is over the limit of {COMMAND_SIZE_MAX}; split it")
+        size = len(command)
+        if size > COMMAND_SIZE_MAX:
+            raise LimitExceeded(f"a command of {size} bytes is over the limit of {COMMAND_SIZE_MAX}; split it")
         if (
             len(self._fresh) + len(self._proposals) >= PENDING_COMMANDS_MAX
-            or self._pending_size + len(command) > PENDING_SIZE_MAX
+            or self._pending_size + size > PENDING_SIZE_MAX
         ):
             raise Overloaded(f"master {self.node.name} has too many changes waiting; try again in a moment")
-        deadline_s = time.monotonic() + timeout_s
-        proposal = _Proposal(command, self.node.loop.create_future(), deadline_s)
-        self._fresh.append(proposal)
-        self._fresh_size += len(command)
-        self._pending_size += len(command)
-        self._next_expiry_s = min(self._next_expiry_s, deadline_s)
-        if self._may_submit:
+        self._fresh.append(_Proposal(command, waiter))
+        self._fresh_size += size
+        self._pending_size += size
+        self._next_expiry_s = min(self._next_expiry_s, waiter.deadline_s)
+        if not self.node.is_woken and self._may_submit:
             self.node.wake()
-        return await proposal.future
+
+    def _tell(self) -> None:
+        """Tell those whose wait has ended. Not from inside of the engine: they do what they like with it."""
+        ended, self._ended = self._ended, []
+        for waiter, result, error in ended:
+            try:
+                if not waiter.is_known:
+                    waiter.ended(result, error)
+            except Exception:  # a bug, of one who waits: the others are told nevertheless
+                log.exception("waiter_failed")
+
+    def _tell_soon(self) -> None:
+        if self._ended:
+            self.node.loop.call_soon(self._tell)
 
     def _take_fresh(self) -> list[_Proposal]:
         fresh, self._fresh, self._fresh_size = self._fresh, [], 0
@@ -227,12 +286,13 @@ class RaftLog:
         fresh = self._take_fresh()
         if not self.node.engine.is_leader:
             for proposal in fresh:
-                self._finish(proposal, self._not_leader())
+                self._finish(proposal, None, self._not_leader())
+            self._tell_soon()
             return
         batch: list[_Proposal] = []
         size = 0
         for proposal in fresh:
-            if proposal.future.done():  # its caller has given up: it never happens
+            if proposal.waiter.is_known:  # its caller has given up: it never happens
                 self._pending_size -= len(proposal.command)
                 continue
             if size + len(proposal.command) > ENTRY_SIZE_GOAL and batch:
@@ -257,76 +317,79 @@ class RaftLog:
             if results is None:
                 error = OutcomeUnknown(f"the log entry of the change was not confirmed (Raft: {reason})")
                 for proposal in batch:
-                    self._finish(proposal, error)
+                    self._finish(proposal, None, error)
                 return
             for proposal, result in zip(batch, results, strict=True):
-                self._pending_size -= len(proposal.command)
-                if not proposal.future.done():
-                    proposal.future.set_result(result)
+                self._finish(proposal, result, None)
 
         self.node.engine.submit([proposal.command for proposal in batch], done)
 
-    def _finish(self, proposal: _Proposal, error: DfsError) -> None:
+    def _finish(self, proposal: _Proposal, result: Any, error: DfsError | None) -> None:
         self._pending_size -= len(proposal.command)
-        if not proposal.future.done():
-            proposal.future.set_exception(error)
+        self._ended.append((proposal.waiter, result, error))
 
     def _expire_proposals(self, now: float) -> None:
         """End the waits whose time is over. What is in the log stays there: it may still be committed."""
-        waiting = [proposal for proposal in (*self._proposals, *self._fresh) if not proposal.future.done()]
-        for proposal in waiting:
-            if proposal.deadline_s <= now:
-                proposal.future.set_exception(
-                    OutcomeUnknown("no majority of the masters confirmed the change in time; check that they run")
-                )
-        self._next_expiry_s = min((one.deadline_s for one in waiting if one.deadline_s > now), default=_NEVER_S)
+        self._next_expiry_s = _NEVER_S
+        for proposal in (*self._proposals, *self._fresh):
+            waiter = proposal.waiter
+            if waiter.is_known:
+                continue
+            if waiter.deadline_s <= now:
+                error = OutcomeUnknown("no majority of the masters confirmed the change in time; check that they run")
+                self._ended.append((waiter, None, error))
+            else:
+                self._next_expiry_s = min(self._next_expiry_s, waiter.deadline_s)
+        self._tell()
 
     def _fail_waiting(self, why: str) -> None:
         """End every wait: fresh proposals did not happen, the others may yet."""
         self._stop_company_timer()
         self._company = Company()
         for proposal in self._take_fresh():
-            self._finish(proposal, self._not_leader())
+            self._finish(proposal, None, self._not_leader())
         proposals, self._proposals = self._proposals, {}
         for proposal in proposals:
-            if not proposal.future.done():
-                proposal.future.set_exception(OutcomeUnknown(f"{why} while the change was on its way"))
+            self._finish(proposal, None, OutcomeUnknown(f"{why} while the change was on its way"))
         self._pending_size = 0
         reads = [*self._reads, *self._reads_in_round, *self._unready_reads]
         self._reads, self._reads_in_round, self._unready_reads = [], [], []
-        for read in reads:
-            if not read.done():
-                read.set_exception(self._not_leader())
+        self._ended += ((read, None, self._not_leader()) for read in reads)
+        self._tell_soon()
 
     # --- reads ----------------------------------------------------------------------------------------------
 
     async def read_barrier(self, timeout_s: float) -> None:
         """Return when the local state holds all that was acknowledged before the call."""
+        wait = _Wait(time.monotonic() + timeout_s)
+        self.prove(wait)
+        await wait.future
+
+    def prove(self, waiter: Waiter) -> None:
+        """Tell `waiter` when the local state holds all that was acknowledged before the call."""
         if not self.is_leader:
             raise self._not_leader()
         if len(self._reads) + len(self._reads_in_round) + len(self._unready_reads) >= PENDING_READS_MAX:
             raise Overloaded(f"master {self.node.name} has {PENDING_READS_MAX} reads waiting; try again in a moment")
-        read: asyncio.Future[None] = self.node.loop.create_future()
-        self._read_expiries.append((time.monotonic() + timeout_s, timeout_s, read))
+        self._next_read_expiry_s = min(self._next_read_expiry_s, waiter.deadline_s)
         if self.node.engine.leads_with_own_entry:
-            self._queue_read(read)
+            self._queue_read(waiter)
         else:
-            self._unready_reads.append(read)
-        await read
+            self._unready_reads.append(waiter)
 
     def _expire_reads(self, now: float) -> None:
-        """End the waits whose time is over, and forget those that have ended."""
-        waiting = [expiry for expiry in self._read_expiries if not expiry[2].done()]
-        self._read_expiries = [expiry for expiry in waiting if expiry[0] > now]
-        majority = len(self.node.peers) // 2 + 1
-        for deadline_s, timeout_s, read in waiting:
-            if deadline_s <= now:
-                read.set_exception(
-                    NoQuorum(
-                        f"master {self.node.name} could not prove within {timeout_s:.1f} s that it leads; check that "
-                        f"at least {majority} of the {len(self.node.peers)} masters run and reach each other"
-                    )
-                )
+        """End the waits whose time is over."""
+        waiting = [*self._reads, *self._reads_in_round, *self._unready_reads]
+        self._next_read_expiry_s = min((read.deadline_s for read in waiting if read.deadline_s > now), default=_NEVER_S)
+        count = len(self.node.peers)
+        why = (
+            f"master {self.node.name} could not prove in time that it leads; check that at least {count // 2 + 1} of "
+            f"the {count} masters run and reach each other"
+        )
+        self._ended += ((read, None, NoQuorum(why)) for read in waiting if read.deadline_s <= now)
+        for reads in (self._reads, self._reads_in_round, self._unready_reads):
+            reads[:] = [read for read in reads if read.deadline_s > now]
+        self._tell()
 
     def _admit_reads(self) -> None:
         if self.node.engine.leads_with_own_entry:
@@ -334,7 +397,7 @@ class RaftLog:
             for read in reads:
                 self._queue_read(read)
 
-    def _queue_read(self, read: asyncio.Future[None]) -> None:
+    def _queue_read(self, read: Waiter) -> None:
         """Let a read take part in the next round: one that began before the call would prove nothing for it."""
         self._reads.append(read)
         if len(self._reads) == 1 and not self._reads_in_round:
@@ -358,7 +421,8 @@ class RaftLog:
                 self.node.transport.put(peer, question, self.node.journal.vote_sequence)
         else:
             self.node.transport.broadcast(question)
-        self._finish_leader_round()
+        if self.node.is_solo:
+            self._finish_leader_round()
         self.node.transport.flush()
 
     def leadership_confirmed(self, peer: str, number: int) -> None:
@@ -373,8 +437,8 @@ class RaftLog:
         if self.node.engine.leads_with_own_entry:
             self._age.proved(self._round_begun_s)
         for read in reads:
-            if not read.done():
-                read.set_result(None)
+            self._ended.append((read, None, None))
+        self._tell()
         if self._reads:
             self.node.loop.call_soon(self._begin_leader_round)
 
@@ -383,15 +447,13 @@ class RaftLog:
         if not self.node.engine.leads_with_own_entry:
             return
 
-        def answer(read: asyncio.Future[None]) -> None:
-            if not read.cancelled() and read.exception() is None and self.node.is_running:
+        def answer() -> None:
+            if self.node.is_running:
                 reply = AgeReply(self.node.journal.term, number, self.node.engine.commit_index)
                 self.node.transport.put(peer, reply, self.node.journal.vote_sequence)
                 self.node.wake()
 
-        read: asyncio.Future[None] = self.node.loop.create_future()
-        read.add_done_callback(answer)
-        self._queue_read(read)
+        self._queue_read(_AgeAsked(answer))
 
     def age_answered(self, number: int, commit_index: int) -> None:
         self._age.answered(number, commit_index)

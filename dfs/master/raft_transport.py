@@ -13,9 +13,9 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from pysyncobj.node import Node
+from pysyncobj.node import Node as LibraryNode
 from pysyncobj.transport import Transport
 
 from dfs.errors import AuthenticationFailed
@@ -56,6 +56,22 @@ class TransportUser(Protocol):
     def link_made(self, peer: str) -> None: ...
 
     def link_lost(self, peer: str) -> None: ...
+
+
+class Node(LibraryNode):  # type: ignore[misc]  # the library has no types
+    """The library's name for a master: one object for each, so that it is found in dictionaries without Python code."""
+
+    id = ""  # of the object; the library computes it each time
+    _known: ClassVar[dict[str, Node]] = {}
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+    __hash__ = object.__hash__
+
+    def __new__(cls, name: str) -> Node:
+        return cls._known.get(name) or cls._known.setdefault(name, super().__new__(cls))
+
+    def __init__(self, name: str) -> None:
+        self.__dict__.update(_id=name, id=name)
 
 
 class RaftTransport(Transport):  # type: ignore[misc]  # the library has no types
@@ -227,9 +243,9 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
             link.queue(needed, encoded)
 
     def flush(self) -> None:
-        durable = self.user.durable
-        for link in list(self._links.values()):
-            link.flush(durable)
+        for link in tuple(self._links.values()):
+            if link.has_waiting:
+                link.flush(self.user.durable)
 
     # --- congestion and liveness ----------------------------------------------------------------------------------
 

@@ -1,26 +1,23 @@
-"""Reads of the state that wait together: one proof of the leadership for all that came while the last one was sought.
+"""Reads of the state that wait for a proof of the leadership, and take their answers in the step that ends it.
 
-Owns: who waits, and the end of each wait. Refuses to know: what is read, and how a leadership is proved (the log).
+Owns: what each read waits with, and the end of its wait. Refuses to know: what is read, and how a leadership is proved
+(the log, which shares one proof among all reads that came before it was begun, and none with those that came later).
 
-A proof that is begun after a read came shows that nothing was missed which was acknowledged before it: whoever comes
-while one is under way waits for the next. Each read then takes its answer from the state in the very step of the loop
-in which the proof ends, and costs no task.
+A read costs no task: it takes its answer from the state in the very step of the loop in which its proof ends.
 """
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
 from dfs.clock import Deadline
-from dfs.errors import DfsError, InvalidArgument, Overloaded
-from dfs.master.leadership import Leadership
+from dfs.errors import DfsError, InvalidArgument
+from dfs.master.leadership import BARRIER_TIMEOUT_S, Leadership
 from dfs.master.meter import MasterMeter
 from dfs.net.answers import Answer
 from dfs.net.messages import Message
-
-WAITING_MAX = 100_000  # reads without an answer
 
 Read = Callable[[Any], Message]  # takes the answer to a message from the state, at once; raises DfsError
 
@@ -28,11 +25,15 @@ Read = Callable[[Any], Message]  # takes the answer to a message from the state,
 class Waiting(Answer):
     """The answer to a read that was asked for."""
 
-    __slots__ = ("begun_s", "deadline", "message", "read")
+    __slots__ = ("_gate", "begun_s", "deadline_s", "message", "read")
 
-    def __init__(self, message: Message, read: Read, deadline: Deadline, begun_s: float) -> None:
+    def __init__(self, gate: ReadGate, message: Message, read: Read, deadline: Deadline, begun_s: float) -> None:
         super().__init__()
-        self.message, self.read, self.deadline, self.begun_s = message, read, deadline, begun_s
+        self._gate, self.message, self.read, self.begun_s = gate, message, read, begun_s
+        self.deadline_s = deadline.at_s
+
+    def ended(self, _result: Any, error: DfsError | None) -> None:
+        self._gate.end(self, error)
 
 
 class ReadGate:
@@ -41,51 +42,39 @@ class ReadGate:
     def __init__(self, leadership: Leadership, meter: MasterMeter) -> None:
         self._leadership = leadership
         self._meter = meter
-        self._waiting: list[Waiting] = []
-        self._proving: asyncio.Task[None] | None = None
 
     def wait(self, message: Message, read: Read, deadline: Deadline) -> Answer:
         """Return what `read` will say to `message` once the state holds all that was acknowledged before this call.
 
         A message that allows an age (`stale_ms`) is answered at once where the state is provably not older.
         """
-        waiting = Waiting(message, read, deadline, self._meter.begin(type(message).__name__))
+        waiting = Waiting(self, message, read, deadline, self._meter.begin(type(message).__name__))
         age_ms = getattr(message, "stale_ms", 0)
-        if age_ms < 0:
-            self._end(waiting, InvalidArgument(f"an age of {age_ms} ms cannot be allowed: it is in the future"))
-        elif age_ms and self._leadership.is_within(age_ms / 1000):
-            self._end(waiting, None)
-        elif len(self._waiting) >= WAITING_MAX:
-            self._end(waiting, Overloaded(f"{WAITING_MAX} reads wait at this master; try again in a moment"))
-        else:
-            self._waiting.append(waiting)
-            if self._proving is None:
-                self._proving = asyncio.get_running_loop().create_task(self._prove())
+        try:
+            if age_ms < 0:
+                raise InvalidArgument(f"an age of {age_ms} ms cannot be allowed: it is in the future")
+            if age_ms and self._leadership.is_within(age_ms / 1000):
+                self.end(waiting, None)
+            else:
+                now_s = time.monotonic()
+                if deadline.at_s <= now_s:
+                    deadline.check("waiting for the masters")
+                waiting.deadline_s = min(deadline.at_s, now_s + BARRIER_TIMEOUT_S)
+                self._leadership.prove(waiting)
+        except Exception as error:  # noqa: BLE001 - refused, or a bug: the server of the port tells them apart
+            self.end(waiting, error)
         return waiting
 
-    async def _prove(self) -> None:
-        """Seek proofs as long as somebody waits for one."""
-        try:
-            while self._waiting:
-                together, self._waiting = self._waiting, []
-                error: Exception | None = None
-                try:
-                    await self._leadership.barrier(Deadline(max(waiting.deadline.at_s for waiting in together)))
-                except Exception as failure:  # noqa: BLE001 - whatever it is, those who wait hear of it
-                    error = failure
-                raised_at = None if error is None else error.__traceback__
-                for waiting in together:  # whoever is told of an error may raise it again, which adds to its traceback
-                    self._end(waiting, error and error.with_traceback(raised_at))
-        finally:
-            self._proving = None
-
-    def _end(self, waiting: Waiting, error: Exception | None) -> None:
+    def end(self, waiting: Waiting, error: Exception | None) -> None:
+        """End the wait of a read: its proof has come, or failed."""
         code, reply = "", None
         if error is None:
             try:
                 reply = waiting.read(waiting.message)
-            except Exception as failure:  # noqa: BLE001 - refused, or a bug: the server of the port tells them apart
+            except Exception as failure:  # noqa: BLE001 - as above
                 error = failure
+        elif isinstance(error, DfsError):
+            error = self._leadership.failure(error)
         if isinstance(error, DfsError):
             code = error.code
         self._meter.end(type(waiting.message).__name__, waiting.begun_s, code)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from dfs.errors import DfsError
+
 
 class StateMachine(Protocol):
     """What is replicated. Deterministic; `apply` never raises."""
@@ -65,6 +67,21 @@ class CheckpointFile:
     path: Path
 
 
+class Waiter(Protocol):
+    """Who waits for the log without a task: told how it ended, once, in the step of the loop that knows it."""
+
+    @property
+    def deadline_s(self) -> float:
+        """When the wait ends whatever comes, on time.monotonic()."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether nobody waits any more: it was told, or has given up. A command not yet in the log never happens."""
+
+    def ended(self, result: Any, error: DfsError | None) -> None:
+        """Take the result, or the error; must neither raise nor call the log."""
+
+
 class ReplicatedLog(Protocol):
     """A linearizable sequence of commands over a majority of masters. All calls from one asyncio loop."""
 
@@ -81,9 +98,15 @@ class ReplicatedLog(Protocol):
         """Return when the local state holds all that was acknowledged before the call; the caller then reads it
         without awaiting in between. Raise `NotLeader` or `NoQuorum`."""
 
+    def submit(self, command: bytes, waiter: Waiter) -> None:
+        """Do what `propose` does, without a task: raise what refuses it at once, and tell `waiter` all else."""
+
+    def prove(self, waiter: Waiter) -> None:
+        """Do what `read_barrier` does, likewise; the result is None."""
+
     @property
     def is_leader(self) -> bool:
-        """Whether this node believes that it leads (a hint; only `read_barrier` proves it)."""
+        """Whether this node believes that it leads (a hint; only a proof shows it)."""
 
     def status(self) -> LogStatus: ...
 

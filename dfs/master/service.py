@@ -19,11 +19,12 @@ import msgspec
 import dfs
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.config import ClusterConfig
-from dfs.errors import DfsError, InternalError, InvalidArgument, ProtocolError
+from dfs.errors import DfsError, InvalidArgument, ProtocolError
 from dfs.log import get_logger, unexpected
 from dfs.master.access import AccessDesk, server_info
 from dfs.master.admin import AdminDesk
 from dfs.master.administration import AdministrationDesk
+from dfs.master.change_gate import ChangeGate
 from dfs.master.diagnosis import DiagnosisDesk
 from dfs.master.healing.duties import BalanceDuty, Ordering, RepairDuty, ReplacedDuty, SurplusDuty
 from dfs.master.healing.liveness import ClusterView, Liveness
@@ -97,7 +98,6 @@ from dfs.net.messages import (
     WriteRange,
 )
 from dfs.net.parts import MasterStatus, ServerStatus
-from dfs.paths import split
 
 MUTATIONS: frozenset[type[Mutation]] = frozenset(
     {
@@ -122,9 +122,8 @@ MUTATIONS: frozenset[type[Mutation]] = frozenset(
         SetQuota,
     }
 )
+_TO_BE_FILLED_IN = frozenset({CommitFile, CommitMany})
 Handler: TypeAlias = Callable[[Any, RequestContext], Awaitable[Message]]
-FAULT_SHOWN_MAX = 900  # last characters of a traceback in the log
-_PATH_FIELDS = ("path", "source", "target")
 
 log = get_logger(__name__)
 
@@ -193,6 +192,7 @@ class MasterService:
             clock=clock,
         )
         self._gate = ReadGate(self.leadership, self.meter)
+        self._changes = ChangeGate(self.leadership, self.tails, state, self.meter)
         self._reads = self._make_reads()
         self._handlers = self._make_handlers(AdminDesk(replicated, self.leadership))
 
@@ -228,13 +228,12 @@ class MasterService:
             **self.administration.handlers,
             SurveyFiles: self._diagnosis.survey,
             GetReport: self._diagnosis.report,
-            **dict.fromkeys(MUTATIONS, self._mutate),
         }
 
     @property
     def allowed(self) -> frozenset[type[Message]]:
         """The messages that this port takes; everything else is a protocol error."""
-        return frozenset((*self._reads, *self._handlers))
+        return frozenset((*self._reads, *MUTATIONS, *self._handlers))
 
     def on_leadership(self, is_leader: bool) -> None:
         """Hear that this master began or ceased to lead: what was known of chunk servers is of another time."""
@@ -275,9 +274,12 @@ class MasterService:
     def handle(self, message: Message, context: RequestContext) -> Awaitable[Message]:
         """Return what will be the answer to one request, or a DfsError that tells its sender what to do."""
         read = self._reads.get(type(message))
-        if read is None:
-            return self._act(message, context)
-        return self._gate.wait(message, read, context.deadline)
+        if read is not None:
+            return self._gate.wait(message, read, context.deadline)
+        if isinstance(message, Mutation) and type(message) in MUTATIONS:
+            command = self._filled_in(message) if type(message) in _TO_BE_FILLED_IN else message
+            return self._changes.wait(command, context.deadline)
+        return self._act(message, context)
 
     async def _act(self, message: Message, context: RequestContext) -> Message:
         name, code = type(message).__name__, ""
@@ -417,16 +419,6 @@ class MasterService:
         """
         self.leadership.require()
         return self._access.allocate(message)
-
-    async def _mutate(self, message: Mutation, context: RequestContext) -> Message:
-        if message.call.sequence > 1:  # the first call of a session makes it, even when it fails: it must be logged
-            for field in _PATH_FIELDS:
-                if (path := getattr(message, field, None)) is not None:
-                    split(path)
-        reply = await self.tails.propose_sealed(self._filled_in(message), context.deadline)
-        if isinstance(reply, ErrorReply) and reply.code == InternalError.code:
-            log.error("state_fault", command=type(message).__name__, trace=(self.state.fault or "")[-FAULT_SHOWN_MAX:])
-        return reply
 
     def _filled_in(self, message: Mutation) -> Mutation:
         """Return the command with what only the leader may decide: the state must not read a configuration."""

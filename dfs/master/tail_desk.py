@@ -250,18 +250,16 @@ class TailDesk:
     # --- mutations that need sealed files --------------------------------------------------------------------
 
     async def propose_sealed(self, command: Mutation, deadline: Deadline) -> Message:
-        """Propose a mutation; while the state refuses it for open tails, seal those and propose it again."""
-        reply = await self._leadership.propose(command, deadline)
-        if not _is_tail_open(reply):
-            return reply
+        """Seal the open tails that keep a mutation from happening, and propose it, until the state lets it happen."""
         paths = list(named_paths(command))
         self._held.update(paths)
         try:
-            while _is_tail_open(reply) and not deadline.has_passed:
+            while True:
                 for tail in [tail for path in paths for tail in self._state.tails.below(path)]:
                     await self.seal(tail.path, tail.handle)
                 reply = await self._leadership.propose(command, deadline)
-            return reply
+                if not is_tail_open(reply) or deadline.has_passed:
+                    return reply
         finally:
             self._held -= Counter(paths)
 
@@ -519,5 +517,6 @@ class TailDesk:
         return sign_token(self._key, handle, Rights.SEAL, self._clock.wall_ms() + SEAL_TOKEN_MS)
 
 
-def _is_tail_open(reply: Message) -> bool:
+def is_tail_open(reply: Message) -> bool:
+    """Whether the state refused a change because of open tails."""
     return isinstance(reply, ErrorReply) and reply.code == TailOpen.code

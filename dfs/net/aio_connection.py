@@ -76,6 +76,11 @@ class FrameConnection(asyncio.Protocol):
     def write(self, frame: bytes, *, is_alone: bool = False) -> None:
         """Send a frame at the end of this turn of the loop, together with all others of the turn; at once when it is
         known to be alone, or when they are so much that it must show whether the peer takes them."""
+        transport = self._transport
+        if is_alone and not self._out and transport is not None and not transport.get_write_buffer_size():
+            if not transport.is_closing():
+                transport.write(frame)
+            return
         self._out_size += len(frame)
         is_due = is_alone or self._out_size > WRITE_BUFFER_HIGH
         if not self._out and not is_due:

@@ -232,7 +232,8 @@ class _ServerConnection(FrameConnection):
         if not left and self._waiting and not self._is_turn_over:
             self._is_turn_over = True
             self.loop.call_soon(self._go_on)
-        self.pause_reading(bool(self._waiting) or self._is_stopping)
+        if self._waiting or self._is_stopping or self._is_read_paused:
+            self.pause_reading(bool(self._waiting) or self._is_stopping)
 
     def _go_on(self) -> None:
         self._is_turn_over = False
@@ -247,14 +248,13 @@ class _ServerConnection(FrameConnection):
                 self._reply(head, self._outcome(answer, head, message))
                 return
             self._server.answers.add(answer)
-        else:
-            answer = self.loop.create_task(self._bounded(answer, message, seconds))
-            self._server.tasks.add(answer)
-        self._in_progress += 1
-        if isinstance(answer, Answer):
+            self._in_progress += 1
             answer.then(lambda known: self._answered(known, head, message))
-        else:
-            answer.add_done_callback(lambda ended: self._ended(ended, head, message))
+            return
+        task = self.loop.create_task(self._bounded(answer, message, seconds))
+        self._server.tasks.add(task)
+        self._in_progress += 1
+        task.add_done_callback(lambda ended: self._ended(ended, head, message))
 
     async def _bounded(self, answer: Awaitable[Message], message: Message, seconds: float) -> Message:
         """Return the answer of a handler, or give it up a while after its request's time."""
@@ -270,7 +270,10 @@ class _ServerConnection(FrameConnection):
 
     def _answered(self, answer: Answer, head: FrameHead, message: Message) -> None:
         self._server.answers.discard(answer)
-        self._done(answer, head, message)
+        self._in_progress -= 1
+        self._reply(head, answer.reply or self._outcome(answer, head, message))
+        if self._waiting:
+            self._begin()
 
     def _ended(self, task: asyncio.Task[Message], head: FrameHead, message: Message) -> None:
         self._server.tasks.discard(task)

@@ -9,7 +9,7 @@ for something that many wait for needs neither: it is passed on in the very step
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from dfs.log import get_logger
@@ -18,26 +18,26 @@ from dfs.net.messages import Message
 log = get_logger(__name__)
 
 
-class Answer(Awaitable[Message]):
-    """Given once, by `give` or `fail`; told to all that asked by `then`, in their order. Used from one loop only."""
+class Answer:
+    """Given once, by `give` or `fail`; told to all that asked by `then`, in their order. Used from one loop only.
 
-    __slots__ = ("_error", "_reply", "_told")
+    It is awaitable. `is_known`: whether it was given; `reply`: what with, unless it failed.
+    """
+
+    __slots__ = ("_error", "_told", "is_known", "reply")
 
     def __init__(self) -> None:
-        self._reply: Message | None = None
+        self.is_known = False
+        self.reply: Message | None = None
         self._error: Exception | None = None
         self._told: list[Callable[[Answer], None]] = []
 
-    @property
-    def is_known(self) -> bool:
-        return self._reply is not None or self._error is not None
-
     def give(self, reply: Message) -> None:
-        self._reply = reply
+        self.reply, self.is_known = reply, True
         self._tell()
 
     def fail(self, error: Exception) -> None:
-        self._error = error
+        self._error, self.is_known = error, True
         self._tell()
 
     def then(self, told: Callable[[Answer], None]) -> None:
@@ -51,8 +51,8 @@ class Answer(Awaitable[Message]):
         """Return the reply of an answer that is known, or raise what it failed with."""
         if self._error is not None:
             raise self._error
-        assert self._reply is not None, "asked for before it was known"
-        return self._reply
+        assert self.reply is not None, "asked for before it was known"
+        return self.reply
 
     def __await__(self) -> Generator[Any, None, Message]:
         if not self.is_known:

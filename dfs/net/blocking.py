@@ -99,6 +99,11 @@ class Channel:
         """
         if self._send_left:
             raise self._misused(f"{self._send_left} bytes of a promised payload were not sent")
+        if payload is None and not payload_size:  # a call like most
+            timeout_ms = math.ceil(deadline.remaining_s() * 1000)
+            head = encode_frame(message.type_code, encode(message), request_id=request_id, timeout_ms=timeout_ms)
+            self._stream.send(head, deadline)
+            return
         size = payload_size or 0
         body: memoryview | None = None
         if payload is not None:

@@ -35,6 +35,7 @@ MSG_MORE: Final[int] = getattr(socket, "MSG_MORE", 0)  # more follows at once: d
 _MSG_WAITALL: Final[int] = getattr(socket, "MSG_WAITALL", 0)
 _MSG_DONTWAIT: Final[int] = socket.MSG_DONTWAIT
 _DESCRIPTOR = struct.Struct("@i")
+_NO_WAITS: Final = (math.inf, 0.0)  # none: no timeout was set yet
 _TIMEVAL = struct.Struct("@ll")  # of setsockopt: seconds, microseconds
 _FILE_ERRORS = frozenset({errno.EIO, errno.EINVAL, errno.ESTALE, errno.EOVERFLOW})
 
@@ -54,7 +55,8 @@ class SocketStream:
         self._has_ended = False  # met by `wait_readable`: nothing more is to be asked of the kernel
         self._end_error: OSError | ValueError | None = None  # what it ended with
         self._socket = sock
-        self._waits_s: dict[int, float] = {}  # socket option -> the kernel's present timeout
+        # Socket option -> the waits for which the kernel's present timeout is left alone, the shortest is that timeout.
+        self._waits_s = {socket.SO_RCVTIMEO: _NO_WAITS, socket.SO_SNDTIMEO: _NO_WAITS}
         self._buffer = memoryview(bytearray(READ_AHEAD_SIZE))
         self._start = 0  # unread bytes are _buffer[_start:_end]
         self._end = 0
@@ -229,7 +231,9 @@ class SocketStream:
             flags = 0 if wait_s > 0 else _MSG_DONTWAIT
             try:
                 if not flags:
-                    self._limit_waits(socket.SO_RCVTIMEO, wait_s)
+                    shortest_s, longest_s = self._waits_s[socket.SO_RCVTIMEO]
+                    if not shortest_s <= wait_s <= longest_s:
+                        self._limit_waits(socket.SO_RCVTIMEO, wait_s)
                 self._end = self._receive_some(self._buffer, flags)
             except BlockingIOError:
                 if flags:
@@ -269,20 +273,20 @@ class SocketStream:
         wait_s = deadline.at_s - time.monotonic()
         if wait_s <= 0:
             self._check(deadline, doing)
-        self._limit_waits(option, wait_s)
+        shortest_s, longest_s = self._waits_s[option]
+        if not shortest_s <= wait_s <= longest_s:
+            self._limit_waits(option, wait_s)
 
     def _limit_waits(self, option: int, wait_s: float) -> None:
-        """Let no wait in the kernel take longer than `wait_s`, by a system call only when that must change."""
-        standing_s = self._waits_s.get(option, math.inf)
-        if standing_s <= wait_s and min(wait_s, KERNEL_WAIT_MAX_S) <= standing_s * KERNEL_WAIT_SHARE:
-            return
+        """Let no wait in the kernel take longer than `wait_s`; needed only when that is not among `_waits_s`."""
         # A power of two: what is left of the same deadline in the next call is then seldom worth another change.
         wait_s = min(max(math.ldexp(0.5, math.frexp(wait_s)[1]), KERNEL_WAIT_MIN_S), KERNEL_WAIT_MAX_S)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(int(wait_s), int(wait_s % 1 * 1_000_000)))
         except OSError as error:
             raise self._lost(error) from None
-        self._waits_s[option] = wait_s
+        longest_s = wait_s * KERNEL_WAIT_SHARE
+        self._waits_s[option] = wait_s, math.inf if longest_s >= KERNEL_WAIT_MAX_S else longest_s
 
     def _wait(self, event: int, deadline: Deadline) -> bool:
         poller = select.poll()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import random
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -47,6 +48,7 @@ from dfs.testing.virtual_loop import Machine, MachineDied, VirtualLoop, current_
 from dfs.testing.virtual_net import VirtualNet, VirtualTransport
 
 RAFT_PORT = 7100
+QUICK_SHARE = 0.4  # of the time the disk takes less than another thread would
 _NOWHERE = Context()  # of messages on their way
 _NEVER_ECHOED = (
     Ping,
@@ -54,7 +56,7 @@ _NEVER_ECHOED = (
     AgeReply,
 )  # questions of age are numbered within a life of a master: links tell them apart
 _LIBRARY: Any = vars(raft_engine)["library"]  # only the Raft wall imports it
-_LIBRARY_NODE: Any = vars(raft_engine)["Node"]
+_LIBRARY_NODE: Any = raft_transport.Node.__mro__[1]
 WALL_START_MS = 1_700_000_000_000
 KEY = ClusterKey.from_secret(b"a secret of thirty-two bytes, ok", "simulation")
 
@@ -245,7 +247,7 @@ class RaftWorld:
             (raft_transport, "Node", _Node),
             (raft_join, "os", system),
             (raft_journal, "os", system),
-            (raft_journal, "threading", SimpleNamespace(Thread=_InstantThread)),
+            (raft_journal, "threading", SimpleNamespace(Thread=_InstantThread, Lock=threading.Lock)),
             (raft_journal, "SLICE_ENTRIES_MAX", limits.slice_entries),
             (raft_checkpoint, "os", system),
             (raft_checkpoint, "time", time),
@@ -264,6 +266,7 @@ class RaftWorld:
         life = self.life_of(machine)
         assert life is not None
         journal.virtual_writer = life.writer = VirtualWriter(self, machine, journal)
+        journal.pace_rng = random.Random(f"{self.seed} {machine.name} {self.loop.now_s}")  # noqa: S311 - it must replay
         return journal
 
     def _make_gate(self, *arguments: Any) -> raft_gate.Gate:
@@ -347,9 +350,20 @@ class _InstantThread:
 
 
 class _VirtualJournal(EngineJournal):
-    """The journal with its writer on the loop."""
+    """The journal with its writer on the loop, on a disk that is now and then so quick that the loop writes itself."""
 
     virtual_writer: VirtualWriter
+    pace_rng: random.Random
+    _quick_left = 0  # looks at the pace of the disk until it changes
+    _is_quick_now = False
+
+    @property
+    def is_quick(self) -> bool:
+        if not self._quick_left:
+            self._is_quick_now = self.pace_rng.random() < QUICK_SHARE
+            self._quick_left = self.pace_rng.randint(1, 200)
+        self._quick_left -= 1
+        return self._is_quick_now
 
     def attach(
         self, post: raft_journal.Post, on_durable: Callable[[], None], on_failure: Callable[[DfsError], None]

@@ -1,20 +1,20 @@
-"""Is a read answered by a proof that began after it came, and by no other; and does each wait end?"""
+"""Is each read answered in the step that ends its proof, from the state of that moment; and does each wait end?"""
 
 from __future__ import annotations
 
 import asyncio
-import traceback
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
 from dfs.clock import Deadline
-from dfs.errors import InvalidArgument, NotFound, NotLeader, Overloaded
-from dfs.master import read_gate
-from dfs.master.leadership import Leadership
+from dfs.errors import DeadlineExceeded, DfsError, InvalidArgument, NotFound, NotLeader, Overloaded
+from dfs.master.leadership import BARRIER_TIMEOUT_S, Leadership
 from dfs.master.meter import MasterMeter
 from dfs.master.read_gate import ReadGate
+from dfs.master.replicated_log import Waiter
 from dfs.net.answers import Answer
 from dfs.net.messages import Done, Message, Stat
 
@@ -25,14 +25,23 @@ class PretendLeadership:
     """Proofs that the test ends."""
 
     def __init__(self) -> None:
-        self.proofs: list[asyncio.Future[None]] = []
-        self.deadlines: list[Deadline] = []
+        self.waiting: list[Waiter] = []
         self.age_s = 60.0
+        self.is_full = False
 
-    async def barrier(self, deadline: Deadline) -> None:
-        self.deadlines.append(deadline)
-        self.proofs.append(asyncio.get_running_loop().create_future())
-        await self.proofs[-1]
+    def prove(self, waiter: Waiter) -> None:
+        if self.is_full:
+            raise Overloaded("too many reads wait")
+        self.waiting.append(waiter)
+
+    def end(self, error: DfsError | None = None) -> None:
+        """End the proof of all who came so far."""
+        waiting, self.waiting = self.waiting, []
+        for waiter in waiting:
+            waiter.ended(None, error)
+
+    def failure(self, error: DfsError) -> DfsError:
+        return NotLeader("ask m2") if isinstance(error, NotLeader) else error
 
     def is_within(self, age_s: float) -> bool:
         return self.age_s <= age_s
@@ -59,11 +68,6 @@ class Reads:
         self.seen.append((message.path, self.changes))
         return Done()
 
-    async def proof(self, number: int) -> asyncio.Future[None]:
-        while len(self.leadership.proofs) <= number:  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0)
-        return self.leadership.proofs[number]
-
 
 def run(test: Callable[[Reads], Any]) -> None:
     async def bounded() -> None:
@@ -73,60 +77,31 @@ def run(test: Callable[[Reads], Any]) -> None:
     asyncio.run(bounded())
 
 
-def test_a_read_that_comes_during_a_proof_waits_for_the_next() -> None:
+def test_a_read_is_answered_in_the_step_that_ends_its_proof_and_from_the_state_of_that_moment() -> None:
     async def test(reads: Reads) -> None:
-        early = [reads.ask("/a"), reads.ask("/b")]
-        first = await reads.proof(0)
-        late = reads.ask("/c")
-        reads.changes = 1  # acknowledged by the true leader after the first proof began, before /c was asked for
-        first.set_result(None)
-        assert [await answer for answer in early] == [Done(), Done()]
-        second = await reads.proof(1)
-        assert not late.is_known, "the first proof began before this read came: it shows nothing for it"
-        reads.changes = 2
-        second.set_result(None)
-        assert await late == Done()
-        assert reads.seen == [("/a", 1), ("/b", 1), ("/c", 2)]
-        assert len(reads.leadership.proofs) == 2
+        answers = [reads.ask("/a"), reads.ask("/b")]
+        reads.changes = 1
+        assert not any(answer.is_known for answer in answers)
+        reads.leadership.end()
+        assert [answer.result() for answer in answers] == [Done(), Done()]
+        assert reads.seen == [("/a", 1), ("/b", 1)]
         assert reads.meter.in_progress == {"Stat": 0}
 
     run(test)
 
 
-def test_whoever_waits_for_a_proof_that_fails_hears_why_and_the_next_read_seeks_another() -> None:
+def test_whoever_waits_for_a_proof_that_fails_hears_who_leads_and_the_next_read_seeks_another() -> None:
     async def test(reads: Reads) -> None:
         waiting = [reads.ask("/a"), reads.ask("/b")]
-        (await reads.proof(0)).set_exception(NotLeader("another one leads"))
+        reads.leadership.end(NotLeader("m1 does not lead"))
         for answer in waiting:
-            with pytest.raises(NotLeader, match="another one leads"):
+            with pytest.raises(NotLeader, match="ask m2"):
                 await answer
         after = reads.ask("/c")
-        (await reads.proof(1)).set_result(None)
+        reads.leadership.end()
         assert await after == Done()
         assert reads.seen == [("/c", 0)]
         assert reads.meter.errors.values() == {"not_leader": 2}
-
-    run(test)
-
-
-def test_an_error_that_many_reads_share_grows_with_none_of_them() -> None:
-    depths: list[int] = []
-
-    def take(answer: Answer) -> None:
-        try:
-            answer.result()
-        except ZeroDivisionError as error:
-            depths.append(len(traceback.extract_tb(error.__traceback__)))
-
-    async def test(reads: Reads) -> None:
-        answers = [reads.ask(f"/{number}") for number in range(50)]
-        for answer in answers:
-            answer.then(take)
-        (await reads.proof(0)).set_exception(ZeroDivisionError("a bug"))
-        with pytest.raises(ZeroDivisionError):
-            await answers[-1]
-        assert len(depths) == len(answers)
-        assert min(depths) == max(depths) > 1, "each of thousands would log the tracebacks of all before it"
 
     run(test)
 
@@ -138,7 +113,7 @@ def test_a_read_that_fails_and_a_taker_that_fails_hold_nobody_up() -> None:
     async def test(reads: Reads) -> None:
         gone, bug, taken_badly, good = (reads.ask(path) for path in ("/gone", "/bug", "/a", "/b"))
         taken_badly.then(take_badly)
-        (await reads.proof(0)).set_result(None)
+        reads.leadership.end()
         assert await good == Done()
         with pytest.raises(NotFound):
             await gone
@@ -149,13 +124,16 @@ def test_a_read_that_fails_and_a_taker_that_fails_hold_nobody_up() -> None:
     run(test)
 
 
-def test_the_most_patient_read_decides_how_long_a_proof_may_take() -> None:
+def test_each_read_waits_as_long_as_its_caller_does_and_never_for_ever() -> None:
     async def test(reads: Reads) -> None:
-        waiting = [reads.ask("/a", seconds=1), reads.ask("/b", seconds=20), reads.ask("/c", seconds=5)]
-        (await reads.proof(0)).set_result(None)
-        for answer in waiting:
-            await answer
-        assert reads.leadership.deadlines[0].remaining_s() > 5
+        for seconds in (1.0, 3.0, 600.0):
+            reads.ask("/a", seconds=seconds)
+        now_s = time.monotonic()
+        waits_s = [waiter.deadline_s - now_s for waiter in reads.leadership.waiting]
+        assert 0 < waits_s[0] <= 1 < waits_s[1] <= 3 < waits_s[2] <= BARRIER_TIMEOUT_S
+        late = reads.ask("/b", seconds=-1.0)
+        with pytest.raises(DeadlineExceeded):
+            late.result()
 
     run(test)
 
@@ -167,7 +145,7 @@ def test_a_read_that_allows_an_age_needs_no_proof_where_that_age_is_proved() -> 
         assert old.result() == Done()
         younger = reads.ask("/b", stale_ms=59_000)
         assert not younger.is_known
-        (await reads.proof(0)).set_result(None)
+        reads.leadership.end()
         assert await younger == Done()
         with pytest.raises(InvalidArgument, match="in the future"):
             reads.ask("/c", stale_ms=-1).result()
@@ -175,14 +153,11 @@ def test_a_read_that_allows_an_age_needs_no_proof_where_that_age_is_proved() -> 
     run(test)
 
 
-def test_reads_past_the_limit_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_gate, "WAITING_MAX", 2)
-
+def test_a_read_that_the_log_refuses_is_answered_at_once() -> None:
     async def test(reads: Reads) -> None:
-        waiting = [reads.ask("/a"), reads.ask("/b")]
-        with pytest.raises(Overloaded, match="2 reads wait"):
+        reads.leadership.is_full = True
+        with pytest.raises(Overloaded, match="too many reads"):
             reads.ask("/c").result()
-        (await reads.proof(0)).set_result(None)
-        assert [await answer for answer in waiting] == [Done(), Done()]
+        assert reads.meter.errors.values() == {"overloaded": 1}
 
     run(test)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -185,7 +186,7 @@ def test_journal_writes_again_what_a_failed_sync_left_in_memory_only(monkeypatch
     for seed in range(20):  # a kernel that forgets, and one that keeps
         disk, system, _ = make_disk(seed)
         monkeypatch.setattr(raft_journal, "os", system)
-        monkeypatch.setattr(raft_journal, "threading", SimpleNamespace(Thread=_InstantThread))
+        monkeypatch.setattr(raft_journal, "threading", SimpleNamespace(Thread=_InstantThread, Lock=threading.Lock))
         folder: Any = disk.root() / "log"
         journal = Journal(folder, name="m1", segment_size=8192)
         journal.set_vote(1, None)

@@ -51,16 +51,16 @@ class EntryTable(Generic[NodeT]):
         return max(0, bisect_right(self._names, _NUL + key + _PAST) - 1)
 
     def get(self, name: str) -> NodeT | None:
-        key = _key(name)
-        block = self._block(key)
+        key = name.encode("utf-8", "surrogatepass")  # not by `_key`: nothing else is done so often
+        block = self._block(key) if len(self._names) > 1 else 0
         names = self._names[block]
         offset = names.find(_NUL + key + _NUL)
         return None if offset < 0 else self._nodes[block][names.count(_NUL, 0, offset)]
 
     def add(self, name: str, node: NodeT) -> None:
         """Add a name that is not there yet."""
-        key = _key(name)
-        block = self._block(key)
+        key = name.encode("utf-8", "surrogatepass")
+        block = self._block(key) if len(self._names) > 1 else 0
         names, nodes = self._names[block], self._nodes[block]
         self._count += 1
         if key > names[names.rfind(_NUL, 0, -1) + 1 : -1]:

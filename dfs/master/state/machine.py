@@ -181,9 +181,12 @@ class MasterState:
         if known is not None:
             return known
         parts.tails.check_sealed(command)  # its refusal is no result: nothing was applied, the same call comes again
-        reply = self._run(command, handler)
-        if isinstance(reply, ErrorReply) and reply.code == Overloaded.code:
-            return reply  # no result: nothing was applied, and the same call comes again
+        try:
+            reply = handler(parts, command)
+        except DfsError as error:
+            reply = ErrorReply.of(error)
+            if error.code == Overloaded.code:
+                return reply  # no result: nothing was applied, and the same call comes again
         parts.sessions.finish(command.call, reply)
         return reply
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from dfs.errors import InvalidName, NotADirectory, NotFound, ReadOnly
 from dfs.master.state.extents import count as extent_count
-from dfs.master.state.nodes import Directory, File, Node
+from dfs.master.state.nodes import Directory, File, Node, account
 from dfs.master.state.sharing import Sharing
 from dfs.net.parts import FileStatus, Kind
 from dfs.paths import ROOT, SNAPSHOTS, SNAPSHOTS_MARK, join, split, split_snapshot
@@ -224,8 +224,7 @@ class Namespace:
     def _link(self, chain: list[Directory], name: str, node: Node, now_ms: int) -> None:
         chain[-1].entries.add(name, node)
         chain[-1].mtime_ms = now_ms
-        for directory in chain:
-            directory.account(node, 1)
+        account(chain, node, 1)
 
     def unlink(self, place: Place, now_ms: int) -> Node:
         """Take away and return the node at a place that is not the root."""
@@ -233,8 +232,7 @@ class Namespace:
         assert node is not None, "nothing to unlink"
         place.chain[-1].entries.remove(place.name)
         place.chain[-1].mtime_ms = now_ms
-        for directory in place.chain:
-            directory.account(node, -1)
+        account(place.chain, node, -1)
         place.node = None
         return node
 
@@ -251,12 +249,10 @@ class Namespace:
         file = place.node
         assert isinstance(file, File), "only a file has content"
         old = File(file.inode, file.version, file.mtime_ms, file.replication, file.size, file.extents)
-        for directory in place.chain:
-            directory.account(old, -1)
+        account(place.chain, old, -1)
         file.extents, file.size = content.extents, content.size
         file.replication, file.mtime_ms, file.version = content.replication, content.mtime_ms, self.draw_id()
-        for directory in place.chain:
-            directory.account(file, 1)
+        account(place.chain, file, 1)
         return old
 
     def set_replication(self, place: Place, replication: int) -> None:

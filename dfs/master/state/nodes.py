@@ -7,6 +7,7 @@ A node knows neither its name nor its parent: it may stand in several trees at o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import msgspec
@@ -41,18 +42,25 @@ class Directory:
 
     def account(self, node: Node, sign: int) -> None:
         """Add (`sign` 1) or take away (-1) what `node` counts for in the directories above it."""
-        if isinstance(node, File):
-            self.file_count += sign
-            self.size += sign * node.size
-            self.stored_size += sign * node.size * node.replication
-        else:
-            self.file_count += sign * node.file_count
-            self.directory_count += sign * (node.directory_count + 1)
-            self.size += sign * node.size
-            self.stored_size += sign * node.stored_size
+        account((self,), node, sign)
 
 
 Node: TypeAlias = File | Directory
+
+
+def account(chain: Iterable[Directory], node: Node, sign: int) -> None:
+    """Do what `Directory.account` does for all of `chain`, the directories above `node`."""
+    if isinstance(node, File):
+        file_count, directory_count, size = sign, 0, sign * node.size
+        stored_size = size * node.replication
+    else:
+        file_count, directory_count = sign * node.file_count, sign * (node.directory_count + 1)
+        size, stored_size = sign * node.size, sign * node.stored_size
+    for directory in chain:
+        directory.file_count += file_count
+        directory.directory_count += directory_count
+        directory.size += size
+        directory.stored_size += stored_size
 
 
 def count_nodes(node: Node) -> int:

@@ -69,7 +69,7 @@ class SessionTable:
         self._sessions.move_to_end(call.session)
         session.last_used_ms = now_ms
         known = session.results.get(call.sequence)
-        if known is None:
+        if known is None and call.sequence > call.first_unacked:  # the oldest one always has a place
             _require_place(session, call)
         _acknowledge(session, call.first_unacked)
         return None if known is None else _decode_result(known)
