@@ -27,6 +27,7 @@ class FastPath(StrEnum):
     FAN_OUT = "fan-out"  # a client sends a small chunk to all its servers at once instead of along the chain
     HEDGED_READS = "hedged-reads"  # a client asks a second replica when the first is slow
     LOCAL_READS = "local-reads"  # open files go from a chunk server to clients of its machine
+    LOCAL_VOLUMES = "local-volumes"  # a chunk server hands its volumes to clients of its machine, once each
     MEMORY_DOOR = "memory-door"  # chunk servers of the writer's machine take chunks from its memory, not by sockets
     PACKING = "packing"  # a client stores many small files in shared chunks, and commits them together
     RESERVE = "reserve"  # a client has chunks allocated ahead of small puts

@@ -31,8 +31,8 @@ class OpenReplica:
         self._cache = cache
 
     @property
-    def is_alone(self) -> bool:
-        return True
+    def volume(self) -> bytes:
+        return b""
 
     @property
     def data(self) -> None:

@@ -5,7 +5,8 @@ descriptor travels (dfs.net.local), what a reader does with it (it verifies ever
 a chunk (`take_chunk` has it admitted and stored as one from the network, docs/adr/0027).
 
 A sealed chunk never changes, so what the descriptor shows is right for ever, also when the replica was deleted; only
-its space stays taken until the reader lets go. A replica in a volume is not handed over: there are others' bytes.
+its space stays taken until the reader lets go. A small replica is in a volume, with others: the reader is told where,
+and handed the volume once (docs/adr/0033).
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ from dfs.net.blocking import Channel, Received
 from dfs.net.lent_memory import IS_POSSIBLE, BorrowedMemory
 from dfs.net.messages import (
     LENT_SIZE_MAX,
+    STORE_SIZE_MAX,
+    VOLUMES_HELD_MAX,
     ErrorReply,
     LendMemory,
     LendMemoryReply,
+    OpenRecord,
+    OpenRecordReply,
     OpenReplica,
     OpenReplicaReply,
     WriteChunk,
@@ -63,6 +68,7 @@ class LocalDoor:
         self._meter = meter
         self._take_chunk = take_chunk
         self._hands_over = is_on(FastPath.LOCAL_READS)
+        self._shows_volumes = self._hands_over and is_on(FastPath.LOCAL_VOLUMES)
         self._borrows = IS_POSSIBLE and is_on(FastPath.MEMORY_DOOR)
 
     def handle(self, channel: Channel) -> None:
@@ -72,7 +78,7 @@ class LocalDoor:
             while True:
                 received = channel.receive(Deadline.after(DOOR_IDLE_S))
                 message = received.message
-                if isinstance(message, OpenReplica) and not received.payload_size:
+                if isinstance(message, OpenReplica | OpenRecord) and not received.payload_size:
                     self._answer_reader(channel, received, message)
                 elif isinstance(message, LendMemory) and not received.payload_size and memory is None:
                     memory = self._borrow(channel, received, message)
@@ -130,9 +136,12 @@ class LocalDoor:
 
     # --- reading ----------------------------------------------------------------------------------------
 
-    def _answer_reader(self, channel: Channel, received: Received, request: OpenReplica) -> None:
+    def _answer_reader(self, channel: Channel, received: Received, request: OpenReplica | OpenRecord) -> None:
         try:
-            self._hand_over(channel, received, request)
+            if isinstance(request, OpenRecord):
+                self._show_record(channel, received, request)
+            else:
+                self._hand_over(channel, received, request)
         except DfsError as error:
             self._refuse(channel, received, error, "not_handed_over")
 
@@ -141,7 +150,7 @@ class LocalDoor:
             raise InvalidArgument("this chunk server hands no open files over; read over the network")
         self._check_token(request.token, request.handle, Rights.READ)
         with self._reads.turn(), self._store.open(request.handle) as opened:
-            if not opened.is_alone:
+            if opened.volume:
                 raise InvalidArgument(
                     f"chunk {id_text(request.handle)} shares a file with others; it is read over the network"
                 )
@@ -152,6 +161,32 @@ class LocalDoor:
         finally:
             os.close(fd)
         self._meter.handed_over.add("replicas")
+        self._meter.note_client()
+
+    def _show_record(self, channel: Channel, received: Received, request: OpenRecord) -> None:
+        """Tell where a small replica is; hand its file over to a reader that has not got it."""
+        if not self._shows_volumes:
+            raise InvalidArgument("this chunk server hands no volumes over; read over the network")
+        if len(request.held) > VOLUMES_HELD_MAX:
+            raise InvalidArgument(f"{len(request.held)} volumes are named as held; {VOLUMES_HELD_MAX} can be")
+        self._check_token(request.token, request.handle, Rights.READ)
+        fd: int | None = None
+        with self._reads.turn(), self._store.open(request.handle) as opened:
+            tail, start, volume = opened.tail, opened.start, opened.volume or request.handle
+            if tail.length > STORE_SIZE_MAX:
+                raise InvalidArgument(f"chunk {id_text(request.handle)} is a large one; ask for its open file")
+            if volume not in request.held:
+                fd = _opened_again(opened.fd)
+        reply = OpenRecordReply(tail.length, tail.crc, tail.checksums, volume, start, fd is not None)
+        deadline = Deadline.after(HAND_OVER_TIMEOUT_S)
+        if fd is None:
+            channel.send(reply, deadline, request_id=received.request_id)
+        else:
+            self._meter.handed_over.add("volumes")
+            try:
+                channel.send_descriptor(reply, fd, deadline, request_id=received.request_id)
+            finally:
+                os.close(fd)
         self._meter.note_client()
 
 

@@ -26,7 +26,7 @@ class MemoryReader:
     def __init__(self, fd: int, tail: Tail) -> None:
         self.fd = fd
         self.start = 0
-        self.is_alone = True
+        self.volume = b""
         self.data = None
         self.tail = tail
 

@@ -19,7 +19,7 @@ class ChunkMeter:
     def __init__(self) -> None:
         self.reads, self.writes = Times(), Times()
         self.bytes = Totals()  # in, out; lent: what of `in` came from the memory of writers of this machine
-        self.handed_over = Totals()  # replicas, to readers of this machine; what they read is not counted
+        self.handed_over = Totals()  # replicas, volumes: to readers of this machine; what they read is not counted
         self.refused = Totals()  # by code
         self._client_seen_s = float("-inf")
 

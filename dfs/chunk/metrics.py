@@ -84,6 +84,11 @@ class ChunkMetrics:
             "Open files given to readers of this machine; what they read is not in the bytes sent.",
             meter.handed_over.values().get("replicas", 0),
         )
+        yield counter(
+            "dfs_chunk_handed_over_volumes",
+            "Open volumes of small replicas given to readers of this machine, likewise.",
+            meter.handed_over.values().get("volumes", 0),
+        )
         yield times("dfs_chunk_read_seconds", "Time to answer a read, its bytes sent.", meter.reads.snapshot())
         yield times(
             "dfs_chunk_write_seconds",

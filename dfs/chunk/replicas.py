@@ -80,8 +80,8 @@ class ReplicaReader(Protocol):
     def start(self) -> int: ...
 
     @property
-    def is_alone(self) -> bool:
-        """Whether the descriptor's file holds this replica and nothing else: then others may be given it."""
+    def volume(self) -> bytes:
+        """The name of the file, on this server and for ever, when it holds other replicas, too; else nothing."""
 
     @property
     def tail(self) -> Tail: ...

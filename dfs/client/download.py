@@ -29,6 +29,7 @@ from dfs.client.tail_reads import TailSource
 from dfs.client.transfer import Transfer
 from dfs.clock import Deadline
 from dfs.errors import (
+    ChunkCorrupt,
     Conflict,
     DfsError,
     InvalidArgument,
@@ -95,12 +96,12 @@ class _Version:
         self.path = path
         deadline = Deadline.after(timeout_s)
         while True:
-            self._first = self._locate(0, version, deadline)
-            self.status: FileStatus = self._first.status
+            self.first = self._locate(0, version, deadline)
+            self.status: FileStatus = self.first.status
             self.tail: TailSource | None = None
-            if not self._first.tail:
+            if not self.first.tail:
                 break
-            self.tail = TailSource(pool, self._first.tail[0], self._first.servers)
+            self.tail = TailSource(pool, self.first.tail[0], self.first.servers)
             try:
                 size = self.tail.committed()
             except DfsError as error:
@@ -126,7 +127,7 @@ class _Version:
 
     def pages(self) -> Iterator[tuple[int, LocateReply]]:
         """Yield (number of the page's first extent, page); pages are not kept."""
-        index, page = 0, self._first
+        index, page = 0, self.first
         while True:
             yield index, page
             if not page.has_more:
@@ -144,7 +145,7 @@ class _Version:
         def locate(index: int) -> LocateReply:
             return self._locate(index, self.status.version, Deadline.after(self._timeout_s))
 
-        return ExtentTable(self._first, locate)
+        return ExtentTable(self.first, locate)
 
     def tasks(self, start: int, end: int, piece_size: int) -> Iterator[_Task | _TailTask]:
         """Yield the reads that bring file bytes [`start`, `end`), in order."""
@@ -307,7 +308,30 @@ class Download:
         """Locate the file now, and yield its bytes in order."""
         _check_range(offset, length)
         version = self._open(path)
-        return self.stream(version, *clip_range(version.status.size, offset, length))
+        start, end = clip_range(version.status.size, offset, length)
+        block = self._block_at_hand(version, start, end)
+        return self.stream(version, start, end) if block is None else iter((block,))
+
+    def _block_at_hand(self, version: _Version, start: int, end: int) -> memoryview | None:
+        """Return the bytes of a file that is one block and lies in memory here; None: read it in the ordinary way."""
+        page, reader = version.first, self._transfer.reader
+        if len(page.extents) != 1 or page.has_more or version.tail is not None:
+            return None
+        extent = page.extents[0]
+        if not start < end <= extent.length or not extent.chunk_offset + end <= extent.chunk_length <= BLOCK_SIZE:
+            return None
+        replica = reader.at_hand(extent, _replicas(page, extent))
+        if replica is None:
+            return None
+        buffer = memoryview(bytearray(replica.length))
+        try:
+            if not replica.read(0, buffer):
+                return None
+        except ChunkCorrupt:
+            reader.refute(extent, replica)
+            return None
+        reader.note_local()
+        return buffer[extent.chunk_offset + start : extent.chunk_offset + end]
 
     def open(self, path: str) -> DfsFile:
         """Return the present version of a file, held open for reading."""
@@ -465,6 +489,8 @@ class Download:
                 return task
             left = yield from memory.pieces(task.plan, replica)
             if left is not None:
+                if replica.is_damaged:
+                    self._transfer.reader.refute(task.plan.extent, replica)
                 return _Task(left, task.replicas)
             self._transfer.reader.note_local()
         return None

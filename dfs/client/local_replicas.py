@@ -14,9 +14,11 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, TypeVar
 
 from dfs.checksum import BLOCK_SIZE, CRC_SIZE, block_count, combine_blocks, first_bad_block
+from dfs.client.local_volumes import LocalVolumes, OpenFile, Place, let_go
 from dfs.clock import Deadline
 from dfs.errors import ChunkCorrupt, DfsError
 from dfs.fast_paths import FastPath, is_on
@@ -25,7 +27,7 @@ from dfs.log import get_logger
 from dfs.net.auth import ClusterKey
 from dfs.net.blocking import expect
 from dfs.net.local import LocalChannel
-from dfs.net.messages import STORE_SIZE_MAX, OpenReplica, OpenReplicaReply
+from dfs.net.messages import STORE_SIZE_MAX, Message, OpenRecord, OpenRecordReply, OpenReplica, OpenReplicaReply
 from dfs.net.parts import LocatedExtent, ServerInfo
 from dfs.net.sockets import is_own_address
 
@@ -37,26 +39,25 @@ _NOT_IN_MEMORY: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL,
 READ_FLAGS: int = getattr(os, "RWF_NOWAIT", 0)
 
 log = get_logger(__name__)
+R = TypeVar("R", bound=Message)
 
 
 class LocalReplica:
-    """A descriptor and its checksums. It is closed when nobody refers to it any more: readers may outlast the cache."""
+    """A replica in an open file, from `start` on, with its checksums."""
 
-    __slots__ = ("checksums", "crc", "fd", "length", "used_s")
+    __slots__ = ("checksums", "crc", "file", "is_damaged", "length", "server", "start", "used_s")
 
-    def __init__(self, fd: int, reply: OpenReplicaReply) -> None:
-        self.fd = fd
-        self.length = reply.chunk_length
-        self.crc = reply.chunk_crc
-        self.checksums = reply.checksums
-        self.used_s = time.monotonic()
-
-    def __del__(self) -> None:
-        os.close(self.fd)
-
-    def is_deleted(self) -> bool:
-        """Whether no name of the file is left."""
-        return os.fstat(self.fd).st_nlink == 0
+    def __init__(
+        self, server: ServerInfo, file: OpenFile, start: int, length: int, crc: int, checksums: bytes, now_s: float
+    ) -> None:
+        self.server = server  # whose replica it is
+        self.file = file
+        self.start = start
+        self.length = length
+        self.crc = crc
+        self.checksums = checksums
+        self.used_s = now_s
+        self.is_damaged = False  # a block that was read was wrong
 
     def read(self, offset: int, buffer: memoryview) -> bool:
         """Fill `buffer` with whole blocks from `offset` on, verified; False: not all of them are in memory.
@@ -66,19 +67,23 @@ class LocalReplica:
         got = 0
         while got < len(buffer):
             try:
-                count = os.preadv(self.fd, [buffer[got:]], offset + got, READ_FLAGS)
+                count = os.preadv(self.file.fd, [buffer[got:]], self.start + offset + got, READ_FLAGS)
             except OSError as error:
                 if error.errno in _NOT_IN_MEMORY:
                     return False
-                raise ChunkCorrupt(f"its open file cannot be read: {error.strerror}") from None
+                raise self._damaged(f"its open file cannot be read: {error.strerror}") from None
             if not count:
-                raise ChunkCorrupt(f"its open file ends before byte {offset + got}")
+                raise self._damaged(f"its open file ends before byte {offset + got}")
             got += count
         first = offset // BLOCK_SIZE * CRC_SIZE
         bad = first_bad_block(buffer, self.checksums[first : first + block_count(len(buffer)) * CRC_SIZE])
         if bad is not None:
-            raise ChunkCorrupt(f"its open file has wrong bytes at {offset + bad * BLOCK_SIZE}")
+            raise self._damaged(f"its open file has wrong bytes at {offset + bad * BLOCK_SIZE}")
         return True
+
+    def _damaged(self, reason: str) -> ChunkCorrupt:
+        self.is_damaged = True
+        return ChunkCorrupt(reason)
 
 
 class LocalReplicas:
@@ -90,14 +95,29 @@ class LocalReplicas:
         self._is_used = is_used and is_on(FastPath.LOCAL_READS) and hasattr(os, "RWF_NOWAIT")
         self._lock = threading.Lock()
         self._held: OrderedDict[tuple[ServerId, ChunkHandle], LocalReplica] = OrderedDict()
+        self._volumes = LocalVolumes() if self._is_used and is_on(FastPath.LOCAL_VOLUMES) else None
         self._doors: dict[ServerId, LocalChannel] = {}
         self._closed_until_s: dict[ServerId, float] = {}
         self._is_closed = False
 
+    def known(self, extent: LocatedExtent, servers: Sequence[ServerInfo]) -> LocalReplica | None:
+        """Return the small replica of a chunk whose place is known at one of these servers; nobody is asked."""
+        if self._volumes is None or extent.chunk_length > STORE_SIZE_MAX:
+            return None
+        now_s = time.monotonic()
+        found = self._volumes.find(extent.handle, now_s)
+        if found is None:
+            return None
+        place, file = found
+        for server in servers:
+            if server.server_id == place.volume[0]:
+                return _placed(server, place, file, extent, now_s)
+        return None
+
     def find(self, server: ServerInfo, extent: LocatedExtent) -> LocalReplica | None:
         """Return the open replica of a chunk at a server of this machine, None when there is none to be had."""
         if extent.chunk_length <= STORE_SIZE_MAX:
-            return None  # such ones share a file with others
+            return self.known(extent, (server,)) or self._find_small(server, extent)
         key = (server.server_id, extent.handle)
         now_s = time.monotonic()
         with self._lock:
@@ -108,35 +128,59 @@ class LocalReplicas:
                 return found
         if not self._may_ask(server, now_s):
             return None
-        found = self._open(server, extent)
+        found = self._open(server, extent, now_s)
         if found is None or (found.length, found.crc) != (extent.chunk_length, extent.chunk_crc):
             return None  # a stale replica: the network says so, too, and that way it is reported
         with self._lock:
             if not self._is_closed:
                 self._held[key] = found
             old = self._take_old(now_s - IDLE_S)
-        _let_go(old)
+        let_go(old)
         return found
 
-    def _take_old(self, oldest_s: float) -> list[LocalReplica]:
+    def _take_old(self, oldest_s: float) -> list[OpenFile]:
         """Take out what is too much or was not used since then; the lock is held."""
         old = []
         while self._held and (len(self._held) > HELD_MAX or next(iter(self._held.values())).used_s < oldest_s):
-            old.append(self._held.popitem(last=False)[1])
+            old.append(self._held.popitem(last=False)[1].file)
         return old
 
-    def drop(self, server: ServerInfo, handle: ChunkHandle) -> None:
+    def _find_small(self, server: ServerInfo, extent: LocatedExtent) -> LocalReplica | None:
+        """Ask a server where a small replica is; take its volume, too, when that is not held."""
+        now_s = time.monotonic()
+        if self._volumes is None or self._volumes.is_refuted(extent.handle) or not self._may_ask(server, now_s):
+            return None
+        held = self._volumes.names(server.server_id)
+        asked = self._ask(server, OpenRecord(extent.handle, extent.token, held), OpenRecordReply)
+        if asked is None:
+            return None
+        reply, fd = asked
+        place = Place(
+            (server.server_id, reply.volume), reply.start, reply.chunk_length, reply.chunk_crc, reply.checksums
+        )
+        file = self._volumes.take(extent.handle, place, fd, now_s)
+        if file is None or not _is_sound(server, extent, place.length, place.crc, place.checksums):
+            return None
+        return _placed(server, place, file, extent, now_s)
+
+    def drop(self, server: ServerInfo, extent: LocatedExtent) -> None:
         """Forget a replica that turned out to be bad."""
+        if extent.chunk_length <= STORE_SIZE_MAX:
+            if self._volumes is not None:
+                self._volumes.refute(extent.handle)
+            return
         with self._lock:
-            self._held.pop((server.server_id, handle), None)
+            self._held.pop((server.server_id, extent.handle), None)
 
     def close(self) -> None:
         with self._lock:
             self._is_closed = True
-            old, doors = [*self._held.values()], [*self._doors.values()]
+            old, doors = [replica.file for replica in self._held.values()], [*self._doors.values()]
             self._held.clear()
             self._doors.clear()
-        _let_go(old)
+        let_go(old)
+        if self._volumes is not None:
+            self._volumes.close()
         for door in doors:
             door.close()
 
@@ -147,8 +191,23 @@ class LocalReplicas:
             and is_own_address(server.address)
         )
 
-    def _open(self, server: ServerInfo, extent: LocatedExtent) -> LocalReplica | None:
-        """Ask for a descriptor. A connection is in one thread's hands or in `_doors`."""
+    def _open(self, server: ServerInfo, extent: LocatedExtent, now_s: float) -> LocalReplica | None:
+        """Ask for a descriptor of a replica that is a file of its own."""
+        asked = self._ask(server, OpenReplica(extent.handle, extent.token), OpenReplicaReply)
+        if asked is None:
+            return None
+        reply, fd = asked
+        assert fd is not None, "such a reply always brings one"
+        file = OpenFile(fd)
+        if not _is_sound(server, extent, reply.chunk_length, reply.chunk_crc, reply.checksums):
+            return None
+        return LocalReplica(server, file, 0, reply.chunk_length, reply.chunk_crc, reply.checksums, now_s)
+
+    def _ask(self, server: ServerInfo, request: Message, kind: type[R]) -> tuple[R, int | None] | None:
+        """Return a door's reply, and the descriptor that it announces, which is the caller's; None after any trouble.
+
+        A connection is in one thread's hands or in `_doors`.
+        """
         deadline = Deadline.after(DOOR_TIMEOUT_S)
         with self._lock:
             door = self._doors.pop(server.server_id, None)
@@ -157,22 +216,18 @@ class LocalReplicas:
                 if door is not None:
                     door.close()
                 door = LocalChannel.enter(server.server_id, self._key, deadline)
-            door.send(OpenReplica(extent.handle, extent.token), deadline)
-            answer = door.receive(deadline).message
-            reply = expect(answer, OpenReplicaReply)
-            replica = LocalReplica(door.take_descriptor(), reply)
+            door.send(request, deadline)
+            reply = expect(door.receive(deadline).message, kind)
+            is_alone = isinstance(reply, OpenRecordReply) and not reply.is_handed_over
+            fd = None if is_alone else door.take_descriptor()
         except DfsError as error:
-            log.debug("not_read_locally", server=server.address, handle=extent.handle, reason=error.message)
+            log.debug("not_read_locally", server=server.address, reason=error.message)
             if door is None or door.is_broken:
                 self._closed_until_s[server.server_id] = time.monotonic() + DOOR_RETRY_S
             self._give_back(server.server_id, door)
             return None
         self._give_back(server.server_id, door)
-        is_sound = len(reply.checksums) == block_count(reply.chunk_length) * CRC_SIZE
-        if not is_sound or combine_blocks(reply.checksums, reply.chunk_length) != reply.chunk_crc:
-            log.warning("local_replica_contradicts_itself", server=server.address, chunk=id_text(extent.handle))
-            return None
-        return replica
+        return reply, fd
 
     def _give_back(self, server_id: ServerId, door: LocalChannel | None) -> None:
         if door is None:
@@ -184,13 +239,17 @@ class LocalReplicas:
         door.close()
 
 
-def _let_go(old: list[LocalReplica]) -> None:
-    """Drop replicas, those of deleted chunks in a thread of their own.
+def _placed(
+    server: ServerInfo, place: Place, file: OpenFile, extent: LocatedExtent, now_s: float
+) -> LocalReplica | None:
+    if (place.length, place.crc) != (extent.chunk_length, extent.chunk_crc):
+        return None  # a stale replica: the network says so, too, and that way it is reported
+    return LocalReplica(server, file, place.start, place.length, place.crc, place.checksums, now_s)
 
-    The last close of a deleted file frees its space, in the calling thread; on a disk that is mounted with `discard`
-    that may take as long as to write the chunk, and no reader should wait for it.
-    """
-    gone = [replica for replica in old if replica.is_deleted()]
-    old.clear()
-    if gone:
-        threading.Thread(target=gone.clear, name="dfs-let-go", daemon=True).start()
+
+def _is_sound(server: ServerInfo, extent: LocatedExtent, length: int, crc: int, checksums: bytes) -> bool:
+    """Whether the checksums of a reply add up to that of the chunk it speaks of."""
+    is_sound = len(checksums) == block_count(length) * CRC_SIZE and combine_blocks(checksums, length) == crc
+    if not is_sound:
+        log.warning("local_replica_contradicts_itself", server=server.address, chunk=id_text(extent.handle))
+    return is_sound

@@ -153,7 +153,12 @@ class ReplicaReader:
                 raise _unreadable(reading, path) from None
 
     def at_hand(self, extent: LocatedExtent, replicas: Sequence[ServerInfo]) -> LocalReplica | None:
-        """Return an open replica of this machine at a server that did not fail lately, None when there is none."""
+        """Return an open replica of this machine at a server that did not fail lately, None when there is none.
+
+        A small one whose place is known needs no server, be it alive or not.
+        """
+        if (replica := self._local.known(extent, replicas)) is not None:
+            return replica
         bad = self._health.bad(time.monotonic())
         for server in replicas:
             if server.server_id not in bad and is_own_address(server.address):
@@ -161,6 +166,11 @@ class ReplicaReader:
                 if replica is not None:
                     return replica
         return None
+
+    def refute(self, extent: LocatedExtent, replica: LocalReplica) -> None:
+        """Forget a replica from `at_hand` that had wrong bytes, and make its server check it."""
+        self._local.drop(replica.server, extent)
+        self._report_replica(replica.server, extent)
 
     def note_local(self) -> None:
         """Count a read that was served by what `at_hand` gave."""
@@ -228,7 +238,7 @@ class ReplicaReader:
         try:
             reading.read_local(replica, cancellation)
         except ChunkCorrupt as error:
-            self._local.drop(server, reading.extent.handle)
+            self._local.drop(server, reading.extent)
             handle = id_text(reading.extent.handle)
             raise ChunkCorrupt(
                 f"the replica of chunk {handle} at {server.address}: {error.message}",

@@ -1,7 +1,8 @@
 """A whole cluster in this process: real masters' services and chunk services on real sockets, over memory.
 
-Owns: the wiring of masters (one asyncio loop in a thread, in-memory log) and chunk servers (threads, in-memory stores),
-and the faults that a test asks for. Refuses to know: processes, disks and Raft (dfs.testing.cluster runs those).
+Owns: the wiring of masters (one asyncio loop in a thread, in-memory log) and chunk servers (threads, stores in memory
+or in folders), and the faults that a test asks for. Refuses to know: processes, disks and Raft (dfs.testing.cluster
+runs those).
 
 The chunk servers never beat again after the start, and the masters hold them for alive all the same: whoever stops one
 tests what a client does in the time before the masters notice.
@@ -18,7 +19,9 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from dfs.chunk.memstore import MemoryStore
+from dfs.chunk.replicas import ChunkStore
 from dfs.chunk.service import ChunkService
+from dfs.chunk.store import FileStore
 from dfs.client import ClusterAccess, DfsClient, ReadRules
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
 from dfs.config import ClusterConfig, MasterConfig
@@ -45,13 +48,16 @@ CLUSTER = "memory"
 class MemoryChunkServer:
     """One chunk server. `intercept` gets each connection first, and says whether the real service may have it."""
 
-    def __init__(self, name: str, key: ClusterKey, folder: Path | None = None) -> None:
-        """`folder`: for the tails of record append, which are files also here; None: it keeps none."""
+    def __init__(self, name: str, key: ClusterKey, folder: Path | None = None, *, is_on_disk: bool = False) -> None:
+        """`folder`: for the tails of record append, which are files also here; None: it keeps none. `is_on_disk`: the
+        store is in that folder, too."""
         self.tail_folders = [] if folder is None else [folder / "tails"]
         if folder is not None:
             folder.mkdir()
         self.name = name
-        self.store = MemoryStore(new_server_id(), CAPACITY)
+        self.store: ChunkStore = MemoryStore(new_server_id(), CAPACITY)
+        if folder is not None and is_on_disk:
+            self.store = FileStore([folder / "disk"], CLUSTER, disk_reserve=0, fsync=False)
         self.intercept: Callable[[Channel], bool] | None = None
         self._key = key
         self._door: threading.Thread | None = None
@@ -134,8 +140,9 @@ class MemoryCluster:
         chunk_size: int = 256 * 1024,
         replication: int = 3,
         clock: Clock = SYSTEM_CLOCK,
+        is_on_disk: bool = False,
     ) -> None:
-        """`clock`: the masters'."""
+        """`clock`: the masters'; `is_on_disk`: chunk servers keep replicas in `folder`/c1/disk and so on."""
         secret = folder / "secret"
         make_secret(secret)
         self.key = ClusterKey.load(secret, CLUSTER)
@@ -149,7 +156,8 @@ class MemoryCluster:
         ]
         self.run(self._start_masters())
         self.chunk_servers = [
-            MemoryChunkServer(f"c{number}", self.key, folder / f"c{number}") for number in range(1, chunk_servers + 1)
+            MemoryChunkServer(f"c{number}", self.key, folder / f"c{number}", is_on_disk=is_on_disk)
+            for number in range(1, chunk_servers + 1)
         ]
         self.lead("m1")
 
@@ -244,6 +252,7 @@ class MemoryCluster:
     def close(self) -> None:
         for server in self.chunk_servers:
             server.stop()
+            server.store.close()
         for master in self.masters:
             self.stop_master(master.name)
         self._loop.call_soon_threadsafe(self._loop.stop)

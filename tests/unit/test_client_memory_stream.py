@@ -10,14 +10,15 @@ import pytest
 from dfs.checksum import BLOCK_SIZE, block_checksums, crc32c
 from dfs.client import local_replicas
 from dfs.client.local_replicas import LocalReplica
+from dfs.client.local_volumes import OpenFile
 from dfs.client.memory_stream import PIECE_SIZE, MemoryStream
 from dfs.client.plan import ReadPlan, plan_reads
-from dfs.ids import ChunkHandle
-from dfs.net.messages import OpenReplicaReply
-from dfs.net.parts import LocatedExtent
+from dfs.ids import ChunkHandle, ServerId
+from dfs.net.parts import LocatedExtent, ServerInfo
 
 SIZE = 3 * PIECE_SIZE + BLOCK_SIZE + 77
 DATA = random.Random(1).randbytes(SIZE)
+SERVER = ServerInfo(ServerId(b"s" * 16), "c1", "127.0.0.1:1", "", is_alive=True)
 EXTENT = LocatedExtent(ChunkHandle(b"h" * 16), 0, SIZE, SIZE, crc32c(DATA), b"", (0,))
 
 
@@ -29,7 +30,7 @@ class HalfInMemory(LocalReplica):
     def __init__(self, known: int = SIZE) -> None:
         fd = os.memfd_create("replica")
         os.write(fd, DATA)
-        super().__init__(fd, OpenReplicaReply(SIZE, EXTENT.chunk_crc, block_checksums(DATA)))
+        super().__init__(SERVER, OpenFile(fd), 0, SIZE, EXTENT.chunk_crc, block_checksums(DATA), 0.0)
         self.known = known
 
     def read(self, offset: int, buffer: memoryview) -> bool:
@@ -86,7 +87,7 @@ def test_all_is_yielded_in_pieces_that_are_used_again_only_when_they_were_let_go
 @pytest.mark.parametrize("at", [0, BLOCK_SIZE, PIECE_SIZE + 5, SIZE - 1])
 def test_a_wrong_byte_is_never_yielded_and_left_with_all_behind_it(at: int) -> None:
     replica = HalfInMemory()
-    os.pwrite(replica.fd, bytes([DATA[at] ^ 1]), at)
+    os.pwrite(replica.file.fd, bytes([DATA[at] ^ 1]), at)
     found, left = taken(plan_of(0, SIZE), replica)
     assert left is not None
     assert left.chunk_offset == len(found) <= at

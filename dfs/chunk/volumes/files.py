@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dfs.chunk.layout import Tail
+from dfs.chunk.volumes.records import VolumeName
 
 WHOLE_SIZE_MAX = 16 * 1024  # bytes of a replica whose data are read with its tail, in one call of the system
 OPEN_VOLUMES_MAX = 64  # of one disk: 4 GiB of small chunks that are read without opening a file
@@ -30,10 +31,13 @@ class _SharedFile:
 class OpenRecord:
     """A small replica that is being read (contract: dfs.chunk.replicas.ReplicaReader)."""
 
-    __slots__ = ("_file", "_files", "data", "fd", "start", "tail")
+    __slots__ = ("_file", "_files", "_name", "data", "fd", "start", "tail")
 
-    def __init__(self, files: VolumeFiles, file: _SharedFile, start: int, tail: Tail, data: bytes | None) -> None:
+    def __init__(
+        self, files: VolumeFiles, file: _SharedFile, name: VolumeName, start: int, tail: Tail, data: bytes | None
+    ) -> None:
         self.fd = file.fd
+        self._name = name
         self.start = start
         self.tail = tail
         self.data = data
@@ -41,8 +45,8 @@ class OpenRecord:
         self._file = file
 
     @property
-    def is_alone(self) -> bool:
-        return False
+    def volume(self) -> bytes:
+        return self._name.key
 
     def __enter__(self) -> OpenRecord:
         return self

@@ -21,6 +21,7 @@ from dfs.ids import ChunkHandle
 RECORD_MAGIC = b"DFSr"
 RECORD_VERSION = 1
 SALT_SIZE = 8
+_KEY_NUMBER = struct.Struct("<Q")
 _FIELDS = struct.Struct("<4sHHQ16sIIQIQI")  # the fields of `RecordHeader` after magic and version; reserved; the CRC
 HEADER_SIZE = _FIELDS.size
 _BODY_SIZE = HEADER_SIZE - 4  # the CRC of the header covers these bytes
@@ -75,6 +76,11 @@ class VolumeName:
     @property
     def text(self) -> str:
         return f"{self.number:08x}-{self.salt.hex()}"
+
+    @property
+    def key(self) -> bytes:
+        """The name as readers of this machine are told it."""
+        return _KEY_NUMBER.pack(self.number) + self.salt
 
     @classmethod
     def parse(cls, text: str) -> VolumeName | None:

@@ -245,7 +245,8 @@ class VolumeSet:
             if place is None:
                 raise ChunkNotFound(f"the volumes of {self.disk.path} hold no replica of chunk {id_text(handle)}")
             try:
-                number = place.volume.name.number
+                name = place.volume.name
+                number = name.number
                 file = self._files.take(number, place.volume.path, partial(self._volumes.__contains__, number))
             except FileNotFoundError:
                 if self._places.get(handle) is place:
@@ -257,7 +258,7 @@ class VolumeSet:
                     data, end = whole[: place.length], whole[place.length :]
                 else:
                     data, end = None, os.pread(file.fd, size - place.length, start + place.length)
-                return OpenRecord(self._files, file, start, decode_tail(end, place.length, handle), data)
+                return OpenRecord(self._files, file, name, start, decode_tail(end, place.length, handle), data)
             except BaseException:
                 self._files.release(file)
                 raise

@@ -181,6 +181,12 @@ from dfs.net.messages.vectors import (
     ReadRanges,
     ReadRangesReply,
 )
+from dfs.net.messages.volumes import (
+    VOLUME_NAME_SIZE_MAX,
+    VOLUMES_HELD_MAX,
+    OpenRecord,
+    OpenRecordReply,
+)
 
 __all__ = [
     "ALLOCATE_COUNT_MAX",
@@ -216,6 +222,8 @@ __all__ = [
     "SURVEY_STEPS_MAX",
     "TAIL_REPORT_MAX",
     "TAIL_WAIT_MAX_MS",
+    "VOLUMES_HELD_MAX",
+    "VOLUME_NAME_SIZE_MAX",
     "Allocate",
     "AllocateReply",
     "AppendExtents",
@@ -272,6 +280,8 @@ __all__ = [
     "MakeDirectory",
     "Message",
     "Mutation",
+    "OpenRecord",
+    "OpenRecordReply",
     "OpenReplica",
     "OpenReplicaReply",
     "OpenTail",
