@@ -30,6 +30,7 @@ class FastPath(StrEnum):
     LOCAL_VOLUMES = "local-volumes"  # a chunk server hands its volumes to clients of its machine, once each
     MEMORY_DOOR = "memory-door"  # chunk servers of the writer's machine take chunks from its memory, not by sockets
     PACKING = "packing"  # a client stores many small files in shared chunks, and commits them together
+    QUICK_JOURNAL = "quick-journal"  # a master's loop writes the journal itself while the disk is quick
     RESERVE = "reserve"  # a client has chunks allocated ahead of small puts
     ROOM_AHEAD = "room-ahead"  # a chunk server has room allocated ahead of large chunks and rounds
     SENDFILE = "sendfile"  # a chunk server lets the kernel copy a file into a connection

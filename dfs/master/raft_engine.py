@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import msgspec
@@ -189,11 +190,6 @@ class _Checkpoints:
             self.cancel(peer)
 
 
-class _NullPoller:
-    def poll(self, timeout_s: float) -> None:
-        """Do nothing: the event loop polls."""
-
-
 class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
     """One Raft node. Driven by `tick`; everything runs on one thread.
 
@@ -248,7 +244,7 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
         finally:
             library.createJournal = create
         self._is_live = True
-        self._poller = _NullPoller()
+        self._poller = SimpleNamespace(poll=lambda _timeout_s: None)  # the event loop polls
         self.checkpoints = self._SyncObj__serializer = _Checkpoints(self, folder)
         self._SyncObj__needLoadDumpFile = False
         self._load_at_start()
@@ -310,8 +306,7 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
     @property
     def next_index(self) -> dict[Any, int]:
         """By node: the first log index not yet sent to it."""
-        found: dict[Any, int] = self._SyncObj__raftNextIndex
-        return found
+        return self._SyncObj__raftNextIndex  # type: ignore[no-any-return]
 
     def match_index(self, peer: str) -> int:
         return int(self._SyncObj__raftMatchIndex.get(self.nodes[peer], 0))
@@ -329,8 +324,7 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     @property
     def has_more_work(self) -> bool:
-        is_applying = self._SyncObj__raftCommitIndex > self._SyncObj__raftLastApplied
-        return is_applying or self._installation is not None or self._leftover is not None
+        return self.commit_index > self.applied_index or self.is_installing or self._leftover is not None
 
     @property
     def is_turn_due(self) -> bool:
@@ -342,12 +336,10 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
     def _can_commit(self) -> bool:
         """Whether a majority, this leader included, is known to hold an entry that is not committed yet."""
         matching: dict[Any, int] = self._SyncObj__raftMatchIndex
-        next_index, holders = self.commit_index + 1, 1
+        next_index = self.commit_index + 1
         if next_index > self.journal.last_index:
             return False
-        for index in matching.values():
-            holders += index >= next_index
-        return 2 * holders > len(self.nodes) + 1
+        return 2 * (1 + sum(index >= next_index for index in matching.values())) > len(self.nodes) + 1
 
     @property
     def is_log_applied(self) -> bool:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfs.errors import DfsError, DiskFailed, DiskFull, StorageCorrupt
+from dfs.fast_paths import FastPath, is_on
 from dfs.log import get_logger
 from dfs.master.raft_records import (
     FORMAT_VERSION,
@@ -133,6 +134,7 @@ class Journal:
         self._disk = threading.Lock()  # held by the thread that writes; the loop thread never waits for it
         self._is_disk_broken = False  # under the lock: a write or a sync has failed
         self._pace_s = _PACE_AT_START_S  # of a sync, on average
+        self._quick_s = QUICK_S if is_on(FastPath.QUICK_JOURNAL) else 0.0
         self._writer: threading.Thread | None = None
         self._preparer: threading.Thread | None = None
         self._closed_segments: list[tuple[int, int]] = []  # number, last log index at its end
@@ -307,7 +309,7 @@ class Journal:
     @property
     def is_quick(self) -> bool:
         """Whether the disk takes less time than another thread would: `flush` may do it all."""
-        return self._pace_s < QUICK_S
+        return self._pace_s < self._quick_s
 
     @property
     def has_waiting(self) -> bool:

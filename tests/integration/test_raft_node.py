@@ -19,6 +19,7 @@ import pytest
 
 from dfs.errors import (
     ConfigError,
+    DfsError,
     DiskFailed,
     LimitExceeded,
     NoQuorum,
@@ -277,6 +278,50 @@ def test_reads_are_proved_by_those_who_are_prompt_and_by_others_when_they_fall_s
         silent.update(followers)
         with pytest.raises(NoQuorum):
             await log.read_barrier(0.5)
+
+    run_group(scenario)
+
+
+class Caller:
+    """One who waits without a task, and notes what it is told."""
+
+    def __init__(self, seconds: float, *, is_broken: bool = False) -> None:
+        self.deadline_s = time.monotonic() + seconds
+        self.told: list[tuple[object, DfsError | None]] = []
+        self._is_broken = is_broken
+
+    @property
+    def is_known(self) -> bool:
+        return bool(self.told)
+
+    def ended(self, result: object, error: DfsError | None) -> None:
+        self.told.append((result, error))
+        if self._is_broken:
+            raise ZeroDivisionError
+
+
+def test_each_caller_is_told_once_also_beside_one_that_fails() -> None:
+    async def scenario(group: RaftGroup) -> None:
+        await group.start()
+        _, log = await group.leader()
+        callers = [Caller(20, is_broken=number == 1) for number in range(4)]
+        for caller in callers[:2]:
+            log.submit(b"change", caller)
+        for caller in callers[2:]:
+            log.prove(caller)
+        await wait_until(lambda: all(caller.told for caller in callers), "all are told")
+        assert [caller.told[0] for caller in callers] == [(1, None), (2, None), (None, None), (None, None)]
+        for other in [other for other in group.logs if group.logs[other] is not log]:
+            group.isolate(other)
+        late = [Caller(0.1), Caller(0.1)]
+        log.submit(b"late", late[0])
+        log.prove(late[1])
+        await wait_until(lambda: all(caller.told for caller in late), "both waits end")
+        await wait_until(lambda: not log.is_leader, "the leader steps down")
+        await asyncio.sleep(0)
+        assert [len(caller.told) for caller in (*callers, *late)] == [1] * 6
+        assert isinstance(late[0].told[0][1], OutcomeUnknown)
+        assert isinstance(late[1].told[0][1], (NoQuorum, NotLeader))
 
     run_group(scenario)
 

@@ -21,15 +21,15 @@ SEARCHED = 2000  # seeds that must suffice to find any mutation out
 KILLERS = {
     "journal_not_synced": 0,  # b1
     "directories_not_synced": 0,  # b1
-    "checkpoint_not_synced": 3,  # b1
+    "checkpoint_not_synced": 5,  # b1
     "adopted_tail_not_synced": 191,  # b1
     "records_without_crc": 612,  # b4
-    "truncation_not_recorded": 9,  # b5
+    "truncation_not_recorded": 0,  # b5
     "messages_before_disk": 0,  # b1
     "own_disk_not_awaited": 2,  # b1
     "term_and_vote_in_memory": 0,  # a
     "vote_in_memory": 782,  # a
-    "votes_counted_per_message": 36,  # d2
+    "votes_counted_per_message": 5,  # d2
     "election_without_prevote": 2,  # f1
     "votes_beside_a_leader": 2,  # f1
     "stale_senders_not_told": 255,  # f3

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -33,9 +34,13 @@ class Inbox:
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.failures: list[DfsError] = []
+        self.durable_count = 0
         self._posted: list[tuple[Callable[..., None], tuple[object, ...]]] = []
         self._changed = threading.Condition()
-        journal.attach(self._post, lambda: None, self.failures.append)
+        journal.attach(self._post, self._durable, self.failures.append)
+
+    def _durable(self) -> None:
+        self.durable_count += 1
 
     def _post(self, callback: Callable[..., None], *arguments: object) -> None:
         with self._changed:
@@ -387,3 +392,156 @@ def test_names_of_new_folders_are_synced_up_to_the_first_that_was_there(
     raft_journal.make_folder(tmp_path / "data" / "raft" / "log")
     assert sorted(synced) == [tmp_path, tmp_path / "data", tmp_path / "data" / "raft"]
     assert (tmp_path / "data" / "raft" / "log").is_dir()
+
+
+# --- a quick disk: the loop thread writes itself --------------------------------------------------------------
+
+
+def hurried(journal: Journal, inbox: Inbox) -> None:
+    """Let the disk have proved that it is quick."""
+    journal._pace_s = 0.0
+    inbox.sync()
+
+
+def is_quick(journal: Journal) -> bool:
+    return journal.is_quick
+
+
+def test_on_a_quick_disk_a_batch_is_durable_when_flush_returns_and_the_writer_has_no_part_in_it(folder: Path) -> None:
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    journal.set_vote(2, "m1")
+    hurried(journal, inbox)
+    writers: set[str] = set()
+    real = os.pwrite
+
+    def seen(fd: int, data: bytes, offset: int) -> int:
+        writers.add(threading.current_thread().name)
+        return real(fd, data, offset)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pwrite", seen)
+        for index in range(1, 20):
+            journal.append(b"command %d" % index, index, 2)
+            told = inbox.durable_count
+            journal.flush()
+            assert (journal.durable, journal.durable_index) == (journal.sequence, index)
+            assert inbox.durable_count == told + 1
+    assert writers == {threading.current_thread().name}
+    copy = folder.with_name("killed")
+    shutil.copytree(folder, copy)
+    entries = list(journal.entries)
+    journal.close()
+    killed = open_journal(copy)
+    assert (killed.entries, killed.term, killed.vote) == (entries, 2, "m1")
+    killed.close()
+
+
+def test_a_disk_has_to_prove_that_it_is_quick_and_loses_that_by_one_hang(folder: Path) -> None:
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    assert not is_quick(journal), "nothing is known of a disk at the start"
+    journal._pace_s = 0.0
+    took_s = [5.0]
+    now_s = [0.0]
+
+    def clock() -> float:
+        now_s[0] += took_s[0] / 2
+        return now_s[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(raft_journal, "time", SimpleNamespace(perf_counter=clock))
+        journal.append(b"hangs", 1, 1)
+        journal.flush()
+        assert journal.durable_index == 1
+        assert not is_quick(journal)
+        took_s[0] = 0.0
+        for index in range(2, 400):
+            if is_quick(journal):
+                break
+            journal.append(b"slow way", index, 1)
+            inbox.sync()
+        assert 50 < index < 300, "a hang is not forgotten at once, nor for ever"
+    journal.close()
+
+
+def test_after_a_failed_write_of_the_loop_nothing_more_becomes_durable(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    journal.append(b"safe", 1, 1)
+    hurried(journal, inbox)
+    real = os.pwrite
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    journal.append(b"lost", 2, 1)
+    journal.flush()
+    assert [type(error) for error in inbox.failures] == [DiskFull]
+    monkeypatch.setattr(os, "pwrite", real)
+    journal.append(b"later", 3, 1)
+    journal.flush()
+    assert (journal.durable_index, len(inbox.failures)) == (1, 1)
+    journal.close()
+
+
+def test_a_disk_that_failed_the_writer_is_not_written_to_by_the_loop(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer fails while it writes a MARK; its word is on the way, and the loop has the next batch."""
+    monkeypatch.setattr(raft_journal, "_SETTLE_S", 0.01)
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    journal.append(b"safe", 1, 1)
+    real, failed = os.pwrite, threading.Event()
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        if threading.current_thread() is threading.main_thread():
+            return real(fd, data, offset)
+        failed.set()
+        raise OSError(errno.EIO, "Input/output error")
+
+    hurried(journal, inbox)
+    monkeypatch.setattr(os, "pwrite", full)
+    assert failed.wait(20)
+    with journal._disk:
+        assert journal._is_disk_broken
+    journal._pace_s = 0.0
+    journal.append(b"late", 2, 1)
+    journal.flush()
+    assert journal.durable_index == 1
+    inbox.run_until(lambda: bool(inbox.failures))
+    assert journal.durable_index == 1
+    journal.close()
+
+
+def test_the_last_batch_of_the_loop_gets_its_mark_and_new_segments_are_the_writers_business(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raft_journal, "_SETTLE_S", 0.01)
+    journal = open_journal(folder)
+    inbox = Inbox(journal)
+    journal.set_vote(1, None)
+    for index in range(1, 60):  # four segments
+        journal.append(bytes(1000), index, 1)
+        hurried(journal, inbox)
+    assert len(list(folder.glob("*.seg"))) >= 4
+    deadline = time.monotonic() + 20
+    while records_of(newest_segment(folder))[-1][0] != Kind.MARK:
+        assert time.monotonic() < deadline, "the last batch has no MARK"
+        time.sleep(0.01)
+    journal.close()
+    again = open_journal(folder)
+    assert again.last_index == 59
+    again.close()
+
+
+def test_the_quick_way_can_be_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DFS_WITHOUT", "quick-journal")
+    journal = open_journal(folder)
+    journal._pace_s = 0.0
+    assert not journal.is_quick
+    journal.close()
