@@ -34,11 +34,10 @@ FILES_MAX = 20  # that a client has at a time
 LOGS = 20  # shared by all clients
 LOG_MINUTES = 1.0  # after so long a log goes on under another name, and the one before it is deleted
 SAMPLE_S = 2.0
-CHECKPOINT_EVERY_S = 30.0  # or what the log holds until one is due would look like growth; what it keeps behind one
-# (20,000 entries, dfs.master.raft_engine) and a leader's memory of changes (10 minutes, dfs.master.chunk_report) do
+CHECKPOINT_EVERY_S = 30.0  # or what the log holds until one is due (64 MiB) would look like growth
 SHOWN = 12  # samples of a daemon's memory that are printed
-WARM_UP = 0.25  # share of a run, at most WARM_UP_S, that does not count: caches fill, threads start, files come to be
-WARM_UP_S = 90.0
+WARM_UP = 0.5  # share of a run that does not count: until pools of buffers have seen the most that are wanted at once,
+# the log behind a checkpoint (8 MiB) and a leader's memory of changes are full, and files are deleted as fast as made
 GROWTH_MAX = 1.10  # of the mean of the last third over that of the first, and:
 GROWTH_FLOOR_MIB = 8.0  # what is always allowed: caches that were not full
 MIB = 1 << 20
@@ -246,7 +245,7 @@ class Report:
 
 
 def summary(
-    samples: Mapping[str, Sequence[float]], records: Sequence[Record], warm_up: float = WARM_UP
+    samples: Mapping[str, Sequence[float]], records: Sequence[Record]
 ) -> tuple[dict[str, dict[str, float]], ...]:
     """Return the figures of all calls, and of the memory of all daemons."""
     calls: dict[str, dict[str, float]] = {}
@@ -258,7 +257,7 @@ def summary(
             calls[name][f"p{100 * share:.0f}_ms"] = round(1000 * ordered[at], 2)
     memory = {}
     for name, all_values in samples.items():
-        values = all_values[int(len(all_values) * warm_up) :]
+        values = all_values[int(len(all_values) * WARM_UP) :]
         third = max(1, len(values) // 3)
         first, last = mean(values[:third]), mean(values[-third:])
         memory[name] = {"first": round(first, 1), "last": round(last, 1), "most": round(max(values), 1)}
@@ -306,7 +305,7 @@ def measure(clients: int, minutes: float) -> Report:
             process.join()
         died = cluster.local.died()
     records = [swept, *(record for record, _ in answers)]
-    calls, memory = summary(samples, records, min(WARM_UP, WARM_UP_S / (60 * minutes)))
+    calls, memory = summary(samples, records)
     errors = sum((record.errors for record in records), Counter[str]())
     words = {name: text for record in records for name, text in record.words.items()}
     crashes = [words for _, crashed in answers for words in crashed] + [f"{name} died" for name in died]

@@ -25,7 +25,7 @@ from dfs.net.messages import ChunkReport
 from dfs.net.parts import ReplicaReport
 
 HEARTBEATS_AWAITED = 2  # after a comparison, before a replica counts as missing (see above)
-CHANGE_MEMORY_S = 600.0  # far longer than from reading the disks to the first page of a report
+CHANGE_MEMORY_S = 60.0  # four times what a chunk server waits for the answer to a page before it begins anew
 CHANGES_KEPT_MAX = 200_000  # of one server; at the most that heartbeats can carry, more than half a minute
 STALLED_AFTER_S = 30.0  # an unfinished report without a new page is asked for again
 _HALVES = struct.Struct(">QQ")
@@ -154,9 +154,10 @@ class RecentChanges:
         self._last: dict[ChunkHandle, tuple[bool, float]] = {}  # handle -> (is held, when heard), oldest first
 
     def note(self, handles: Iterable[ChunkHandle], now_s: float, *, is_held: bool) -> None:
+        change = (is_held, now_s)  # one for all: a busy leader remembers a hundred thousand handles
         for handle in handles:
             self._last.pop(handle, None)
-            self._last[handle] = (is_held, now_s)
+            self._last[handle] = change
         self._forget_oldest(len(self._last) - CHANGES_KEPT_MAX)
 
     def was_added(self, handle: ChunkHandle) -> bool:

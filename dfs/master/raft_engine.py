@@ -47,8 +47,8 @@ from dfs.master.replicated_log import StateMachine
 LIBRARY_VERSION = "0.3.17"
 FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
 ROLES = {FOLLOWER: "follower", CANDIDATE: "candidate", LEADER: "leader"}
-KEEP_ENTRIES = 20_000  # log entries kept in memory behind a checkpoint
-KEEP_SIZE = 64 * 1024 * 1024  # bytes of commands kept behind a checkpoint at most
+KEEP_ENTRIES = 5_000  # log entries kept in memory behind a checkpoint: as many as etcd keeps for slow followers
+KEEP_SIZE = 8 * 1024 * 1024  # bytes of commands kept behind a checkpoint at most: some ten thousands of calls
 _COMMANDS, _NOTHING = b"\x00", b"\x01"  # first byte of a log entry; the library's REGULAR and NO_OP
 _NEVER_S = float("inf")
 _ENDLESS = 1 << 60  # switches the library's own limits off: ours are elsewhere

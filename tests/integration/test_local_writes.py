@@ -54,6 +54,7 @@ from dfs.net.parts import NewChunk
 from dfs.testing.chunk_server import KEY, LoopbackChunkServer, info, read, soon, target_on, token, wait_until
 from dfs.testing.replicas import path_of
 
+pytestmark = pytest.mark.usefixtures("all_fast_paths")
 MEMORY_SIZE = 4 * BLOCK_SIZE
 
 
@@ -77,7 +78,9 @@ def servers(tmp_path: Path) -> Iterator[list[LoopbackChunkServer]]:
 
 
 @pytest.fixture(scope="module")
-def server(without_fsync: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackChunkServer]:
+def server(
+    without_fsync: None, all_fast_paths: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LoopbackChunkServer]:
     """One with an open door, for all tests that only talk to it."""
     found = LoopbackChunkServer(tmp_path_factory.mktemp("server"))
     found.open_door()

@@ -84,6 +84,7 @@ def test_a_connection_is_not_shared_with_a_forked_child() -> None:
         assert pool.take(NOBODY, Deadline.after(5.0)) is channel
 
 
+@pytest.mark.usefixtures("all_fast_paths")
 def test_lent_memory_is_not_shared_with_a_forked_child(monkeypatch: pytest.MonkeyPatch) -> None:
     lanes = Lanes(KEY)
     server = ServerInfo(ServerId(b"s" * 16), "c1", NOBODY, "", is_alive=True)

@@ -467,11 +467,14 @@ def test_fault_h1_a_missing_checkpoint_refuses_the_start(folder: Path) -> None:
         Node(folder)
 
 
-def test_the_log_keeps_a_tail_behind_a_checkpoint(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raft_engine, "KEEP_ENTRIES", 3)
+@pytest.mark.parametrize(("name", "limit"), [("KEEP_ENTRIES", 3), ("KEEP_SIZE", 2500)])
+def test_the_log_keeps_a_tail_behind_a_checkpoint(
+    node: Node, monkeypatch: pytest.MonkeyPatch, name: str, limit: int
+) -> None:
+    monkeypatch.setattr(raft_engine, name, limit)
     node.lead()
     for _ in range(10):
-        node.propose(b"x")
+        node.propose(b"x" * 1000)
         node.sync()
         node.acknowledge("b")
     node.engine.tick()
