@@ -25,6 +25,7 @@ class FastPath(StrEnum):
 
     CUT_RANGES = "cut-ranges"  # a client asks for the very bytes of a short range instead of whole blocks
     FAN_OUT = "fan-out"  # a client sends a small chunk to all its servers at once instead of along the chain
+    GATHERED_STORES = "gathered-stores"  # few threads of a chunk server take the small chunks of all its connections
     HEDGED_READS = "hedged-reads"  # a client asks a second replica when the first is slow
     LOCAL_READS = "local-reads"  # open files go from a chunk server to clients of its machine
     LOCAL_VOLUMES = "local-volumes"  # a chunk server hands its volumes to clients of its machine, once each

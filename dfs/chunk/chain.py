@@ -216,7 +216,7 @@ class ChunkTransfer:
         try:
             writer = self._store.create(opening.handle)
         except (DiskFull, DiskFailed) as error:
-            raise self._blame_here(error) from None
+            raise self.blame_here(error) from None
         onward: Onward | None = None
         upstream.stall_s = STALL_MAX_S - STALL_STEP_S * len(opening.chain)
         try:
@@ -225,7 +225,7 @@ class ChunkTransfer:
             finish = self._receive_data(upstream, writer, onward, buffer)
             return self._finish(finish, upstream.patience_s, opening, writer, onward)
         except (DiskFull, DiskFailed) as error:
-            raise self._blame_here(error) from None
+            raise self.blame_here(error) from None
         finally:
             writer.discard()
             if onward is not None:
@@ -235,26 +235,36 @@ class ChunkTransfer:
         """Store a small chunk of which all bytes are here: pass them on first, so that all servers sync at once."""
         patience_s = _patience_s(received)
         onward: Onward | None = None
+        writer = self.begin(request, data)
         try:
-            writer = self._store.create(request.handle)
-        except (DiskFull, DiskFailed) as error:
-            raise self._blame_here(error) from None
-        try:
-            writer.write(data, request.checksums)
-            writer.check(len(data), request.crc)
             if not request.chain:
                 writer.publish()
                 return WriteChunkReply((self._store.server_id,))
             onward = Onward(self._peers, request, patience_s, data)
             return self._publish(onward, onward.deadline(patience_s), request.handle, writer)
         except (DiskFull, DiskFailed) as error:
-            raise self._blame_here(error) from None
+            raise self.blame_here(error) from None
         finally:
             writer.discard()
             if onward is not None:
                 onward.close()
 
-    def _blame_here(self, error: DfsError) -> DfsError:
+    def begin(self, request: StoreChunk, data: memoryview) -> ReplicaWriter:
+        """Return the replica of a small chunk of which all bytes are here, verified, to be published or discarded."""
+        try:
+            writer = self._store.create(request.handle)
+            try:
+                writer.write(data, request.checksums)
+                writer.check(len(data), request.crc)
+            except BaseException:
+                writer.discard()
+                raise
+        except (DiskFull, DiskFailed) as error:
+            raise self.blame_here(error) from None
+        return writer
+
+    def blame_here(self, error: DfsError) -> DfsError:
+        """Return an error that names this server as the one to be left out next time."""
         error.details.setdefault("failed", self._own_address)
         return error
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from dfs.checksum import Buffer, first_bad_block
 from dfs.chunk.changes import ReplicaChanges
 from dfs.chunk.layout import Tail
-from dfs.chunk.replicas import BlockSequence, Pace, Replica, Space
+from dfs.chunk.replicas import BlockSequence, Done, Pace, Replica, ReplicaWriter, Space, failure_of
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DiskFull
 from dfs.ids import ChunkHandle, ServerId, id_text
@@ -62,6 +63,10 @@ class MemoryStore:
 
     def adopt(self, path: Path, tail: Tail) -> bool:  # noqa: ARG002 - what is in memory is in no file
         return False
+
+    def publish_all(self, writers: Sequence[tuple[ReplicaWriter, Done]]) -> None:
+        for writer, done in writers:
+            done(failure_of(writer.publish))
 
     def take_room(self, size: int, *, reserve_only: bool = False) -> None:
         """Count `size` bytes as used (negative: given back); raise `DiskFull`."""

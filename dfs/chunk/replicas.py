@@ -16,7 +16,7 @@ from typing import Protocol
 from dfs.checksum import BLOCK_SIZE, CRC_SIZE, Buffer, block_count, combine_blocks, covering, edges_of
 from dfs.chunk.changes import ReplicaChanges
 from dfs.chunk.layout import CHUNK_SIZE_MAX, Tail
-from dfs.errors import ChunkCorrupt, DiskFailed, InvalidArgument, LimitExceeded
+from dfs.errors import ChunkCorrupt, DfsError, DiskFailed, InvalidArgument, LimitExceeded
 from dfs.ids import ChunkHandle, ServerId, id_text
 from dfs.net.messages import RANGES_MAX, RANGES_SIZE_MAX
 from dfs.net.parts import DiskReport, ReplicaReport
@@ -43,6 +43,7 @@ class Space:
     free: int
 
 
+Done = Callable[[DfsError | None], None]  # is told how it went; raises nothing
 Pace = Callable[[int], None]  # is told before so many bytes are read; it may wait, or raise to break off
 SpaceProbe = Callable[[Path], Space]  # of a data directory, the reserve still in; raises OSError
 
@@ -117,6 +118,12 @@ class ChunkStore(Protocol):
         `ChunkExists`, `DiskFull` or `DiskFailed`; after any failure the data are still in the file.
         """
 
+    def publish_all(self, writers: Sequence[tuple[ReplicaWriter, Done]]) -> None:
+        """Publish replicas as their `publish` does, small ones of one disk with one sync.
+
+        Each `done` hears how that went, from this thread or from another one, perhaps after this has returned.
+        """
+
     def open(self, handle: ChunkHandle) -> ReplicaReader:
         """Open a replica to read it; raise `ChunkNotFound`, `ChunkCorrupt` (it is quarantined then), `DiskFailed`."""
 
@@ -141,6 +148,15 @@ class ChunkStore(Protocol):
         """Return the sum over working disks, a device shared by several data directories counted once."""
 
     def close(self) -> None: ...
+
+
+def failure_of(work: Callable[[], object]) -> DfsError | None:
+    """Do something; return what it raised."""
+    try:
+        work()
+    except DfsError as error:
+        return error
+    return None
 
 
 class BlockSequence:

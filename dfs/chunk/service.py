@@ -18,9 +18,11 @@ from dfs.checksum import BLOCK_SIZE
 from dfs.chunk.chain import STALL_MAX_S, ChunkTransfer, Upstream, check_chain
 from dfs.chunk.door import LocalDoor
 from dfs.chunk.lent import LentUpstream
+from dfs.chunk.lobby import IS_POSSIBLE, Visitor
 from dfs.chunk.meter import ChunkMeter
 from dfs.chunk.peers import PeerConnections
 from dfs.chunk.replicas import ChunkStore, checksums_of, ranges_size, read_bytes, read_cut_ranges, read_range
+from dfs.chunk.small_stores import GATHERED_SIZE_MAX, SmallStores
 from dfs.chunk.streams import (
     BUFFER_SIZE,
     LENT_BUFFER_SIZE,
@@ -92,24 +94,35 @@ class ChunkService:
         self._ranges = ByteBudget("ranges being read", RANGES_MEMORY_MAX)
         self._sends_files = is_on(FastPath.SENDFILE)
         self.meter = ChunkMeter()
+        self._small_stores: SmallStores | None = None
+        if is_on(FastPath.GATHERED_STORES) and IS_POSSIBLE:
+            self._small_stores = SmallStores(store, self._transfer, self._check_token, self.meter, address)
         self.door = LocalDoor(store, self._check_token, self._reads, self.meter, self._take_lent)
         self.tails = TailService(tail_folders, store, self._peers, self._check_token)
 
     @property
     def active_streams(self) -> int:
-        return self._writes.active + self._reads.active
+        gathered = 0 if self._small_stores is None else self._small_stores.lobby.served_count
+        return self._writes.active + self._reads.active + gathered
 
     def close(self) -> None:
         """Close the connections to other servers; those to this one end with their listener."""
         self._peers.close()
+        if self._small_stores is not None:
+            self._small_stores.lobby.close()
 
     def handle(self, channel: Channel) -> None:
         """Answer requests until the peer goes, says nothing for too long, or cannot be understood any more."""
         early: Received | None = None  # a request that came in place of the rest of a refused chunk
+        visitor, gathering = Visitor(channel), self._small_stores
+        is_storing = False  # whether the last request was a small chunk: then others are likely to follow
         try:
             while True:
+                if is_storing and gathering is not None:
+                    gathering.lobby.wait(visitor, CONNECTION_IDLE_S)
                 received = early or channel.receive(Deadline.after(CONNECTION_IDLE_S))
                 early = None
+                is_storing = isinstance(received.message, StoreChunk) and received.payload_size <= GATHERED_SIZE_MAX
                 if isinstance(received.message, WriteChunk):
                     early = self._write(channel, received, received.message)
                 elif isinstance(received.message, StoreChunk):

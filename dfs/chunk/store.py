@@ -21,17 +21,18 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
-from dfs.checksum import BLOCK_SIZE, Buffer, combine_blocks, first_bad_block
+from dfs.checksum import BLOCK_SIZE, Buffer, first_bad_block
 from dfs.chunk.changes import ReplicaChanges
+from dfs.chunk.damage import find_damage
 from dfs.chunk.descriptors import FD_CACHE_MAX, DescriptorCache, OpenReplica
 from dfs.chunk.disk import FOLDER_COUNT, Disk, measure_space, read_open_tail
 from dfs.chunk.identity import claim, sync_directory
 from dfs.chunk.layout import Tail, encode_tail, file_size
-from dfs.chunk.replicas import BlockSequence, Pace, Replica, Space, SpaceProbe, checksums_of
+from dfs.chunk.replicas import BlockSequence, Done, Pace, Replica, ReplicaWriter, Space, SpaceProbe, failure_of
 from dfs.chunk.volumes.compaction import Compactor
 from dfs.chunk.volumes.files import OpenRecord
-from dfs.chunk.volumes.volumes import VOLUME_CHUNK_MAX, VOLUME_SIZE, VolumeSet
-from dfs.chunk.writeback import drop_pages, reserve_room, start_writeback
+from dfs.chunk.volumes.volumes import VOLUME_CHUNK_MAX, VOLUME_SIZE, Arrival, VolumeSet
+from dfs.chunk.writeback import reserve_room, start_writeback
 from dfs.clock import SYSTEM_CLOCK, Clock
 from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DfsError, DiskFailed, DiskFull
 from dfs.ids import ChunkHandle, id_text
@@ -40,7 +41,6 @@ from dfs.measures import Times
 from dfs.net.parts import DiskReport
 
 SCAN_THREADS = 8  # folders of a disk read at the same time at start
-VERIFY_PIECE_SIZE = 16 * BLOCK_SIZE  # bytes read at a time when a replica is verified
 RESERVE_FROM = 1024 * 1024  # bytes after which a chunk is a large one, for which room is made ahead,
 RESERVE_SIZE = 8 * 1024 * 1024  # so much at a time
 WRITEBACK_SIZE = 8 * 1024 * 1024  # bytes after which the kernel is told to start writing: the final sync is short then
@@ -273,6 +273,14 @@ class FileStore:
             raise DiskFailed(f"all disks of this chunk server are out of use ({reasons}); write elsewhere")
         raise DiskFull(f"no disk of this chunk server has room ({reasons}); write elsewhere")
 
+    def publish_all(self, writers: Sequence[tuple[ReplicaWriter, Done]]) -> None:
+        arrivals: dict[VolumeSet, list[Arrival]] = {}
+        for writer, done in writers:
+            assert isinstance(writer, FileReplicaWriter)
+            writer.publish_among(arrivals, done)
+        for volumes, arrived in arrivals.items():
+            volumes.append_all(arrived)
+
     def finish_writing(self, handle: ChunkHandle, disk: Disk) -> None:
         """Hear from a writer that it is done, published or not."""
         with self._lock:
@@ -401,7 +409,7 @@ class FileStore:
         self._volumes[disk].reopen(handle)
         try:
             with self.open(handle) as opened:
-                reason = _find_damage(opened, pace)
+                reason = find_damage(opened, pace)
         except ChunkCorrupt:
             return False  # its tail was damaged; `open` has quarantined it
         except OSError as error:
@@ -446,7 +454,7 @@ class FileReplicaWriter:
         self._handle = handle
         self._kept = bytearray()
         self._fd = -1
-        self._path = disk.temporary / id_text(handle)
+        self._path = disk.temporary  # of its file, when it needs one
         self._blocks = BlockSequence(handle)
         self._crc = 0
         self._flushed = 0  # bytes that the kernel was told to write
@@ -455,6 +463,7 @@ class FileReplicaWriter:
 
     def begin_file(self) -> None:
         """Make a file of what there is so far."""
+        self._path = self._disk.temporary / id_text(self._handle)
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -502,9 +511,12 @@ class FileReplicaWriter:
         self._blocks.check_finished(length, crc)
         self._crc = crc
 
-    def publish(self) -> Replica:
+    def _sealed(self) -> tuple[Replica, bytes]:
         tail = encode_tail(self._handle, self._blocks.length, self._crc, self._blocks.checksums)
-        replica = Replica(self._handle, self._blocks.length, self._crc, self._store.now_ms())
+        return Replica(self._handle, self._blocks.length, self._crc, self._store.now_ms()), tail
+
+    def publish(self) -> Replica:
+        replica, tail = self._sealed()
         begun_s = time.perf_counter()
         if self._fd < 0:
             try:
@@ -514,6 +526,11 @@ class FileReplicaWriter:
                 raise
         else:
             self._publish_file(tail)
+        self._add(replica, begun_s)
+        return replica
+
+    def _add(self, replica: Replica, begun_s: float) -> None:
+        """Let a replica count that is on the disk."""
         self._store.syncs.observe(time.perf_counter() - begun_s)
         try:
             self._store.add(replica, self._disk)
@@ -521,7 +538,23 @@ class FileReplicaWriter:
             self.discard()
             raise
         self._close()
-        return replica
+
+    def publish_among(self, others: dict[VolumeSet, list[Arrival]], done: Done) -> None:
+        """Publish a file at once; put a small replica among the others that come to its disk. `done` hears of it."""
+        if self._fd >= 0:
+            done(failure_of(self.publish))
+            return
+        replica, tail = self._sealed()
+        begun_s = time.perf_counter()
+
+        def end(error: DfsError | None) -> None:
+            if error is None:
+                error = failure_of(lambda: self._add(replica, begun_s))
+            else:
+                self.discard()
+            done(error)
+
+        others.setdefault(self._volumes, []).append(Arrival(replica, self._kept, tail, end))
 
     def _publish_file(self, tail: bytes) -> None:
         length, target = self._blocks.length, self._disk.chunk_path(self._handle)
@@ -564,26 +597,4 @@ class FileReplicaWriter:
 def _write_all(fd: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(fd, data, offset)
-        data = data[written:]
-        offset += written
-
-
-def _find_damage(opened: OpenReplica | OpenRecord, pace: Pace | None) -> str:
-    """Return what is wrong with the data of an open replica, `""` when nothing is; raise `OSError`."""
-    fd, tail = opened.fd, opened.tail
-    if combine_blocks(tail.checksums, tail.length) != tail.crc:
-        return "its block checksums do not add up to the chunk's"
-    if pace is not None:
-        drop_pages(fd, opened.start, tail.length)  # what memory still holds says nothing about the disk
-    buffer = memoryview(bytearray(min(VERIFY_PIECE_SIZE, tail.length)))
-    for offset in range(0, tail.length, len(buffer)):
-        piece = buffer[: min(len(buffer), tail.length - offset)]
-        if pace is not None:
-            pace(len(piece))
-        if os.preadv(fd, [piece], opened.start + offset) != len(piece):
-            return f"its file ends before byte {offset + len(piece)}"
-        if (bad := first_bad_block(piece, checksums_of(tail, offset, len(piece)))) is not None:
-            return f"the block at {offset + bad * BLOCK_SIZE} does not match its checksum"
-        if pace is not None:
-            drop_pages(fd, opened.start + offset, len(piece))  # readers need the memory more
-    return ""
+        data, offset = data[written:], offset + written

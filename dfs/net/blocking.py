@@ -13,7 +13,7 @@ import math
 import secrets
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
@@ -28,6 +28,7 @@ from dfs.net.sockets import lost_error, peer_text
 from dfs.net.stream import MSG_MORE, SocketStream
 
 SKIP_PIECE_SIZE = 64 * 1024  # bytes thrown away at a time
+_NOW = Deadline(0.0)  # has passed: look, do not wait
 
 T = TypeVar("T", bound=Message)
 
@@ -175,6 +176,33 @@ class Channel:
         self._payload_left = head.payload_size
         return Received(message, head.request_id, head.timeout_ms, head.payload_size)
 
+    def whole(self, kind: type[T], is_wanted: Callable[[T, int], bool]) -> tuple[T, Received, memoryview] | None:
+        """Return the next message and its payload if it is a `kind` that has come as a whole, without waiting.
+
+        Else None, and nothing is taken: `receive` tells what it is, or what is wrong with it. `is_wanted` is asked with
+        the message and the size of its payload. The payload is valid until the next receive.
+        """
+        if self._payload_left or self.is_broken:
+            return None
+        view = self._stream.ahead()
+        try:
+            if len(view) < PREFIX_SIZE:
+                return None
+            head = decode_prefix(view[:PREFIX_SIZE])
+            start = PREFIX_SIZE + head.header_size
+            size = start + head.payload_size
+            if head.type_code != kind.type_code or len(view) < size:
+                return None
+            header = view[PREFIX_SIZE:start]
+            head.check_header(header)
+            message = decode(head.type_code, header)
+        except ProtocolError:
+            return None
+        if not isinstance(message, kind) or not is_wanted(message, head.payload_size):
+            return None
+        self._stream.take(size, _NOW)
+        return message, Received(message, head.request_id, head.timeout_ms, head.payload_size), view[start:size]
+
     def receive_into(self, buffer: memoryview, deadline: Deadline) -> None:
         """Fill `buffer` with the next bytes of the payload."""
         view = buffer.cast("B")
@@ -204,6 +232,11 @@ class Channel:
     def wait_readable(self, deadline: Deadline) -> bool:
         """Say whether something, or the end of the connection, came before the deadline."""
         return self._stream.wait_readable(deadline)
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether something has come that was not taken yet; a socket that is waited for does not tell."""
+        return self._stream.has_unread
 
     def fileno(self) -> int:
         """Return the socket's number, to wait for several channels at once; -1 when it is closed."""

@@ -34,6 +34,7 @@ SEND_FILE_PIECE_MAX: Final = 1 << 30  # bytes in one sendfile, below the 2 GiB w
 MSG_MORE: Final[int] = getattr(socket, "MSG_MORE", 0)  # more follows at once: do not send a small packet yet
 _MSG_WAITALL: Final[int] = getattr(socket, "MSG_WAITALL", 0)
 _MSG_DONTWAIT: Final[int] = socket.MSG_DONTWAIT
+_NOW: Final = Deadline(0.0)  # has passed: look, do not wait
 _DESCRIPTOR = struct.Struct("@i")
 _NO_WAITS: Final = (math.inf, 0.0)  # none: no timeout was set yet
 _TIMEVAL = struct.Struct("@ll")  # of setsockopt: seconds, microseconds
@@ -244,6 +245,17 @@ class SocketStream:
             else:
                 self._has_ended = not self._end
                 return True
+
+    def ahead(self) -> memoryview:
+        """Return what has come and was not taken yet, without waiting; valid until the next receive."""
+        if self._start == self._end:
+            self.wait_readable(_NOW)
+        return self._buffer[self._start : self._end]
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether something was received, or the end met, that nobody has taken yet: the kernel does not tell again."""
+        return self._start < self._end or self._has_ended
 
     # --- ending ---------------------------------------------------------------------------------------
 

@@ -31,12 +31,12 @@ LIMITS = ServeLimits(drain_s=0.0)
 
 
 class LoopbackChunkServer:
-    """A chunk server on one temporary directory."""
+    """A chunk server on one temporary directory, or on several."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *others: Path) -> None:
         self.path = path
         self.free: int | None = None
-        self.store = FileStore([path], "test", disk_reserve=0, fsync=False, probe=self._probe)
+        self.store = FileStore([path, *others], "test", disk_reserve=0, fsync=False, probe=self._probe)
         self.listener = Listener.bind("127.0.0.1:0")
         self.address = self.listener.address
         self.service = ChunkService(store=self.store, key=KEY, name=path.name, address=self.address)

@@ -11,11 +11,11 @@ import pytest
 
 from dfs.checksum import BLOCK_SIZE, block_checksums, crc32c
 from dfs.chunk.memstore import MemoryStore
-from dfs.chunk.replicas import ChunkStore, Space, checksums_of
+from dfs.chunk.replicas import ChunkStore, Done, ReplicaWriter, Space, checksums_of
 from dfs.chunk.store import FileStore
 from dfs.chunk.volumes.volumes import VOLUME_CHUNK_MAX
-from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DiskFull, InvalidArgument
-from dfs.ids import ServerId, new_chunk_handle
+from dfs.errors import ChunkCorrupt, ChunkExists, ChunkNotFound, DfsError, DiskFull, InvalidArgument
+from dfs.ids import ChunkHandle, ServerId, new_chunk_handle
 from dfs.testing.replicas import content, put
 
 CAPACITY = 16 * 1024 * 1024
@@ -82,6 +82,25 @@ def test_discarded_chunk_leaves_nothing_and_its_handle_is_free_again(store: Chun
 def test_discard_after_publish_keeps_the_replica(store: ChunkStore) -> None:
     replica = put(store, b"data")  # `put` discards at its end
     assert content(store, replica.handle) == b"data"
+
+
+def test_replicas_that_are_published_together_are_all_there_and_each_is_told(store: ChunkStore) -> None:
+    held = {new_chunk_handle(): os.urandom(size) for size in (1, BLOCK_SIZE, 70_000, VOLUME_CHUNK_MAX + 1, 4096)}
+    told: list[tuple[ChunkHandle, DfsError | None]] = []
+    writers: list[tuple[ReplicaWriter, Done]] = []
+    for handle, data in held.items():
+        writer = store.create(handle)
+        writer.write(memoryview(data), block_checksums(data))
+        writer.check(len(data), crc32c(data))
+        writers.append((writer, lambda error, handle=handle: told.append((handle, error))))  # type: ignore[misc]
+    assert store.handles() == []
+    store.publish_all(writers)
+    assert sorted(told) == sorted((handle, None) for handle in held)
+    assert {handle: content(store, handle) for handle in store.handles()} == held
+    assert {handle for handle, _ in store.changes.batch(100).entries} == set(held)
+    for writer, _ in writers:
+        writer.discard()  # does nothing any more
+    assert store.handles() == sorted(held)
 
 
 def test_handle_is_never_written_twice(store: ChunkStore) -> None:

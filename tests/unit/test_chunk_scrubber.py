@@ -126,7 +126,7 @@ def test_disk_is_read_and_not_what_memory_holds_of_it(
 ) -> None:
     put(store)
     dropped: list[tuple[int, int]] = []
-    monkeypatch.setattr("dfs.chunk.store.drop_pages", lambda _fd, offset, size: dropped.append((offset, size)))
+    monkeypatch.setattr("dfs.chunk.damage.drop_pages", lambda _fd, offset, size: dropped.append((offset, size)))
     assert lap_of(store, disk) == 0
     assert dropped == [(0, len(DATA)), (0, len(DATA))], "before it is read, and after"
     store.verify(store.handles()[0])

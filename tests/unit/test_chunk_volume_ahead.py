@@ -13,6 +13,7 @@ from dfs.checksum import block_checksums, crc32c
 from dfs.chunk.replicas import Space
 from dfs.chunk.store import FileStore
 from dfs.chunk.volumes import volumes as volumes_module
+from dfs.chunk.volumes.files import write_all
 from dfs.chunk.volumes.volumes import AHEAD_BATCH_MAX, AHEAD_SIZE
 from dfs.fast_paths import VARIABLE
 from dfs.ids import ChunkHandle, new_chunk_handle
@@ -107,14 +108,13 @@ def test_a_clean_end_leaves_no_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_disk_without_room_for_zeros_takes_records_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_all = volumes_module._write_all
 
     def without_room(fd: int, buffers: list[bytes], offset: int) -> None:
         if sum(map(len, buffers)) >= AHEAD_SIZE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_all(fd, buffers, offset)
 
-    monkeypatch.setattr(volumes_module, "_write_all", without_room)
+    monkeypatch.setattr(volumes_module, "write_all", without_room)
     store = opened(tmp_path / "a")
     handles = [put(store, b"small") for _ in range(3)]
     assert [read(store, handle) for handle in handles] == [b"small"] * 3

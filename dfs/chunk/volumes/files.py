@@ -1,6 +1,7 @@
 """Volumes held open for reading, and a small replica opened in one of them.
 
-Owns: the read descriptors of volumes and when they are closed. Refuses to know: where a replica is, and what counts.
+Owns: the read descriptors of volumes and when they are closed, whole reads and writes. Refuses to know: where a replica
+is, and what counts.
 """
 
 from __future__ import annotations
@@ -8,14 +9,16 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from dfs.checksum import Buffer
 from dfs.chunk.layout import Tail
 from dfs.chunk.volumes.records import VolumeName
 
 WHOLE_SIZE_MAX = 16 * 1024  # bytes of a replica whose data are read with its tail, in one call of the system
+BUFFERS_MAX = 1000  # in one call of the system, which takes 1024
 OPEN_VOLUMES_MAX = 64  # of one disk: 4 GiB of small chunks that are read without opening a file
 
 
@@ -121,3 +124,16 @@ def read_whole(fd: int, start: int, size: int) -> bytes:
     except OSError:
         return b""
     return whole if len(whole) == size else b""
+
+
+def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+    """Write all buffers one behind the other from `offset` on."""
+    for first in range(0, len(buffers), BUFFERS_MAX):
+        part = buffers[first : first + BUFFERS_MAX]
+        size = sum(map(len, part))
+        written = os.pwritev(fd, part, offset)
+        if written < size:
+            rest = memoryview(b"".join(part))
+            while written < size:
+                written += os.pwrite(fd, rest[written:], offset + written)
+        offset += size

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dfs.checksum import Buffer, crc32c
 from dfs.chunk.layout import CHUNK_SIZE_MAX, file_size
@@ -59,6 +59,9 @@ class RecordHeader:
     def size(self) -> int:
         """Bytes of the whole record."""
         return HEADER_SIZE + (file_size(self.length) if self.kind is RecordKind.REPLICA else 0)
+
+    def moved_to(self, offset: int) -> RecordHeader:
+        return replace(self, offset=offset)
 
     @property
     def start(self) -> int:

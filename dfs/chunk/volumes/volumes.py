@@ -10,7 +10,6 @@ then, under the lock, which is never held over input or output. Whoever writes o
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import threading
 from collections import Counter
@@ -26,8 +25,9 @@ from dfs.chunk.disk import Disk
 from dfs.chunk.group_commit import GroupCommit
 from dfs.chunk.identity import sync_directory
 from dfs.chunk.layout import decode_tail, file_size
-from dfs.chunk.replicas import Replica
-from dfs.chunk.volumes.files import WHOLE_SIZE_MAX, OpenRecord, VolumeFiles, read_whole
+from dfs.chunk.replicas import Done, Replica
+from dfs.chunk.volumes.files import WHOLE_SIZE_MAX, OpenRecord, VolumeFiles, read_whole, write_all
+from dfs.chunk.volumes.gathering import Gathered, Gathering
 from dfs.chunk.volumes.records import (
     HEADER_SIZE,
     SALT_SIZE,
@@ -48,7 +48,6 @@ VOLUME_SIZE = (
     64 * 1024 * 1024
 )  # bytes after which a volume is full; a start reads at most one per disk record by record
 BATCH_SIZE_MAX = 8 * 1024 * 1024  # bytes in one group commit
-BUFFERS_MAX = 1000  # in one call of the system, which takes 1024
 AHEAD_SIZE = 1024 * 1024  # bytes of zeros that are written behind a small batch, for the next ones to be written over
 AHEAD_BATCH_MAX = 64 * 1024  # bytes of a batch; for a larger one the second write costs more than the sync gains
 GARBAGE_SHARE = 0.5  # of a full volume, from which on it is compacted
@@ -102,6 +101,15 @@ class _Write:
     body: tuple[Buffer, ...] = ()
 
 
+class Arrival(NamedTuple):
+    """A replica that is to be appended; `done` hears how that went."""
+
+    replica: Replica
+    data: Buffer
+    tail: bytes
+    done: Done
+
+
 class VolumeSet:
     """All volumes of one disk. Thread-safe; the store sees to it that one handle is not put and deleted at once."""
 
@@ -121,6 +129,7 @@ class VolumeSet:
         self._files = VolumeFiles()
         self._ballast = Ballast(disk)
         self._turns: GroupCommit[_Write] = GroupCommit(self._commit, batch_size_max=BATCH_SIZE_MAX)
+        self._gathering = Gathering(self._turns, self._commit, batch_size_max=BATCH_SIZE_MAX)
 
     # --- start --------------------------------------------------------------------------------------------
 
@@ -273,9 +282,16 @@ class VolumeSet:
 
     def append(self, replica: Replica, data: Buffer, tail: bytes) -> None:
         """Make a replica durable; it can be opened when this returns. Raise `DiskFull`, `DiskFailed`, `Overloaded`."""
-        body = (data, tail)
-        write = _Write(replica.handle, replica.published_ms, replica.length, replica.crc, body)
-        self._turns.submit(write, HEADER_SIZE + len(data) + len(tail))
+        self._turns.submit(_write_of(replica, data, tail), HEADER_SIZE + len(data) + len(tail))
+
+    def append_all(self, arrivals: Sequence[Arrival]) -> None:
+        """Make replicas durable together, by this thread or by one that waits for its turn already."""
+        self._gathering.submit(
+            [
+                Gathered(_write_of(replica, data, tail), HEADER_SIZE + len(data) + len(tail), done)
+                for replica, data, tail, done in arrivals
+            ]
+        )
 
     def delete(self, handle: ChunkHandle, now_ms: int) -> None:
         """Make the end of a replica durable; its bytes are garbage from then on. Raise as `append`."""
@@ -351,7 +367,7 @@ class VolumeSet:
         """Append behind the durable end; after a failure nothing of it is left there, or the volume is given up."""
         is_written = False
         try:
-            _write_all(fd, buffers, volume.end)
+            write_all(fd, buffers, volume.end)
             is_written = True
             if self._writes_ahead:
                 self._write_ahead(fd, volume.end, volume.end + sum(map(len, buffers)))
@@ -374,7 +390,7 @@ class VolumeSet:
         size = min(AHEAD_SIZE, self._volume_size - end)
         if 0 < size < self.disk.space().free:  # above the reserve: what is kept for deletions is not for this
             with contextlib.suppress(OSError):  # it was only meant to help
-                _write_all(fd, [bytes(size)], end)
+                write_all(fd, [bytes(size)], end)
                 self._ahead_end = end + size  # durable by the sync of this batch
 
     def _sync(self, fd: int) -> None:
@@ -441,7 +457,7 @@ class VolumeSet:
         """Write a file anew, durably, that only the daemon's user may read."""
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            _write_all(fd, [data], 0)
+            write_all(fd, [data], 0)
             self._sync(fd)
         finally:
             os.close(fd)
@@ -478,7 +494,7 @@ class VolumeSet:
                 end = volume.end
                 for header, body in records:
                     if self.is_needed(source, header):
-                        moved = _at(header, end)
+                        moved = header.moved_to(end)
                         headers.append(moved)
                         buffers += (encode_header(moved, volume.name.salt), body)
                         end += moved.size
@@ -570,6 +586,10 @@ class VolumeSet:
             raise self.disk.judge(error, doing) from None
 
 
+def _write_of(replica: Replica, data: Buffer, tail: bytes) -> _Write:
+    return _Write(replica.handle, replica.published_ms, replica.length, replica.crc, (data, tail))
+
+
 def _compaction_rank(volume: Volume) -> tuple[bool, bool, int]:
     """Return how soon it is compacted: one without a live replica needs no room, which a full disk has not."""
     return volume.has_outdated, not volume.replica_count, volume.end - volume.live
@@ -577,20 +597,3 @@ def _compaction_rank(volume: Volume) -> tuple[bool, bool, int]:
 
 def _is_named_by(tombstone: RecordHeader, place: Place) -> bool:
     return (tombstone.target_volume, tombstone.target_offset) == (place.volume.name.number, place.offset)
-
-
-def _at(header: RecordHeader, offset: int) -> RecordHeader:
-    return dataclasses.replace(header, offset=offset)
-
-
-def _write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
-    """Write all buffers one behind the other from `offset` on."""
-    for first in range(0, len(buffers), BUFFERS_MAX):
-        part = buffers[first : first + BUFFERS_MAX]
-        size = sum(map(len, part))
-        written = os.pwritev(fd, part, offset)
-        if written < size:
-            rest = memoryview(b"".join(part))
-            while written < size:
-                written += os.pwrite(fd, rest[written:], offset + written)
-        offset += size
