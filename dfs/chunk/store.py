@@ -39,6 +39,7 @@ from dfs.ids import ChunkHandle, id_text
 from dfs.log import get_logger
 from dfs.measures import Times
 from dfs.net.parts import DiskReport
+from dfs.page_cache import write_at
 
 SCAN_THREADS = 8  # folders of a disk read at the same time at start
 RESERVE_FROM = 1024 * 1024  # bytes after which a chunk is a large one, for which room is made ahead,
@@ -241,7 +242,7 @@ class FileStore:
         disk.check_room(0)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            _write_all(fd, memoryview(encode_tail(tail.handle, tail.length, tail.crc, tail.checksums)), tail.length)
+            write_at(fd, encode_tail(tail.handle, tail.length, tail.crc, tail.checksums), tail.length)
             os.ftruncate(fd, file_size(tail.length))
             if self.fsync:
                 os.fdatasync(fd)
@@ -472,7 +473,7 @@ class FileReplicaWriter:
             raise failure from None
         if self._kept:
             with self._errors_judged("writing"):
-                _write_all(self._fd, memoryview(self._kept), 0)
+                write_at(self._fd, self._kept, 0)
             self._kept = bytearray()
 
     def write(self, data: memoryview, checksums: Buffer) -> None:
@@ -493,7 +494,7 @@ class FileReplicaWriter:
             self.begin_file()
         self._reserve_ahead(self._blocks.length + len(data))
         with self._errors_judged("writing"):
-            _write_all(self._fd, data, self._blocks.length)
+            write_at(self._fd, data, self._blocks.length)
             self._blocks.add(len(data), checksums)
             if self._store.fsync and self._blocks.length - self._flushed >= WRITEBACK_SIZE:
                 start_writeback(self._fd, self._flushed, self._blocks.length - self._flushed)
@@ -559,7 +560,7 @@ class FileReplicaWriter:
     def _publish_file(self, tail: bytes) -> None:
         length, target = self._blocks.length, self._disk.chunk_path(self._handle)
         with self._errors_judged("publishing"):
-            _write_all(self._fd, memoryview(tail), length)
+            write_at(self._fd, tail, length)
             if self._reserved:
                 os.ftruncate(self._fd, length + len(tail))  # gives back what was not needed
             if self._store.fsync:
@@ -592,9 +593,3 @@ class FileReplicaWriter:
             failure = self._disk.judge(error, f"{doing} chunk {id_text(self._handle)}")
             self.discard()
             raise failure from None
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written

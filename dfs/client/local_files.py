@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dfs.errors import AlreadyExists, Conflict, DfsError, IsADirectory, LocalFileError, NotADirectory, NotFound
+from dfs.page_cache import write_at
 
 TEMPORARY_NAME_MAX = 50  # characters of the target's name in its temporary's: the whole must stay below 255 bytes
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})  # no hard links can be made
@@ -223,9 +224,7 @@ class TargetFile:
 
     def write(self, data: memoryview, offset: int) -> None:
         try:
-            while data:
-                count = os.pwrite(self._fd, data, offset)
-                data, offset = data[count:], offset + count
+            write_at(self._fd, data, offset)
         except OSError as error:
             raise local_error(error, "write", self._target) from None
 

@@ -30,11 +30,11 @@ from dfs.chunk.writeback import reserve_room, start_writeback
 from dfs.errors import ChunkCorrupt, DfsError, TailClosed, VersionMismatch
 from dfs.ids import ID_SIZE, ChunkHandle, id_text
 from dfs.net.parts import AppenderState, RecordGroup
+from dfs.page_cache import write_at
 
 FORMAT_VERSION = 2
 TAIL_SUFFIX = ".tail"  # of a file of this format; one of format 1 has none
 JOURNAL_START = CHUNK_SIZE_MAX + -(-TAIL_SIZE_MAX // BLOCK_SIZE) * BLOCK_SIZE  # behind the largest sealed replica
-WRITE_SIZE = 256 * 1024  # bytes written at a time: much larger writes cost several times as much processor time
 WRITEBACK_SIZE = 256 * 1024  # bytes of a round from which it pays to let the disk begin before the sync
 RESERVE_SIZE = 8 * 1024 * 1024  # bytes for which room is made ahead of a large round; sealing gives back what is left
 READ_SIZE = 16 * BLOCK_SIZE  # bytes read at a time for the checksums of blocks
@@ -149,9 +149,7 @@ class TailFile:
         """
         with self._writing:
             self._check_open()
-            view, start = memoryview(data).cast("B"), self.length + behind
-            for at in range(0, len(view), WRITE_SIZE):
-                _write_all(self._fd, [view[at : at + WRITE_SIZE]], start + at)
+            write_at(self._fd, memoryview(data).cast("B"), self.length + behind)
         if len(data) >= WRITEBACK_SIZE:
             start_writeback(self._fd, self.length + behind, len(data))
 
