@@ -122,6 +122,10 @@ class _SteppedChannel:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._channel, name)
 
+    @property
+    def unwrapped(self) -> Channel:
+        return self._channel
+
     def send(self, *args: Any, **kwargs: Any) -> None:
         if self._steps.send(self._channel, lambda: self._channel.send(*args, **kwargs)):
             self._is_answer_lost = True
@@ -156,11 +160,16 @@ def stepped_client(cluster: MemoryCluster, steps: Steps) -> Iterator[DfsClient]:
     """Yield a client whose messages are steps."""
 
     class SteppedPool(ChannelPool):
-        @contextmanager
-        def channel(self, address: str, deadline: Deadline, *, bulk: bool = False) -> Iterator[Channel]:
+        def take_idle(self, address: str, *, bulk: bool = False) -> Any:
             steps.check_alive()
-            with super().channel(address, deadline, bulk=bulk) as channel:
-                yield _SteppedChannel(channel, steps)  # type: ignore[misc]
+            channel = super().take_idle(address, bulk=bulk)
+            return None if channel is None else _SteppedChannel(channel, steps)
+
+        def connect(self, address: str, deadline: Deadline, *, bulk: bool = False) -> Any:
+            return _SteppedChannel(super().connect(address, deadline, bulk=bulk), steps)
+
+        def give(self, address: str, channel: Any, *, bulk: bool = False) -> None:
+            super().give(address, channel.unwrapped, bulk=bulk)
 
     made_of = vars(filesystem)
     before, made_of["ChannelPool"] = made_of["ChannelPool"], SteppedPool

@@ -172,7 +172,7 @@ class Watch:
             for owner, name, hook in (
                 (MasterService, "handle", self._handle(MasterService.handle)),
                 (_ServerConnection, "_reply", self._reply(_ServerConnection._reply)),
-                (RaftLog, "propose", self._propose(RaftLog.propose)),
+                (RaftLog, "submit", self._submit(RaftLog.submit)),
                 (Journal, "append", self._journal_append(Journal.append)),
                 (Journal, "_append", self._journal_write(Journal._append)),
                 (Gate, "_append_reply", self._append_reply(Gate._append_reply)),
@@ -186,8 +186,8 @@ class Watch:
     def _handle(self, handle: Any) -> Any:
         async def hook(service: MasterService, message: Message, context: Any) -> Message:
             call = self.begin(message) if service.leadership.is_leader else None
+            _CALL.set(call)  # a call that is answered in the step of the loop that took it in has no context of its own
             if call is not None:
-                _CALL.set(call)
                 self._unanswered[context.peer, context.request_id] = call
             self.passes(call, RECEIVED)
             try:
@@ -206,12 +206,12 @@ class Watch:
 
         return hook
 
-    def _propose(self, propose: Any) -> Any:
-        async def hook(log: RaftLog, command: bytes, timeout_s: float) -> Any:
+    def _submit(self, submit: Any) -> Any:
+        def hook(log: RaftLog, command: bytes, waiter: Any) -> None:
             call = _CALL.get()
             if call is not None:
                 self._commands[command] = call.next_entry()
-            return await propose(log, command, timeout_s)
+            submit(log, command, waiter)
 
         return hook
 
