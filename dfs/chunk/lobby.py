@@ -149,6 +149,9 @@ class Lobby:
                 self._is_late.wait()
             visitors = self._heard(None)
             if self._is_closed:
+                for visitor in visitors:
+                    self._give_up(visitor)
+                    self.leave(visitor)
                 return
             if not visitors:
                 continue
