@@ -121,8 +121,8 @@ class Lobby:
             is_spare = self._patience_s > 0 and len(self._threads) == self._thread_count - 1
             name = f"dfs lobby {len(self._threads) + 1}"
             thread = threading.Thread(target=self._run, args=(is_spare,), name=name, daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
 
     def _listen(self, visitor: Visitor) -> None:
         """Let the next word of a visitor, or its end, wake a thread."""
@@ -149,6 +149,9 @@ class Lobby:
                 self._is_late.wait()
             visitors = self._heard(None)
             if self._is_closed:
+                for visitor in visitors:
+                    self._give_up(visitor)
+                    self.leave(visitor)
                 return
             if not visitors:
                 continue
@@ -205,9 +208,8 @@ class Lobby:
     def stay(self, visitor: Visitor) -> None:
         """Hear that a visitor was served, and waits for its next request."""
         with self._lock:
-            is_heard = (
-                not visitor.channel.has_unread and not self._is_closed
-            )  # else the kernel does not tell, or nobody
+            # Of what it said already the kernel does not tell, and when the lobby is closed nobody listens.
+            is_heard = not (visitor.channel.has_unread or self._is_closed)
             if is_heard:
                 self._served_count -= 1
                 visitor.state = _State.WAITING
