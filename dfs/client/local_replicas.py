@@ -5,6 +5,10 @@ to know: what is read for whom, and what to do when a block is wrong or not in m
 
 Only memory is read: a call that could wait for a disk has no deadline. What is not in memory is asked of the server,
 where deadlines and second replicas are. Every trouble with a door means the same: read over the network.
+
+An open file keeps the space of a deleted one, and the disk of a server that was stopped from being unmounted. So a
+thread looks once a second, as long as something is held: what was deleted, what nobody reads, and what belongs to a
+server whose door has closed is let go.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from dfs.net.sockets import is_own_address
 
 HELD_MAX: Final = 64  # descriptors that a client holds; 4 KiB of checksums each at 64 MiB
 IDLE_S: Final = 30.0  # a descriptor that was not used for so long is let go: a deleted chunk's space comes back then
+WATCH_S: Final = 1.0  # between two looks at what is held
 DOOR_TIMEOUT_S: Final = 1.0  # for a door to answer; the network is the way around
 DOOR_RETRY_S: Final = 10.0  # after a door failed
 _NOT_IN_MEMORY: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
@@ -98,7 +103,9 @@ class LocalReplicas:
         self._volumes = LocalVolumes() if self._is_used and is_on(FastPath.LOCAL_VOLUMES) else None
         self._doors: dict[ServerId, LocalChannel] = {}
         self._closed_until_s: dict[ServerId, float] = {}
+        self._watcher: threading.Thread | None = None
         self._is_closed = False
+        self._closing = threading.Event()
 
     def known(self, extent: LocatedExtent, servers: Sequence[ServerInfo]) -> LocalReplica | None:
         """Return the small replica of a chunk whose place is known at one of these servers; nobody is asked."""
@@ -134,16 +141,62 @@ class LocalReplicas:
         with self._lock:
             if not self._is_closed:
                 self._held[key] = found
-            old = self._take_old(now_s - IDLE_S)
+                self._have_watched()
+            old = self._take_old()
         let_go(old)
         return found
 
-    def _take_old(self, oldest_s: float) -> list[OpenFile]:
-        """Take out what is too much or was not used since then; the lock is held."""
+    def _take_old(self) -> list[OpenFile]:
+        """Take out what is too much; the lock is held."""
         old = []
-        while self._held and (len(self._held) > HELD_MAX or next(iter(self._held.values())).used_s < oldest_s):
+        while len(self._held) > HELD_MAX:
             old.append(self._held.popitem(last=False)[1].file)
         return old
+
+    def holders(self) -> set[ServerId]:
+        """Return the servers of which files are held."""
+        owners = {server for server, _ in self._held.copy()}
+        return owners if self._volumes is None else owners | self._volumes.servers()
+
+    # --- letting go
+
+    def _have_watched(self) -> None:
+        """Start the thread that looks after what is held, unless it runs; the lock is held."""
+        if self._watcher is None and not self._is_closed:
+            self._watcher = threading.Thread(target=self._watch, name="dfs-let-go", daemon=True)
+            self._watcher.start()
+
+    def _watch(self) -> None:
+        doubtful: set[ServerId] = set()
+        while not self._closing.wait(WATCH_S):
+            with self._lock:
+                holders = self.holders()
+                unseen = holders - self._open_doors()
+                old = self._take_out(time.monotonic() - IDLE_S, unseen & doubtful)
+                doubtful = unseen  # a door may be in a reader's hands just now: it takes two looks
+                if not holders:
+                    self._watcher = None
+                    return
+            let_go(old)
+
+    def _open_doors(self) -> set[ServerId]:
+        """Return the servers that still have us at their doors; drop the ends of others. The lock is held."""
+        ended = [server for server, door in self._doors.items() if door.wait_readable(Deadline(0.0))]
+        for server in ended:
+            self._doors.pop(server).close()
+        return set(self._doors)
+
+    def _take_out(self, oldest_s: float, ended: set[ServerId]) -> list[OpenFile]:
+        """Take out what is not to be held any longer; the lock is held."""
+        keys = [
+            key
+            for key, replica in self._held.items()
+            if replica.used_s < oldest_s or key[0] in ended or replica.file.is_deleted()
+        ]
+        old = [self._held.pop(key).file for key in keys]
+        return old if self._volumes is None else old + self._volumes.take_out(oldest_s, ended)
+
+    # --- asking
 
     def _find_small(self, server: ServerInfo, extent: LocatedExtent) -> LocalReplica | None:
         """Ask a server where a small replica is; take its volume, too, when that is not held."""
@@ -159,6 +212,8 @@ class LocalReplicas:
             (server.server_id, reply.volume), reply.start, reply.chunk_length, reply.chunk_crc, reply.checksums
         )
         file = self._volumes.take(extent.handle, place, fd, now_s)
+        with self._lock:
+            self._have_watched()
         if file is None or not _is_sound(server, extent, place.length, place.crc, place.checksums):
             return None
         return _placed(server, place, file, extent, now_s)
@@ -173,6 +228,7 @@ class LocalReplicas:
             self._held.pop((server.server_id, extent.handle), None)
 
     def close(self) -> None:
+        self._closing.set()
         with self._lock:
             self._is_closed = True
             old, doors = [replica.file for replica in self._held.values()], [*self._doors.values()]

@@ -13,14 +13,13 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Container
 from typing import Final, NamedTuple
 
 from dfs.ids import ChunkHandle, ServerId
 from dfs.net.messages import VOLUMES_HELD_MAX
 
 PLACES_MAX: Final = 8192  # small replicas whose places are known; some 400 bytes each
-LOOK_S: Final = 30.0  # between two looks whether a volume is still there: the space of a removed one is wanted
-IDLE_S: Final = 30.0  # one that was not read for so long is let go for the next one
 
 VolumeKey = tuple[ServerId, bytes]
 
@@ -67,13 +66,13 @@ _UNKNOWN: Final = object()
 
 
 class _Held:
-    """A volume that is held: when it was last read, and when it was last seen to have a name."""
+    """A volume that is held, and when it was last read."""
 
-    __slots__ = ("file", "looked_s", "used_s")
+    __slots__ = ("file", "used_s")
 
     def __init__(self, file: OpenFile, now_s: float) -> None:
         self.file = file
-        self.used_s = self.looked_s = now_s
+        self.used_s = now_s
 
 
 class LocalVolumes:
@@ -86,7 +85,7 @@ class LocalVolumes:
         self._is_closed = False
 
     def find(self, handle: ChunkHandle, now_s: float) -> tuple[Place, OpenFile] | None:
-        """Return where a replica is and the file there, None when that is not known, or the volume was removed."""
+        """Return where a replica is and the file there, None when that is not known."""
         with self._lock:
             place = self._places.get(handle)
             if place is None:
@@ -95,16 +94,23 @@ class LocalVolumes:
             if held is None:
                 del self._places[handle]
                 return None
-            if now_s - held.looked_s <= LOOK_S or not held.file.is_deleted():
-                if now_s - held.looked_s > LOOK_S:
-                    held.looked_s = now_s
-                held.used_s = now_s
-                return place, held.file
-            del self._places[handle]
-            old = [self._held.pop(place.volume).file]
-        del held
-        let_go(old)
-        return None
+            held.used_s = now_s
+            return place, held.file
+
+    def servers(self) -> set[ServerId]:
+        """Return the servers of which volumes are held."""
+        with self._lock:
+            return {owner for owner, _ in self._held}
+
+    def take_out(self, oldest_s: float, ended: Container[ServerId]) -> list[OpenFile]:
+        """Take out the volumes that nobody read since then, that were removed, or that belong to servers that ended."""
+        with self._lock:
+            keys = [
+                key
+                for key, held in self._held.items()
+                if held.used_s < oldest_s or key[0] in ended or held.file.is_deleted()
+            ]
+            return [self._held.pop(key).file for key in keys]
 
     def names(self, server: ServerId) -> tuple[bytes, ...]:
         """Return the names of the volumes of a server that are held."""
@@ -136,10 +142,8 @@ class LocalVolumes:
 
     def _take_in(self, volume: VolumeKey, file: OpenFile, now_s: float, old: list[OpenFile]) -> None:
         """Hold a volume; move what has to go for it to `old`. The lock is held."""
-        keys = {key for key, held in self._held.items() if now_s - held.used_s > IDLE_S or held.file.is_deleted()}
-        spare = len(self._held) - len(keys) - VOLUMES_HELD_MAX + 1
-        by_age = sorted(self._held.keys() - keys, key=lambda key: self._held[key].used_s)
-        keys.update(by_age[: max(0, spare)])
+        by_age = sorted(self._held, key=lambda key: self._held[key].used_s)
+        keys = set(by_age[: max(0, len(self._held) - VOLUMES_HELD_MAX + 1)])
         if volume in self._held:  # two threads asked at the same time
             keys.add(volume)
         old += [self._held.pop(key).file for key in keys]

@@ -155,28 +155,68 @@ def test_what_of_a_volume_is_not_in_memory_is_asked_of_the_server(
         assert (client.read_counts.local, client.read_counts.remote) == (0, 1)
 
 
-def test_a_compacted_volume_is_read_until_a_reader_looks_and_lets_go_of_it(
+def test_a_compacted_volume_is_read_until_its_reader_lets_go_of_it(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(local_replicas, "WATCH_S", 3600.0)
     with cluster.client(reads=LOCAL) as client:
         stays = stored(client, "/stays")
         for number in range(3):
             stored(client, f"/goes{number}")
         assert content(client, "/stays") == stays
-        for server in cluster.chunk_servers:
-            assert isinstance(server.store, FileStore)
-            keep = next(found.handle for found in stored_in(disk_of(cluster, server.name)) if found.data() == stays)
-            for handle in server.store.handles():
-                if handle != keep:
-                    server.store.delete(handle)
-            _compact(server.store)
+        _compact_all_but(cluster, stays)
         assert content(client, "/stays") == stays
         assert client.read_counts.remote == 0
         wait_until(lambda: _removed_volumes_held() == 1, 20, "only the client still holds one")
-        monkeypatch.setattr(local_volumes, "LOOK_S", -1.0)
+    wait_until(lambda: _removed_volumes_held() == 0, 20, "the removed volume's space is given back")
+
+
+def test_a_removed_volume_is_let_go_and_its_chunks_are_found_in_the_new_one(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_replicas, "WATCH_S", 0.02)
+    with cluster.client(reads=LOCAL) as client:
+        stays = stored(client, "/stays")
+        for number in range(3):
+            stored(client, f"/goes{number}")
         assert content(client, "/stays") == stays
+        _compact_all_but(cluster, stays)
         wait_until(lambda: _removed_volumes_held() == 0, 20, "the removed volume's space is given back")
+        assert content(client, "/stays") == stays
         assert client.read_counts.remote == 0
+
+
+@pytest.mark.parametrize("size", [SIZE, STORE_SIZE_MAX + 1])
+def test_nothing_is_held_of_a_server_that_ended_or_that_nobody_reads(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Or a disk could not be unmounted, and the space of what was deleted would not come back."""
+    monkeypatch.setattr(local_replicas, "WATCH_S", 0.02)
+    with cluster.client(reads=LOCAL) as client:
+        data = stored(client, "/file", size)
+        assert content(client, "/file") == data
+        (holder,) = client._local.holders()
+        (server,) = [server for server in cluster.chunk_servers if server.store.server_id == holder]
+        server.stop()
+        wait_until(lambda: holder not in client._local.holders(), 20, "what a server had is let go with it")
+        assert content(client, "/file") == data
+        (other,) = client._local.holders()
+        assert other != holder
+        monkeypatch.setattr(local_replicas, "IDLE_S", 0.05)
+        wait_until(lambda: not client._local.holders(), 20, "what nobody reads is let go")
+        assert content(client, "/file") == data
+        assert client.read_counts.remote == 0
+
+
+def _compact_all_but(cluster: MemoryCluster, content: bytes) -> None:
+    """Delete every other chunk, and have what is left moved to new volumes."""
+    for server in cluster.chunk_servers:
+        assert isinstance(server.store, FileStore)
+        keep = next(found.handle for found in stored_in(disk_of(cluster, server.name)) if found.data() == content)
+        for handle in server.store.handles():
+            if handle != keep:
+                server.store.delete(handle)
+        _compact(server.store)
 
 
 def _compact(store: FileStore) -> None:
@@ -308,7 +348,12 @@ def test_volumes_and_places_that_are_held_are_bounded_and_let_go(
     assert volumes.find(handles[-1], 100.0) is None
     place = Place((server, b"new"), 0, 1, 0, b"")
     assert volumes.take(handles[0], place, opened(99), now_s=100.0) is not None
-    assert held() == {"41", "99"}, "those that nobody read lately went first"
+    assert held() == last - {"10"} | {"99"}, "the one that was not read for longest went"
+    assert volumes.servers() == {server}
+    old = volumes.take_out(100.0, ())
+    assert held() == last - {"10"} | {"99"}
+    old.clear()
+    assert held() == {"41", "99"}, "those that nobody read lately"
     found = volumes.find(handles[0], 100.0)
     volumes.close()
     assert held() == {"99"}, "whoever reads goes on reading"
