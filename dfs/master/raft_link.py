@@ -22,6 +22,7 @@ import os
 import struct
 import time
 from collections import deque
+from itertools import chain
 from typing import Protocol, cast
 
 from dfs.errors import AuthenticationFailed, ConfigError, DfsError, FrameTooLarge, ProtocolError, VersionMismatch
@@ -297,8 +298,9 @@ class Link(asyncio.Protocol):
                 self.settled.set()
                 self._owner.link_up(self)
             self.received_at_s = time.monotonic()
-            for body in bodies:
-                self._owner.link_messages(self, decode_body(body))
+            if bodies:  # all that came at once is handled together: it needs one sync, and one answer
+                messages = decode_body(bodies[0]) if len(bodies) == 1 else [*chain(*map(decode_body, bodies))]
+                self._owner.link_messages(self, messages)
         except (ProtocolError, AuthenticationFailed) as error:
             self._refuse(error)
 

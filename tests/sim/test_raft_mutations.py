@@ -31,16 +31,16 @@ KILLERS = {
     "vote_in_memory": 782,  # a
     "votes_counted_per_message": 5,  # d2
     "election_without_prevote": 2,  # f1
-    "votes_beside_a_leader": 2,  # f1
+    "votes_beside_a_leader": 25,  # f1
     "stale_senders_not_told": 255,  # f3
     "resent_entries_truncate": 1,  # c
     "replies_without_term": 2,  # d1
-    "checkpoint_piece_commits": 60,  # k1
+    "checkpoint_piece_commits": 5,  # k1
     "known_entries_commit_the_tail": 58,  # k1
     "mismatch_commits_the_tail": 3,  # k1
     "lonely_leader_stays": 2,  # f2
-    "read_without_round": 49,  # f2
-    "read_before_own_entry": 80,  # f2
+    "read_without_round": 10,  # f2
+    "read_before_own_entry": 104,  # f2
     "waits_not_ended": 1,  # e2 e4
     "resent_calls_run_again": 2,  # i
     "entries_after_checkpoint_dropped": 10,  # h2
