@@ -117,10 +117,9 @@ def test_the_run_never_pauses_itself_or_who_started_it(config: ClusterConfig) ->
 
 
 def test_a_process_is_shown_with_what_it_runs(config: ClusterConfig, sleeper: subprocess.Popen[bytes]) -> None:
-    def is_shown() -> bool:  # a process that has just begun has no words yet
-        return "import time" in process_node(config, "c1", sleeper.pid).where
-
-    wait_until(is_shown, 20, "its command is shown")
+    words = Path(f"/proc/{sleeper.pid}/cmdline")
+    wait_until(lambda: bool(words.read_bytes()), 20, "it has begun: before that there are no words")
+    assert "import time" in process_node(config, "c1", sleeper.pid).where
 
 
 def test_processes_that_are_not_there_cannot_be_named(config: ClusterConfig, sleeper: subprocess.Popen[bytes]) -> None:
