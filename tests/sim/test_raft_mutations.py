@@ -32,7 +32,7 @@ KILLERS = {
     "votes_counted_per_message": 5,  # d2
     "election_without_prevote": 2,  # f1
     "votes_beside_a_leader": 25,  # f1
-    "stale_senders_not_told": 255,  # f3
+    "stale_senders_not_told": 65,  # f3
     "resent_entries_truncate": 1,  # c
     "replies_without_term": 2,  # d1
     "checkpoint_piece_commits": 5,  # k1
@@ -42,9 +42,9 @@ KILLERS = {
     "read_without_round": 10,  # f2
     "read_before_own_entry": 104,  # f2
     "waits_not_ended": 1,  # e2 e4
-    "resent_calls_run_again": 2,  # i
-    "entries_after_checkpoint_dropped": 10,  # h2
-    "older_checkpoint_installed": 129,  # h5
+    "resent_calls_run_again": 15,  # i
+    "entries_after_checkpoint_dropped": 25,  # h2
+    "older_checkpoint_installed": 35,  # h5
     "empty_master_votes": 82,  # l
 }
 
