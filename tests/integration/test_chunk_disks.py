@@ -151,7 +151,7 @@ def test_a_copied_data_directory_is_refused_in_words_and_its_original_goes_on(cl
         (original,) = servers_named(client, "c2")
         assert original.state == "alive"
         assert b"".join(client.read("/copied")) == data
-        assert cluster.run_cli("status").returncode == 1
+        wait_until(lambda: cluster.run_cli("status").returncode == 1, WAIT_S, "the status says that c3 is missing")
         cluster.kill("c3")
         shutil.rmtree(own)
         kept.rename(own)

@@ -97,6 +97,7 @@ class Patient:
         if name not in self.names():
             self.cluster.start(name)
         self.wait_alive(name)
+        wait_until(lambda: all(server.free for server in self.status().servers), WAIT_S, f"{name} has told of its disk")
 
     def forget(self, name: str) -> None:
         """Stop a server and remove it, with all that it holds."""
@@ -234,6 +235,7 @@ def test_moves_of_balance_never_come_faster_than_balance_rate(tmp_path: Path) ->
         patient.wait_whole()
         cluster.start("c4")
         patient.wait_alive("c4")
+        wait_until(lambda: all(server.free for server in patient.status().servers), WAIT_S, "c4 has told of its disk")
         room = min(server.free for server in patient.status().servers)
         began_s = time.monotonic()
         patient.cli_json("admin", "balance", "--threshold", f"{100 * 2 * chunk / room:.9f}")

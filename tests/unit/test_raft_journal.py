@@ -398,8 +398,8 @@ def test_names_of_new_folders_are_synced_up_to_the_first_that_was_there(
 
 
 def hurried(journal: Journal, inbox: Inbox) -> None:
-    """Let the disk have proved that it is quick."""
-    journal._pace_s = 0.0
+    """Let the disk have proved that it is quick, and nothing that it does from here on prove the contrary."""
+    journal._pace_s = -1e9
     inbox.sync()
 
 
