@@ -437,6 +437,7 @@ def test_on_a_quick_disk_a_batch_is_durable_when_flush_returns_and_the_writer_ha
     killed.close()
 
 
+@pytest.mark.usefixtures("all_fast_paths")
 def test_a_disk_has_to_prove_that_it_is_quick_and_loses_that_by_one_hang(folder: Path) -> None:
     journal = open_journal(folder)
     inbox = Inbox(journal)
