@@ -160,11 +160,7 @@ def test_a_compacted_volume_is_read_until_its_reader_lets_go_of_it(
 ) -> None:
     monkeypatch.setattr(local_replicas, "WATCH_S", 3600.0)
     with cluster.client(reads=LOCAL) as client:
-        stays = stored(client, "/stays")
-        for number in range(3):
-            stored(client, f"/goes{number}")
-        assert content(client, "/stays") == stays
-        _compact_all_but(cluster, stays)
+        stays = _left_by_compaction(cluster, client)
         assert content(client, "/stays") == stays
         assert client.read_counts.remote == 0
         wait_until(lambda: _removed_volumes_held(cluster) == 1, 20, "only the client still holds one")
@@ -176,11 +172,7 @@ def test_a_removed_volume_is_let_go_and_its_chunks_are_found_in_the_new_one(
 ) -> None:
     monkeypatch.setattr(local_replicas, "WATCH_S", 0.02)
     with cluster.client(reads=LOCAL) as client:
-        stays = stored(client, "/stays")
-        for number in range(3):
-            stored(client, f"/goes{number}")
-        assert content(client, "/stays") == stays
-        _compact_all_but(cluster, stays)
+        stays = _left_by_compaction(cluster, client)
         wait_until(lambda: _removed_volumes_held(cluster) == 0, 20, "the removed volume's space is given back")
         assert content(client, "/stays") == stays
         assert client.read_counts.remote == 0
@@ -206,6 +198,16 @@ def test_nothing_is_held_of_a_server_that_ended_or_that_nobody_reads(
         wait_until(lambda: not client._local.holders(), 20, "what nobody reads is let go")
         assert content(client, "/file") == data
         assert client.read_counts.remote == 0
+
+
+def _left_by_compaction(cluster: MemoryCluster, client: DfsClient) -> bytes:
+    """Have the client hold a volume that is then compacted; return what `/stays` holds, which moved to another one."""
+    stays = stored(client, "/stays")
+    for number in range(3):
+        stored(client, f"/goes{number}")
+    assert content(client, "/stays") == stays
+    _compact_all_but(cluster, stays)
+    return stays
 
 
 def _compact_all_but(cluster: MemoryCluster, content: bytes) -> None:
