@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from dfs.clock import Deadline
-from dfs.errors import DeadlineExceeded, DfsError
+from dfs.errors import DeadlineExceeded, DfsError, InternalError
 from dfs.log import get_logger
 from dfs.net.blocking import Channel
 
@@ -41,12 +41,13 @@ class _State(enum.Enum):
 class Visitor:
     """A connection, as long as its own thread lives. `error`: what it ended with while it was served."""
 
-    __slots__ = ("brought", "channel", "error", "is_known", "number", "seen_s", "state", "wake")
+    __slots__ = ("brought", "channel", "error", "is_known", "number", "seen_s", "state", "turn", "wake")
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self.number = channel.fileno()
         self.state = _State.AWAY
+        self.turn = 0  # how many times it was heard: who still serves it knows by this that it is the same time
         self.is_known = False  # to the kernel
         self.seen_s = 0.0
         self.error: DfsError | None = None
@@ -56,7 +57,7 @@ class Visitor:
 
 
 Look = Callable[[Visitor], bool]  # whether it brought what `serve` is for; else it was told to `stay` or `leave`
-Serve = Callable[[Sequence[Visitor]], None]  # raises nothing; each of them is then to `stay` or to `leave`
+Serve = Callable[[Sequence[Visitor]], None]  # each of them is then to `stay` or to `leave`, at once or later
 
 
 class Lobby:
@@ -148,24 +149,24 @@ class Lobby:
             if is_spare:
                 self._is_late.wait()
             visitors = self._heard(None)
+            turns = [(visitor, visitor.turn) for visitor in visitors]
             if self._is_closed:
-                for visitor in visitors:
-                    self._give_up(visitor)
-                    self.leave(visitor)
+                self._send_away(turns, None)
                 return
             if not visitors:
                 continue
             has_post = self._patience_s > 0 and self._post.acquire(timeout=self._patience_s)
             if has_post:
-                visitors += self._heard(0.0)  # who spoke meanwhile
+                others = self._heard(0.0)  # who spoke meanwhile
+                visitors += others
+                turns += [(visitor, visitor.turn) for visitor in others]
             else:
                 self._count_late(1)
             try:
                 self._serve(visitors)
-            except Exception:
+            except Exception as error:
                 log.exception("lobby_failed")
-                for visitor in visitors:
-                    self._give_up(visitor)
+                self._send_away(turns, _bug(error))
             if has_post:
                 self._post.release()
             else:
@@ -188,26 +189,39 @@ class Lobby:
                 visitor = self._waiting.get(number)
                 if visitor is not None and visitor.state is _State.WAITING:
                     visitor.state, visitor.seen_s = _State.SERVED, now_s
+                    visitor.turn += 1
                     visitors.append(visitor)
             self._served_count += len(visitors)
         return [visitor for visitor in visitors if self._has_brought(visitor)]
 
     def _has_brought(self, visitor: Visitor) -> bool:
+        turn = visitor.turn
         try:
             return self._look(visitor)
-        except Exception:
+        except Exception as error:
             log.exception("lobby_failed")
-            self._give_up(visitor)
+            self._send_away([(visitor, turn)], _bug(error))
             return False
 
-    def _give_up(self, visitor: Visitor) -> None:
-        """Let the peer of a visitor that gets no word see the end, and go elsewhere."""
-        if visitor.state is _State.SERVED:
-            visitor.channel.interrupt()
+    def _send_away(self, turns: list[tuple[Visitor, int]], error: DfsError | None) -> None:
+        """Give back those whom nobody has told how it went, so that their peers see the end, and go elsewhere.
+
+        Somebody may tell one of them yet, at this moment or later: that is the first or the second word, and the second
+        changes nothing.
+        """
+        for visitor, turn in turns:
+            with self._lock:
+                if visitor.state is not _State.SERVED or visitor.turn != turn:
+                    continue  # it was told, and may have spoken again
+                visitor.channel.interrupt()
+                self._give_back(visitor, error)
+            visitor.wake.release()
 
     def stay(self, visitor: Visitor) -> None:
         """Hear that a visitor was served, and waits for its next request."""
         with self._lock:
+            if visitor.state is not _State.SERVED:
+                return  # it was sent away
             # Of what it said already the kernel does not tell, and when the lobby is closed nobody listens.
             is_heard = not (visitor.channel.has_unread or self._is_closed)
             if is_heard:
@@ -221,10 +235,16 @@ class Lobby:
     def leave(self, visitor: Visitor, error: DfsError | None = None) -> None:
         """Hear that a visitor's own thread is to go on, with an error when its connection is of no use any more."""
         with self._lock:
-            self._served_count -= 1
-            visitor.state, visitor.error = _State.AWAY, error
-            del self._waiting[visitor.number]
+            if visitor.state is not _State.SERVED:
+                return  # it was sent away
+            self._give_back(visitor, error)
         visitor.wake.release()
+
+    def _give_back(self, visitor: Visitor, error: DfsError | None) -> None:
+        """The lock is held, and released before the visitor's own thread is woken."""
+        self._served_count -= 1
+        visitor.state, visitor.error = _State.AWAY, error
+        del self._waiting[visitor.number]
 
     def close(self) -> None:
         """End the threads, after the connections have ended; again is harmless."""
@@ -247,3 +267,7 @@ class Lobby:
         if not any(thread.is_alive() for thread in threads):  # one that waits for a disk needs them yet
             self._epoll.close()
             os.close(self._end)
+
+
+def _bug(error: Exception) -> InternalError:
+    return InternalError(f"a request was not served: {type(error).__name__}: {error}; this is a bug of dfs")

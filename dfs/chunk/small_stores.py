@@ -23,7 +23,7 @@ from dfs.errors import DfsError, DiskFailed, DiskFull, InternalError
 from dfs.ids import ChunkHandle
 from dfs.log import get_logger
 from dfs.net.auth import Rights
-from dfs.net.blocking import Received
+from dfs.net.blocking import Channel, Received
 from dfs.net.messages import REPLICATION_MAX, ErrorReply, Message, StoreChunk, WriteChunkReply
 from dfs.net.stream import READ_AHEAD_SIZE
 
@@ -97,8 +97,20 @@ class SmallStores:
     def _end(
         self, visitor: Visitor, received: Received, request: StoreChunk, begun_s: float, error: DfsError | None
     ) -> None:
-        """Tell a writer how it went."""
-        channel = visitor.channel
+        """Tell a writer how it went. Raises nothing: this thread has others of the same commit to tell."""
+        try:
+            self._tell(visitor.channel, received, request, begun_s, error)
+        except DfsError as failure:
+            self.lobby.leave(visitor, failure)
+        except Exception as failure:
+            log.exception("small_store_reply_failed", handle=request.handle)
+            self.lobby.leave(visitor, InternalError(f"no reply was sent: {failure}; this is a bug of dfs"))
+        else:
+            self.lobby.stay(visitor)
+
+    def _tell(
+        self, channel: Channel, received: Received, request: StoreChunk, begun_s: float, error: DfsError | None
+    ) -> None:
         reply: Message = WriteChunkReply((self._store.server_id,))
         if error is None:
             self._meter.wrote(received.payload_size, begun_s)
@@ -110,12 +122,7 @@ class SmallStores:
             reason = error.message
             log.warning("chunk_refused", handle=request.handle, peer=channel.address, code=error.code, reason=reason)
             reply = ErrorReply.of(error)
-        try:
-            channel.send(reply, Deadline.after(REPLY_WAIT_S), request_id=received.request_id)
-        except DfsError as failure:
-            self.lobby.leave(visitor, failure)
-        else:
-            self.lobby.stay(visitor)
+        channel.send(reply, Deadline.after(REPLY_WAIT_S), request_id=received.request_id)
 
 
 def _is_for_here(request: StoreChunk, size: int) -> bool:

@@ -41,6 +41,7 @@ class LoopbackChunkServer:
         self.address = self.listener.address
         self.service = ChunkService(store=self.store, key=KEY, name=path.name, address=self.address)
         self.connections = 0
+        self.talking: set[Channel] = set()  # whose threads have not ended
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -60,7 +61,11 @@ class LoopbackChunkServer:
 
     def _handle(self, channel: Channel) -> None:
         self.connections += 1
-        self.service.handle(channel)
+        self.talking.add(channel)
+        try:
+            self.service.handle(channel)
+        finally:
+            self.talking.discard(channel)
 
     def close(self) -> None:
         self._stop.set()

@@ -30,7 +30,7 @@ from dfs.errors import (
     ProtocolError,
     TokenInvalid,
 )
-from dfs.ids import ChunkHandle, ServerId, new_server_id
+from dfs.ids import ChunkHandle, ServerId, id_text, new_server_id
 from dfs.net.auth import ClusterKey, Rights
 from dfs.net.blocking import Channel, Received, expect
 from dfs.net.listener import ServeLimits, serve_forever
@@ -167,13 +167,15 @@ def test_descriptors_are_bounded_and_closed_in_the_end(cluster: MemoryCluster, a
     for server in cluster.chunk_servers:
         server.open_door()
 
-    def held() -> int:
-        names = map(str, _open_files())
-        return sum(name.startswith("/memfd") and "dfs-lent" not in name for name in names)  # the writer's is no replica
-
     with cluster.client() as writer:
         data = stored(writer, "/file", 12 * CHUNK)
+    replicas = {f"/memfd:{id_text(h)} (deleted)" for server in cluster.chunk_servers for h in server.store.handles()}
+
+    def held() -> int:
+        return sum(str(file) in replicas for file in _open_files())
+
     before = held()
+    assert before == 12 * len(cluster.chunk_servers)
     local_replicas_max = 4
     with pytest.MonkeyPatch.context() as patch, cluster.client(reads=LOCAL) as client:
         patch.setattr(local_replicas, "HELD_MAX", local_replicas_max)

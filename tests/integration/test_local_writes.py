@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -319,24 +319,34 @@ def test_what_was_taken_is_on_the_disk_and_not_in_the_memory_any_more(server: Lo
 # --- hostile descriptors ----------------------------------------------------------------------------------------
 
 
-def open_count() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+def held_count(path: Path) -> int:
+    """How many descriptors of this process are of one file. Whatever else is open may change at any moment."""
+    count = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile, as that of the listing itself
+            count += link.readlink() == path
+    return count
+
+
+@pytest.fixture
+def unwanted(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "unwanted"
+    path.write_bytes(bytes(MEMORY_SIZE))
+    yield path
+    assert held_count(path) == 0
 
 
 def test_a_descriptor_that_is_no_memory_is_refused_and_the_door_stays_open(
-    server: LoopbackChunkServer, tmp_path: Path
+    server: LoopbackChunkServer, unwanted: Path
 ) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(MEMORY_SIZE))
     writer = Writer(server)
-    before = open_count()
-    fd = os.open(path, os.O_RDWR)
+    fd = os.open(unwanted, os.O_RDWR)
     for _ in range(5):
         writer.channel.send_descriptor(LendMemory(MEMORY_SIZE), fd, soon())
         with pytest.raises(InvalidArgument, match="no memory"):
             expect(writer.channel.receive(soon()).message, LendMemoryReply)
     os.close(fd)
-    wait_until(lambda: open_count() == before, soon())
+    wait_until(lambda: held_count(unwanted) == 0, soon())
     writer.lend()
     writer.close()
 
@@ -351,32 +361,29 @@ def test_memory_that_is_announced_and_does_not_come_ends_the_connection(server: 
 
 @pytest.mark.parametrize("at_once", [1, 2, 50])
 def test_descriptors_that_nobody_asked_for_are_closed_even_before_the_handshake(
-    server: LoopbackChunkServer, at_once: int
+    server: LoopbackChunkServer, unwanted: Path, at_once: int
 ) -> None:
-    before = open_count()
-    for _ in range(20):
-        with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
-            sock.connect(f"\0dfs/{server.store.server_id.hex()}")
-            for _ in range(20):
-                rights = array.array("i", [2] * at_once)
-                sock.sendmsg([b"D"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-    wait_until(lambda: open_count() <= before, soon())
+    with unwanted.open() as file:
+        rights = array.array("i", [file.fileno()] * at_once)
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
+                sock.connect(f"\0dfs/{server.store.server_id.hex()}")
+                for _ in range(20):
+                    sock.sendmsg([b"D"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+    wait_until(lambda: held_count(unwanted) == 0, soon())
     with entered(server) as writer:
         assert not writer.channel.is_broken
 
 
-def test_a_stream_holds_one_descriptor_at_most() -> None:
+def test_a_stream_holds_one_descriptor_at_most(unwanted: Path) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX)
-    before = open_count()
-    stream = LocalStream(ours, "a peer")
-    for _ in range(2):
-        socket.send_fds(theirs, [b"x"], [2])
-    with pytest.raises(ProtocolError, match="before the last one was taken"):
-        stream.take(2, soon())
-    assert stream.is_broken
-    assert open_count() == before
-    stream.close()
-    theirs.close()
+    with theirs, unwanted.open() as file, closing(LocalStream(ours, "a peer")) as stream:
+        for _ in range(2):
+            socket.send_fds(theirs, [b"x"], [file.fileno()])
+        with pytest.raises(ProtocolError, match="before the last one was taken"):
+            stream.take(2, soon())
+        assert stream.is_broken
+        assert held_count(unwanted) == 1, "that of this test"
 
 
 # --- whole chunks, by whichever ways there are --------------------------------------------------------------------
@@ -566,18 +573,28 @@ def test_a_door_behind_which_nobody_answers_is_left_alone(
 def test_lanes_are_bounded_used_again_and_let_go(servers: list[LoopbackChunkServer]) -> None:
     servers[0].open_door()
     chain = (info(servers[0]),)
-    before = open_count()
+    memories: set[int] = set()  # inodes
+
+    def held() -> tuple[int, int]:
+        """How many descriptors are of memory that was lent, and how many ends the server holds of connections."""
+        count = 0
+        for link in Path("/proc/self/fd").iterdir():
+            with suppress(FileNotFoundError):
+                count += link.stat().st_ino in memories
+        name = f"@dfs/{servers[0].store.server_id.hex()}"
+        return count, Path("/proc/net/unix").read_text().count(name) - 1  # the one that listens
+
     with client() as (_, lanes):
         with ExitStack() as stack:
             found = [stack.enter_context(lanes.entered(chain)) for _ in range(LANES_MAX + 2)]
             assert [entered is not None for entered in found] == [True] * LANES_MAX + [False] * 2
-            assert len({id(entered[0]) for entered in found if entered is not None}) == LANES_MAX
-        wait_until(
-            lambda: open_count() <= before + 5 * LANES_KEPT, soon()
-        )  # memory, mapping and socket; socket and memory
+            memories |= {os.fstat(entered[0]._memory.fd).st_ino for entered in found if entered is not None}
+            assert len(memories) == LANES_MAX
+            assert held() == (3 * LANES_MAX, LANES_MAX), "memory and mapping here, memory there"
+        wait_until(lambda: held() == (3 * LANES_KEPT, LANES_KEPT), soon())
         with lanes.entered(chain) as first:
             assert first is not None
         with lanes.entered(chain) as second:
             assert second is not None
             assert second[0] is first[0]
-    wait_until(lambda: open_count() == before, soon())
+    wait_until(lambda: held() == (0, 0), soon())

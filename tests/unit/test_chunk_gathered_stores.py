@@ -6,13 +6,15 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from dfs.checksum import block_checksums, crc32c
 from dfs.chunk import service as service_module
+from dfs.chunk.lobby import Visitor
+from dfs.chunk.replicas import Done, ReplicaWriter
 from dfs.chunk.small_stores import SmallStores
 from dfs.chunk.volumes.volumes import VolumeSet
 from dfs.errors import (
@@ -328,7 +330,88 @@ def test_a_stop_ends_connections_that_wait(tmp_path: Path, disk: SlowDisk) -> No
         with pytest.raises(ConnectionFailed):
             channel.receive(soon())
     wait_until(lambda: not lobby_of(running).lobby._waiting, 20, "nobody waits")
-    assert not any(thread.name.startswith("dfs lobby") for thread in threading.enumerate())
+    wait_until(lambda: not lobby_of(running).lobby._threads, 20, "its threads end")
+
+
+@pytest.mark.parametrize("step", ["look", "serve", "publish", "reply"])
+def test_a_bug_while_requests_are_served_costs_those_connections_and_nothing_else(
+    server: LoopbackChunkServer, channels: list[Channel], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """No thread and no descriptor of theirs may be left: there would be no end to a leak of them."""
+    lobby = lobby_of(server).lobby
+    wait_until(lambda: len(lobby._waiting) == len(channels), 20, "all wait")
+
+    def broken(*_arguments: object) -> bool:
+        raise ValueError("unforeseen")
+
+    with monkeypatch.context() as patch:
+        if step == "look":
+            patch.setattr(lobby, "_look", broken)
+        elif step == "serve":
+            patch.setattr(lobby, "_serve", broken)
+        elif step == "publish":
+            patch.setattr(server.store, "publish_all", broken)
+        else:
+            patch.setattr(server.service.meter, "wrote", broken)
+        for channel in channels[:4]:
+            send(channel, b"data")
+        for channel in channels[:4]:
+            with pytest.raises(ConnectionFailed):
+                channel.receive(soon())
+    wait_until(lambda: len(lobby._waiting) == len(channels) - 4, 20, "their own threads have them back")
+    wait_until(lambda: lobby.served_count == 0, 20, "nobody is held")
+    wait_until(lambda: len(server.talking) == len(channels) - 4, 20, "their threads have ended")
+    for channel in channels[4:]:
+        send(channel, b"data")
+        hear(channel)
+
+
+def test_who_was_sent_away_by_a_bug_may_be_told_by_who_commits_for_it(
+    server: LoopbackChunkServer, channels: list[Channel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_all = server.store.publish_all
+    begun: list[tuple[ReplicaWriter, Done]] = []
+
+    def broken(items: Sequence[tuple[ReplicaWriter, Done]]) -> None:
+        begun.extend(items)
+        raise ValueError("unforeseen")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.store, "publish_all", broken)
+        handle = send(channels[0], b"data")
+        with pytest.raises(ConnectionFailed):
+            channels[0].receive(soon())
+    publish_all(begun)
+    assert server.store.replica(handle) is not None
+    wait_until(lambda: lobby_of(server).lobby.served_count == 0, 20, "nobody is held")
+
+
+def test_who_was_told_and_speaks_again_is_not_sent_away_by_a_bug_behind_the_word(
+    server: LoopbackChunkServer, channels: list[Channel], disk: SlowDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lobby, publish_all, send_away = lobby_of(server).lobby, server.store.publish_all, lobby_of(server).lobby._send_away
+    is_over = threading.Event()
+
+    def late(items: Sequence[tuple[ReplicaWriter, Done]]) -> None:
+        monkeypatch.setattr(server.store, "publish_all", publish_all)
+        publish_all(items)
+        disk.free.clear()
+        send(channels[0], b"again")
+        wait_until(lambda: disk.waiting == 1, 20, "another thread serves it")
+        raise ValueError("unforeseen")
+
+    def noted(turns: list[tuple[Visitor, int]], error: DfsError | None) -> None:
+        send_away(turns, error)
+        is_over.set()
+
+    monkeypatch.setattr(server.store, "publish_all", late)
+    monkeypatch.setattr(lobby, "_send_away", noted)
+    send(channels[0], b"data")
+    hear(channels[0])
+    assert is_over.wait(20)
+    disk.free.set()
+    hear(channels[0])
+    assert isinstance(channels[0].call(Ping(), soon()), Pong)
 
 
 def test_several_disks_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
