@@ -115,6 +115,20 @@ def test_nothing_is_left_unfinished(path: Path) -> None:
     assert not marked
 
 
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.name != "decoders.py"], ids=shown)
+def test_decoders_are_made_where_one_thread_at_a_time_makes_them(path: Path) -> None:
+    made = [
+        f"{ast.unparse(node.func)} (line {node.lineno})"
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call)
+        and (
+            ast.unparse(node.func).endswith((".Decoder", "msgspec.convert"))
+            or (re.search(r"(json|msgpack)\.decode$", ast.unparse(node.func)) and node.keywords)
+        )
+    ]
+    assert not made, f"made past dfs/decoders.py: {made}"
+
+
 @pytest.mark.parametrize("path", [path for path in TESTS if path.name.startswith("test_")], ids=shown)
 def test_every_test_is_a_claim_that_can_fail(path: Path) -> None:
     """A name of at least three words, and at least one assertion (an assert, a raises, or a checker that asserts)."""

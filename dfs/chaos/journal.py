@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
+from dfs.decoders import json_decoder
 from dfs.errors import ConfigError, Conflict
 
 SUFFIX = ".undo"
@@ -95,7 +96,7 @@ class _Done(msgspec.Struct, frozen=True, tag="done"):
 
 
 _Line = Head | _Taken | _Done
-_DECODER = msgspec.json.Decoder(_Line)
+_DECODER: msgspec.json.Decoder[_Line] = json_decoder(_Line)
 
 
 def state_folder() -> Path:

@@ -20,6 +20,7 @@ from dfs.chaos.picture import draw
 from dfs.chaos.story import Moment, Story
 from dfs.chaos.timeline import Timeline, draw_up
 from dfs.chaos.verdict import Outcome, Verdict, at_share
+from dfs.decoders import json_decoder
 from dfs.errors import ConfigError, NotFound
 
 TEXT, JSON, HISTORY, SVG, PNG = "report.txt", "report.json", "history.jsonl", "timeline.svg", "timeline.png"
@@ -66,6 +67,9 @@ class Report(msgspec.Struct, frozen=True):
     timeline: Timeline
 
 
+_DECODER: msgspec.json.Decoder[Report] = json_decoder(Report)
+
+
 def assemble(about: About, verdict: Verdict, story: Story, calls: Sequence[TimedCall]) -> Report:
     """Return the report of a run that is over."""
     duration_s = story.ended_s - story.began_s
@@ -103,7 +107,7 @@ def load(folder: Path) -> Report:
     """Return the report that a run wrote into `folder`."""
     path = folder / JSON
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Report)
+        return _DECODER.decode(path.read_bytes())
     except FileNotFoundError:
         raise NotFound(f"{folder} holds no report of `dfs chaos run`: {path} does not exist") from None
     except OSError as error:

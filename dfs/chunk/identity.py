@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from dfs.decoders import json_decoder
 from dfs.errors import ConfigError, DiskFailed
 from dfs.ids import ID_SIZE, ServerId, id_text, new_server_id
 from dfs.log import get_logger
@@ -41,6 +42,10 @@ class Identity(msgspec.Struct, frozen=True):
     cluster: str
     server_id: str
     data_dirs: list[str]
+
+
+_DECODER: msgspec.json.Decoder[Identity] = json_decoder(Identity)
+_FIELDS: msgspec.json.Decoder[dict[str, msgspec.Raw]] = json_decoder(dict[str, msgspec.Raw])
 
 
 @dataclass(slots=True)
@@ -141,13 +146,13 @@ def _lock(found: DataDirectory) -> None:
 def _read_identity(path: Path) -> Identity:
     with (path / IDENTITY_FILE).open("rb") as file:
         content = file.read(IDENTITY_SIZE_MAX)
-    version = msgspec.json.decode(content, type=dict[str, msgspec.Raw]).get("format")
+    version = _FIELDS.decode(content).get("format")
     if version is not None and bytes(version) != str(DIRECTORY_FORMAT).encode():
         raise ConfigError(
             f"data directory {path} has format {bytes(version)[:20].decode('ascii', 'replace')}, this version of dfs "
             f"knows format {DIRECTORY_FORMAT}; start the version that made it"
         )
-    identity = msgspec.json.decode(content, type=Identity)
+    identity = _DECODER.decode(content)
     if len(bytes.fromhex(identity.server_id)) != ID_SIZE:
         raise ValueError("its server id has the wrong size")
     return identity

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from dfs.decoders import json_decoder
 from dfs.log import get_logger
 
 POSITION_FILE = "scrub.json"
@@ -31,6 +32,9 @@ class ScrubPosition(msgspec.Struct):
     saved_ms: int = 0
 
 
+_DECODER: msgspec.json.Decoder[ScrubPosition] = json_decoder(ScrubPosition)
+
+
 class PositionFiles:
     """Loads and saves the position; never raises. `folders` tells the data directories that work now."""
 
@@ -44,7 +48,7 @@ class PositionFiles:
             path = folder / POSITION_FILE
             try:
                 with path.open("rb") as file:
-                    position = msgspec.json.decode(file.read(SIZE_MAX), type=ScrubPosition)
+                    position = _DECODER.decode(file.read(SIZE_MAX))
                 bytes.fromhex(position.verified)
             except FileNotFoundError:
                 continue

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from dfs.checksum import crc32c
+from dfs.decoders import msgpack_decoder
 from dfs.errors import StorageCorrupt
 from dfs.ids import ChunkHandle, ServerId, SessionId
 from dfs.master.state import extents
@@ -69,7 +70,7 @@ _DAMAGED = (
     struct.error,
 )
 
-_PIECE_DECODER: msgspec.msgpack.Decoder[Piece] = msgspec.msgpack.Decoder(Piece)
+_PIECE_DECODER: msgspec.msgpack.Decoder[Piece] = msgpack_decoder(Piece)
 _ENCODER = msgspec.msgpack.Encoder()
 _JSON = msgspec.json.Encoder()
 

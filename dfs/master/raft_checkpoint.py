@@ -27,6 +27,7 @@ from typing import BinaryIO
 import msgspec
 
 from dfs.checksum import crc32c
+from dfs.decoders import msgpack_decoder
 from dfs.errors import StorageCorrupt
 from dfs.log import get_logger
 from dfs.master.raft_journal import make_folder, sync_directory
@@ -61,7 +62,7 @@ class CheckpointHead:
         return self.last[1]
 
 
-_HEAD_DECODER = msgspec.msgpack.Decoder(tuple[Entry, Entry])
+_HEAD_DECODER = msgpack_decoder(tuple[Entry, Entry])
 
 
 def _damaged(path: Path, why: str) -> StorageCorrupt:

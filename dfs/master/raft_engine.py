@@ -27,6 +27,7 @@ from pysyncobj import SyncObj, SyncObjConf
 from pysyncobj.config import SERIALIZER_STATE
 from pysyncobj.transport import Transport
 
+from dfs.decoders import msgpack_decoder
 from dfs.errors import ConfigError, DfsError, InternalError, StorageCorrupt
 from dfs.log import get_logger
 from dfs.master.raft_checkpoint import (
@@ -54,8 +55,7 @@ _COMMANDS, _NOTHING = b"\x00", b"\x01"  # first byte of a log entry; the library
 _NEVER_S = float("inf")
 _ENDLESS = 1 << 60  # switches the library's own limits off: ours are elsewhere
 _log = get_logger(__name__)
-_PACKER = msgspec.msgpack.Encoder()
-_UNPACKER = msgspec.msgpack.Decoder(list[bytes])
+_UNPACKER = msgpack_decoder(list[bytes])
 _PRIVATE = """
     raftCurrentTerm votedForNodeId raftElectionDeadline raftState raftLeader raftLog raftCommitIndex raftLastApplied
     raftNextIndex raftMatchIndex lastResponseTime serializer needLoadDumpFile forceLogCompaction sendNextNodeIdx
@@ -358,7 +358,7 @@ class Engine(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def submit(self, commands: list[bytes], done: Callable[[list[Any] | None, int], None]) -> None:
         """Queue commands as one log entry; `done` gets their results, or None and the library's reason."""
-        self._applyCommand(_COMMANDS + _PACKER.encode(commands), done)
+        self._applyCommand(_COMMANDS + msgspec.msgpack.encode(commands), done)
 
     def replicate(self) -> None:
         """Send new entries at once, not with the next heartbeat."""

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from dfs.decoders import json_decoder
 from dfs.errors import StorageCorrupt
 from dfs.log import get_logger
 from dfs.master.raft_journal import sync_directory
@@ -48,6 +49,9 @@ class _Marker(msgspec.Struct, frozen=True):
 
     format: int
     master: str
+
+
+_DECODER: msgspec.json.Decoder[_Marker] = json_decoder(_Marker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ class Membership:
         except FileNotFoundError:
             return False
         try:
-            marker = msgspec.json.decode(data, type=_Marker)
+            marker = _DECODER.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             marker = _Marker(0, "")
         if marker != _Marker(1, self._name):

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from dfs.decoders import msgpack_decoder
 from dfs.errors import ProtocolError
 
 
@@ -168,7 +169,7 @@ RaftMessage: TypeAlias = (
 )
 
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(list[RaftMessage])
+_DECODER: msgspec.msgpack.Decoder[list[RaftMessage]] = msgpack_decoder(list[RaftMessage])
 
 
 def encode_raft(message: RaftMessage) -> bytes:

@@ -27,6 +27,7 @@ from dfs.chunk.identity import sync_directory
 from dfs.chunk.layout import CHUNK_SIZE_MAX, TAIL_SIZE_MAX
 from dfs.chunk.tails.order import Ledger
 from dfs.chunk.writeback import reserve_room, start_writeback
+from dfs.decoders import msgpack_decoder
 from dfs.errors import ChunkCorrupt, DfsError, TailClosed, VersionMismatch
 from dfs.ids import ID_SIZE, ChunkHandle, id_text
 from dfs.net.parts import AppenderState, RecordGroup
@@ -85,8 +86,8 @@ class TailContent:
 
 
 _ENCODER = msgspec.msgpack.Encoder()
-_START = msgspec.msgpack.Decoder(TailStart)
-_ROUND = msgspec.msgpack.Decoder(Round)
+_START: msgspec.msgpack.Decoder[TailStart] = msgpack_decoder(TailStart)
+_ROUND: msgspec.msgpack.Decoder[Round] = msgpack_decoder(Round)
 
 
 def check_records(groups: Iterable[RecordGroup], data: Buffer) -> None:

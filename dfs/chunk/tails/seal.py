@@ -15,6 +15,7 @@ import msgspec
 
 from dfs.chunk.identity import sync_directory
 from dfs.chunk.tails.log import decode_frame, encode_frame
+from dfs.decoders import msgpack_decoder
 from dfs.ids import ChunkHandle, id_text
 from dfs.net.parts import AppenderState
 
@@ -31,7 +32,7 @@ class Seal(msgspec.Struct, frozen=True, array_like=True):
 
 
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(Seal)
+_DECODER: msgspec.msgpack.Decoder[Seal] = msgpack_decoder(Seal)
 
 
 def seal_path(path: Path, handle: ChunkHandle) -> Path:

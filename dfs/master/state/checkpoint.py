@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from dfs.decoders import msgpack_decoder
 from dfs.errors import DfsError, StorageCorrupt
 from dfs.ids import ID_SIZE, ChunkHandle, ServerId
 from dfs.master.state import extents
@@ -68,7 +69,7 @@ DAMAGED = "the dumped state is damaged or of another version"
 
 
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER: msgspec.msgpack.Decoder[Piece] = msgspec.msgpack.Decoder(Piece)
+_DECODER: msgspec.msgpack.Decoder[Piece] = msgpack_decoder(Piece)
 
 
 # --- parts to pieces

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
+from dfs.decoders import msgpack_decoder
 from dfs.ids import ChunkHandle, ServerId
 from dfs.net.messages import Message, decode, encode, message
 from dfs.net.parts import AppenderState, Part
@@ -169,7 +170,7 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
 
 
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(Envelope)
+_DECODER: msgspec.msgpack.Decoder[Envelope] = msgpack_decoder(Envelope)
 
 
 def encode_command(now_ms: int, command: Message) -> bytes:

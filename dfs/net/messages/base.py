@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
+from dfs.decoders import msgpack_decoder
 from dfs.errors import ProtocolError
 from dfs.net.parts import CallId
 
@@ -59,7 +60,7 @@ def decode(type_code: int, header: bytes | bytearray | memoryview) -> Message:
         cls = _TYPES.get(type_code)
         if cls is None:
             raise ProtocolError(f"unknown message type {type_code:#06x}; the peer may be a newer version")
-        decoder = _DECODERS[type_code] = msgspec.msgpack.Decoder(cls)
+        decoder = _DECODERS[type_code] = msgpack_decoder(cls)
     try:
         value: Message = decoder.decode(header)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:

@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from dfs.chaos.verdict import at_share
+from dfs.decoders import json_decoder
 from dfs.testing.chaos.verdict import Verdict
 
 _HEAD = """# Reliability
@@ -79,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--commit", default="not told")
     parser.add_argument("--simulated", type=Path, help="what dfs.testing.simulate printed")
     given = parser.parse_args(arguments)
-    verdicts = [msgspec.json.decode(line, type=Verdict) for line in given.verdicts.read_bytes().splitlines()]
+    decoder = json_decoder(Verdict)
+    verdicts: list[Verdict] = [decoder.decode(line) for line in given.verdicts.read_bytes().splitlines()]
     simulated = given.simulated.read_text(encoding="utf-8").splitlines()[-1] if given.simulated else ""
     sys.stdout.write(report(verdicts, given.commit, simulated))
     return 0 if all(verdict.is_clean for verdict in verdicts) else 1
