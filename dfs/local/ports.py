@@ -3,19 +3,16 @@
 Owns: the claim of a block of ports, and the turn in which they are given out. Refuses to know: who listens.
 
 A probe alone is not enough where several processes run clusters at once: the port of a daemon that was killed a moment
-ago is free, and would be taken from under its restart. So each process locks a block of its own.
+ago is free, and would be taken from under its restart. So each process claims a block of its own, by a name in the
+place where the ports are, too: the network namespace, whoever the user is and wherever temporary files go.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from functools import cache
 from itertools import cycle
-from pathlib import Path
 
 from dfs.errors import DfsError
 
@@ -38,15 +35,14 @@ def free_ports(count: int) -> list[int]:
 
 @cache
 def _turn() -> Iterator[int]:
-    folder = Path(tempfile.gettempdir()) / f"dfs-ports-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
     for first in PORTS[::BLOCK_SIZE]:
-        fd = os.open(folder / str(first), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until this process ends
+            claim.bind(f"\0dfs-ports/{first}")
         except OSError:
-            os.close(fd)
+            claim.close()
             continue
+        claim.detach()  # held until this process ends
         return cycle(range(first, first + BLOCK_SIZE))
     raise DfsError(f"all {len(PORTS) // BLOCK_SIZE} blocks of ports for local clusters are taken; too many run at once")
 

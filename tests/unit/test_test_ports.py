@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 from dfs.local.ports import BLOCK_SIZE, free_ports
 
 
-def test_two_processes_are_never_given_the_same_port() -> None:
+def test_two_processes_are_never_given_the_same_port(tmp_path: Path) -> None:
+    """Also when their temporary files are apart."""
     own = {port for _ in range(40) for port in free_ports(BLOCK_SIZE // 20)}
     program = f"from dfs.local.ports import *; print(*(p for _ in range(40) for p in free_ports({BLOCK_SIZE // 20})))"
-    other = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    other = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60, env=environ
+    )
     others = {int(port) for port in other.stdout.split()}
     assert others
     assert not own & others
