@@ -5,8 +5,9 @@ Refuses to know: pysyncobj, elections, the network and what a command means.
 
 Nothing is rewritten in place. A write batch is a MARK, the records of one loop turn and one fdatasync. Every start
 begins a new segment whose HEAD says where the previous one ends, so that a torn tail is cut without touching it.
-All methods belong to the loop thread; the writer thread talks back through `post`. While the disk is quick the loop
-thread writes a batch itself: to hand it over and to hear of it takes longer than the disk does (docs/adr/0032).
+All methods but the end of `close` belong to the loop thread; the writer thread talks back through `post`. While the
+disk is quick the loop thread writes a batch itself: to hand it over and to hear of it takes longer than the disk does
+(docs/adr/0032).
 A failed write or sync is final: `on_failure` is called once, nothing becomes durable any more, and the owner must stop
 (fsync may not be asked twice).
 """
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfs.errors import DfsError, DiskFailed, DiskFull, StorageCorrupt
+from dfs.errors import DfsError, DiskFailed, DiskFull, InternalError, StorageCorrupt
 from dfs.fast_paths import FastPath, is_on
 from dfs.log import get_logger
 from dfs.master.raft_records import (
@@ -129,6 +130,7 @@ class Journal:
         self._epoch = 0  # changes when indexes are reused: a batch of an older epoch proves nothing about an index
         self._buffer: list[bytes] = []
         self._is_writing = False
+        self._is_stopped = False
         self._failure: DfsError | None = None
         self._queue: queue.SimpleQueue[_Batch | _Release | _Settle | None] = queue.SimpleQueue()
         self._disk = threading.Lock()  # held by the thread that writes; the loop thread never waits for it
@@ -294,13 +296,14 @@ class Journal:
     def attach(self, post: Post, on_durable: Callable[[], None], on_failure: Callable[[DfsError], None]) -> None:
         """Start the writer thread; the callbacks are run through `post`."""
         self._post, self._on_durable, self._on_failure = post, on_durable, on_failure
-        self._writer = threading.Thread(target=self._write_forever, name="raft-journal", daemon=True)
-        self._writer.start()
+        writer = threading.Thread(target=self._write_forever, name="raft-journal", daemon=True)
+        writer.start()
+        self._writer = writer
 
     def flush(self) -> None:
         """Let the buffered records become durable: here and now when the disk is quick (`on_durable` is called), else
         by the writer; when that is busy they go with its next batch."""
-        if self._buffer and not self._is_writing and self._failure is None:
+        if self._buffer and not (self._is_writing or self._is_stopped) and self._failure is None:
             batch = self._take_buffer()
             if not self._write_here(batch):
                 self._is_writing = True
@@ -341,14 +344,22 @@ class Journal:
         self._buffer.clear()
         return _Batch(data, self.sequence, self.last_index, self._epoch, (self.term, self.vote))
 
-    def close(self) -> None:
-        """Write what is buffered and end the writer. Blocks for a moment; nothing may be appended afterwards."""
+    def stop(self) -> None:
+        """Hand what is buffered to the writer, as its last batch; nothing may be appended afterwards."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
         self._post = lambda *_: None
-        writer, self._writer = self._writer, None
-        if writer is not None:
+        if self._writer is not None:
             if self._buffer and self._failure is None:
                 self._queue.put(self._take_buffer())
             self._queue.put(None)
+
+    def close(self) -> None:
+        """Stop, and wait for the writer's end: after a `stop` by the loop thread any other one may do that."""
+        self.stop()
+        writer, self._writer = self._writer, None
+        if writer is not None:
             writer.join()
         if self._preparer is not None:
             self._preparer.join()
@@ -378,6 +389,9 @@ class Journal:
                 pass
         except OSError as error:
             self._report(self._failed, self._disk_error(error))
+        except Exception as error:  # noqa: BLE001 - a thread root: a master whose journal has ended must not lead on
+            _log.exception("journal_writer_failed", folder=str(self.folder))
+            self._report(self._failed, InternalError(f"the writer of the Raft journal met a bug: {error!r}; report it"))
 
     def _disk_error(self, error: OSError) -> DfsError:
         return disk_error(error, self.folder, "writing the Raft journal")
@@ -388,6 +402,8 @@ class Journal:
             is_mark_due = job is None
         except queue.Empty:
             job, is_mark_due = _Settle(), True
+        if isinstance(job, _Settle) and not is_mark_due:
+            return True  # the wait for its moment begins; the disk stays the loop's meanwhile
         with self._disk:
             try:
                 if is_mark_due and self._needs_mark:
@@ -396,7 +412,7 @@ class Journal:
                     self._delete_below(job.index)
                 elif isinstance(job, _Batch):
                     self._write_batch(job)
-            except OSError:
+            except BaseException:
                 self._is_disk_broken = True
                 raise
         if isinstance(job, _Batch):
@@ -460,8 +476,13 @@ class Journal:
         self._synced_offset = self._offset
         if self._closed_segments:
             os.truncate(self._path(self._closed_segments[-1][0]), previous_end)
-        self._preparer = threading.Thread(target=self._prepare, name="raft-journal-spare", daemon=True)
-        self._preparer.start()
+        preparer = threading.Thread(target=self._prepare, name="raft-journal-spare", daemon=True)
+        try:
+            preparer.start()
+        except RuntimeError as error:  # the system has no thread for us: the next roll prepares its segment itself
+            _log.warning("journal_spare_failed", folder=str(self.folder), error=str(error))
+        else:
+            self._preparer = preparer
 
     def _prepare(self) -> None:
         try:

@@ -189,6 +189,7 @@ class RaftNode:
         self.transport.close()
         self.engine.stop()
         journal, lock, self._lock = self.journal, self._lock, -1
+        journal.stop()  # here: a batch that the loop has still to hear of would hand the same records on
         await self.loop.run_in_executor(None, journal.close)
         await self.transport.drain()
         os.close(lock)

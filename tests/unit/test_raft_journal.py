@@ -500,7 +500,7 @@ def test_a_disk_that_failed_the_writer_is_not_written_to_by_the_loop(
     real, failed = os.pwrite, threading.Event()
 
     def full(fd: int, data: bytes, offset: int) -> int:
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is not journal._writer:
             return real(fd, data, offset)
         failed.set()
         raise OSError(errno.EIO, "Input/output error")
