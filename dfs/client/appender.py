@@ -14,13 +14,17 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_told
 from dataclasses import dataclass
+from itertools import repeat
 from types import TracebackType
 
 from dfs.checksum import Buffer, crc32c
 from dfs.client.discovery import Masters
+from dfs.client.ownership import Owner
+from dfs.client.parallel import begin
 from dfs.client.plan import backoff_s
 from dfs.client.pool import ChannelPool
 from dfs.clock import Deadline
@@ -128,8 +132,10 @@ class Appender:
         self._waiting: deque[_Pending] = deque()
         self._waiting_size = 0
         self._in_flight = 0
+        self._telling: dict[int, Sequence[_Pending]] = {}  # by thread: what it tells the outcomes of at this moment
         self._is_closing = False
         self._failure: DfsError | None = None
+        self._owner = Owner()
         if identity is not None:
             self._acknowledged = self._resume(Deadline.after(timeout_s))
         self._thread: threading.Thread | None = None
@@ -160,6 +166,7 @@ class Appender:
 
         Waits while too much waits to be sent. `data` must not change before the outcome is known.
         """
+        self._owner.check()
         size = memoryview(data).nbytes
         if not size:
             raise InvalidArgument("a record has at least one byte")
@@ -171,14 +178,13 @@ class Appender:
             while self._is_full(size) and self._failure is None:
                 self._changed.wait(deadline.check("waiting for earlier records of this appender"))
             if self._failure is not None:
-                raise self._failure
+                raise self._failure.with_traceback(None)  # see _fail
             if self._is_closing:
                 raise InvalidArgument("this appender is closed; make a new one")
+            if self._thread is None:
+                self._thread = begin(threading.Thread(target=self._run, name="dfs-appender", daemon=True))
             self._waiting.append(pending)
             self._waiting_size += size
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="dfs-appender", daemon=True)
-                self._thread.start()
             self._changed.notify_all()
         return pending.outcome
 
@@ -188,14 +194,20 @@ class Appender:
 
     def flush(self) -> None:
         """Return when the outcome of every record taken so far is known; raise the error of one that failed."""
+        self._owner.check()
         with self._changed:
             while (self._waiting or self._in_flight) and self._failure is None:
                 self._changed.wait()
-            if self._failure is not None:
-                raise self._failure
+            own = threading.get_ident()  # this may be asked by who hears of an outcome: he does not wait for himself
+            telling = [item.outcome for thread, items in self._telling.items() if thread != own for item in items]
+        wait_told(telling)
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)  # see _fail
 
     def close(self) -> None:
         """Flush, and let the masters forget this appender: it is never continued. Again is harmless."""
+        if not self._owner.is_here:
+            return  # its records are those of the process that made it
         with self._changed:
             is_first, self._is_closing = not self._is_closing, True
             self._changed.notify_all()
@@ -203,7 +215,7 @@ class Appender:
         if thread is not None:
             thread.join()
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(None)  # see _fail
         if is_first and self._acknowledged:
             try:
                 self._send((), Deadline.after(CLOSE_TIMEOUT_S), is_closing=True)
@@ -212,9 +224,13 @@ class Appender:
 
     def abandon(self) -> None:
         """Stop without waiting; records without an outcome may be in the file or not. The identity stays known."""
+        if not self._owner.is_here:
+            return
+        error = DeadlineExceeded("the appender was abandoned; its last records may be in the file or not")
         with self._changed:
             self._is_closing = True
-            self._fail(DeadlineExceeded("the appender was abandoned; its last records may be in the file or not"))
+            failed = self._fail(error)
+        self._tell(failed, repeat(self._failure or error))
 
     def __enter__(self) -> Appender:
         return self
@@ -267,25 +283,41 @@ class Appender:
         with self._changed:
             self._acknowledged += len(batch)
             self._in_flight = 0
+            self._telling[threading.get_ident()] = batch
             self._changed.notify_all()
-        for item, offset in zip(batch, reply.offsets, strict=True):
-            if item.outcome.set_running_or_notify_cancel():
-                item.outcome.set_result(offset)
+        self._tell(batch, reply.offsets)
 
     def _give_up(self, batch: list[_Pending], error: DfsError) -> None:
         with self._changed:
             self._waiting.extendleft(reversed(batch))
             self._in_flight = 0
-            self._fail(error)
+            failed = self._fail(error)
+        self._tell(failed, repeat(self._failure or error))
 
-    def _fail(self, error: DfsError) -> None:
-        """End for ever; the lock is held."""
+    def _fail(self, error: DfsError) -> Sequence[_Pending]:
+        """End for ever; return the records that are to be told of it. The lock is held.
+
+        The error is raised again and again: its traceback would keep all calls that failed, and their records.
+        """
         self._failure = self._failure or error
-        waiting, self._waiting = self._waiting, deque()
-        for item in waiting:
-            if item.outcome.set_running_or_notify_cancel():
-                item.outcome.set_exception(self._failure)
+        failed, self._waiting = self._waiting, deque()
+        self._telling[threading.get_ident()] = failed
         self._changed.notify_all()
+        return failed
+
+    def _tell(self, items: Sequence[_Pending], outcomes: Iterable[int | DfsError]) -> None:
+        """Tell outcomes, without the lock: who hears of one may wait for somebody who waits for the lock."""
+        try:
+            for item, outcome in zip(items, outcomes, strict=False):
+                if not item.outcome.set_running_or_notify_cancel():
+                    continue
+                if isinstance(outcome, DfsError):
+                    item.outcome.set_exception(outcome)
+                else:
+                    item.outcome.set_result(outcome)
+        finally:
+            with self._changed:
+                self._telling.pop(threading.get_ident(), None)
 
     # --- sending -----------------------------------------------------------------------------------------------
 

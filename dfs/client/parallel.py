@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from dfs.errors import Overloaded
 from dfs.net.blocking import Channel
 
 T = TypeVar("T")
@@ -94,6 +95,19 @@ class Meter:
         return at
 
 
+def begin(thread: threading.Thread) -> threading.Thread:
+    """Start a thread and return it; raise `Overloaded` when the system has none for us."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise _no_thread(error) from None
+    return thread
+
+
+def _no_thread(error: RuntimeError) -> Overloaded:
+    return Overloaded(f"this process can start no more threads ({error}); raise the limit of its user (ulimit -u)")
+
+
 def in_order(
     work: Callable[[T], R], items: Iterable[T], cancellation: Cancellation, *, workers: int, window: int
 ) -> Iterator[R]:
@@ -114,7 +128,7 @@ def in_order(
     waiting: deque[Future[R]] = deque()
     try:
         for item in all_items:
-            waiting.append(executor.submit(work, item))
+            waiting.append(_submitted(executor, work, item))
             if len(waiting) >= window:
                 yield waiting.popleft().result()
         while waiting:
@@ -124,6 +138,13 @@ def in_order(
         raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _submitted(executor: ThreadPoolExecutor, work: Callable[[T], R], item: T) -> Future[R]:
+    try:
+        return executor.submit(work, item)
+    except RuntimeError as error:
+        raise _no_thread(error) from None
 
 
 def _drained(head: deque[T], rest: Iterator[T]) -> Iterator[T]:
