@@ -14,6 +14,7 @@ server whose door has closed is let go.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 import time
@@ -41,6 +42,7 @@ WATCH_S: Final = 1.0  # between two looks at what is held
 DOOR_TIMEOUT_S: Final = 1.0  # for a door to answer; the network is the way around
 DOOR_RETRY_S: Final = 10.0  # after a door failed
 _NOT_IN_MEMORY: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+_NOW: Final = Deadline(0.0)  # has passed: look, do not wait
 READ_FLAGS: int = getattr(os, "RWF_NOWAIT", 0)
 
 log = get_logger(__name__)
@@ -141,8 +143,7 @@ class LocalReplicas:
         with self._lock:
             if not self._is_closed:
                 self._held[key] = found
-                self._have_watched()
-            old = self._take_old()
+            old = self._take_old() + self._have_watched()
         let_go(old)
         return found
 
@@ -160,28 +161,39 @@ class LocalReplicas:
 
     # --- letting go
 
-    def _have_watched(self) -> None:
-        """Start the thread that looks after what is held, unless it runs; the lock is held."""
+    def _have_watched(self) -> list[OpenFile]:
+        """Start the thread that looks after what is held, unless it runs; take all out if none can be had. The lock is
+        held."""
         if self._watcher is None and not self._is_closed:
-            self._watcher = threading.Thread(target=self._watch, name="dfs-let-go", daemon=True)
-            self._watcher.start()
+            watcher = threading.Thread(target=self._watch, name="dfs-let-go", daemon=True)
+            try:
+                watcher.start()
+            except RuntimeError as error:
+                log.debug("local_replicas_not_held", reason=str(error))
+                return self._take_out(math.inf, set())
+            self._watcher = watcher
+        return []
 
     def _watch(self) -> None:
+        """The root of a thread."""
         doubtful: set[ServerId] = set()
         while not self._closing.wait(WATCH_S):
-            with self._lock:
-                holders = self.holders()
-                unseen = holders - self._open_doors()
-                old = self._take_out(time.monotonic() - IDLE_S, unseen & doubtful)
-                doubtful = unseen  # a door may be in a reader's hands just now: it takes two looks
-                if not holders:
-                    self._watcher = None
-                    return
-            let_go(old)
+            try:
+                with self._lock:
+                    holders = self.holders()
+                    unseen = holders - self._open_doors()
+                    old = self._take_out(time.monotonic() - IDLE_S, unseen & doubtful)
+                    doubtful = unseen  # a door may be in a reader's hands just now: it takes two looks
+                    if not holders:
+                        self._watcher = None
+                        return
+                let_go(old)
+            except Exception:
+                log.exception("let_go_failed")
 
     def _open_doors(self) -> set[ServerId]:
         """Return the servers that still have us at their doors; drop the ends of others. The lock is held."""
-        ended = [server for server, door in self._doors.items() if door.wait_readable(Deadline(0.0))]
+        ended = [server for server, door in self._doors.items() if _has_ended(door)]
         for server in ended:
             self._doors.pop(server).close()
         return set(self._doors)
@@ -213,7 +225,8 @@ class LocalReplicas:
         )
         file = self._volumes.take(extent.handle, place, fd, now_s)
         with self._lock:
-            self._have_watched()
+            old = self._have_watched()
+        let_go(old)
         if file is None or not _is_sound(server, extent, place.length, place.crc, place.checksums):
             return None
         return _placed(server, place, file, extent, now_s)
@@ -268,7 +281,7 @@ class LocalReplicas:
         with self._lock:
             door = self._doors.pop(server.server_id, None)
         try:
-            if door is None or door.is_broken or door.wait_readable(Deadline(0.0)):  # it has nothing to say but its end
+            if door is None or _has_ended(door):
                 if door is not None:
                     door.close()
                 door = LocalChannel.enter(server.server_id, self._key, deadline)
@@ -293,6 +306,14 @@ class LocalReplicas:
                 self._doors[server_id] = door
                 return
         door.close()
+
+
+def _has_ended(door: LocalChannel) -> bool:
+    """Whether a door that nobody uses at this moment is of no use any more: it has nothing to say but its end."""
+    try:
+        return door.is_broken or door.wait_readable(_NOW)
+    except DfsError:
+        return True
 
 
 def _placed(

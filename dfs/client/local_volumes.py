@@ -36,8 +36,11 @@ class OpenFile:
         os.close(self.fd)
 
     def is_deleted(self) -> bool:
-        """Whether no name of the file is left."""
-        return os.fstat(self.fd).st_nlink == 0
+        """Whether no name of the file is left, or its file system does not say."""
+        try:
+            return os.fstat(self.fd).st_nlink == 0
+        except OSError:
+            return True
 
 
 def let_go(files: list[OpenFile]) -> None:
@@ -49,7 +52,10 @@ def let_go(files: list[OpenFile]) -> None:
     gone = [file for file in files if file.is_deleted()]
     files.clear()
     if gone:
-        threading.Thread(target=gone.clear, name="dfs-let-go", daemon=True).start()
+        try:
+            threading.Thread(target=gone.clear, name="dfs-let-go", daemon=True).start()
+        except RuntimeError:  # the system has no thread for us: whoever is here waits for the disk
+            gone.clear()
 
 
 class Place(NamedTuple):

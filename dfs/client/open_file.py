@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from dfs.client.extent_table import ExtentTable, Located
+from dfs.client.ownership import Owner
 from dfs.client.parallel import Cancellation, in_order
 from dfs.client.plan import ReadPlan
 from dfs.client.readings import Cut, RangeReading
@@ -64,6 +65,7 @@ class DfsFile(io.RawIOBase):
         self._takes_cuts = is_on(FastPath.CUT_RANGES)
         self._relocate = relocate
         self._parallel = parallel
+        self._owner = Owner()
         self._lock = threading.RLock()
         self._position = 0
         self._run = 0  # reads in a row
@@ -244,7 +246,7 @@ class DfsFile(io.RawIOBase):
 
     def close(self) -> None:
         """End the stream; again is harmless."""
-        if not self.closed and hasattr(self, "_lock"):
+        if not self.closed and hasattr(self, "_lock") and self._owner.is_here:
             with self._lock:
                 self._end_stream()
         super().close()
@@ -252,3 +254,4 @@ class DfsFile(io.RawIOBase):
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("the file is closed")  # as every file object says it
+        self._owner.check()

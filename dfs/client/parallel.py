@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from dfs.client.ownership import Owner
 from dfs.errors import Overloaded
 from dfs.net.blocking import Channel
 
@@ -31,6 +32,7 @@ class Cancellation:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._is_cancelled = False
+        self._owner = Owner()
         self._channels: set[Channel] = set()
 
     def check(self) -> None:
@@ -58,6 +60,10 @@ class Cancellation:
             self._channels.difference_update(channels)
 
     def cancel(self) -> None:
+        """End the transfer. Not in a forked child, where a generator may end that the parent reads on from: it would
+        shut down the parent's connections."""
+        if not self._owner.is_here:
+            return
         with self._lock:
             self._is_cancelled = True
             for channel in self._channels:

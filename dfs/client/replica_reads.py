@@ -19,6 +19,7 @@ from types import TracebackType
 
 from dfs.client.hedging import Hedging
 from dfs.client.local_replicas import LocalReplica, LocalReplicas
+from dfs.client.ownership import Owner
 from dfs.client.parallel import Cancellation
 from dfs.client.plan import ReadPlan, ServerHealth, backoff_s
 from dfs.client.pool import ChannelPool, exchange
@@ -123,6 +124,7 @@ class ReplicaReader:
         self._rack = rack
         self._hedging = Hedging() if is_hedged and is_on(FastPath.HEDGED_READS) else None
         self._lock = threading.Lock()
+        self._owner = Owner()
         self.counts = ReadCounts()
 
     def read(self, reading: Reading, cancellation: Cancellation, *, relocate: Relocate, path: str) -> None:
@@ -130,6 +132,7 @@ class ReplicaReader:
 
         When all fail, `relocate` asks the masters for present places and tokens, until nothing was got for the timeout.
         """
+        self._owner.check()
         deadline = Deadline.after(self._timeout_s)
         rounds = 0
         while True:
@@ -157,6 +160,7 @@ class ReplicaReader:
 
         A small one whose place is known needs no server, be it alive or not.
         """
+        self._owner.check()
         if (replica := self._local.known(extent, replicas)) is not None:
             return replica
         bad = self._health.bad(time.monotonic())

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator
 
 import pytest
 
 from dfs.client.parallel import Cancellation, CancelledTransfer, Meter, in_order
+from dfs.clock import Deadline
+from dfs.errors import Overloaded
+from dfs.net.blocking import Channel
+from dfs.net.stream import SocketStream
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -101,6 +109,46 @@ def test_leaving_early_ends_the_parts() -> None:
     results.close()  # type: ignore[attr-defined]
     with pytest.raises(CancelledTransfer):
         cancellation.check()
+
+
+def test_without_a_thread_a_transfer_fails_by_name_and_ends_those_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    cancellation, start = Cancellation(), threading.Thread.start
+    begun: list[threading.Thread] = []
+
+    def refused(thread: threading.Thread) -> None:
+        if begun:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    def work(_: int) -> None:
+        while True:
+            cancellation.check()
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(Overloaded, match="ulimit -u"):
+        list(in_order(work, range(8), cancellation, workers=4, window=8))
+    assert not begun[0].is_alive()
+
+
+def test_a_transfer_that_ends_in_a_forked_child_ends_nothing_in_its_parent() -> None:
+    """As when a child that was forked in the midst of a read exits, and Python ends the generators that it has, too."""
+    mine, theirs = socket.socketpair()
+    cancellation = Cancellation()
+    with theirs, Channel(SocketStream(mine, "a server")) as channel, cancellation.watched(channel):
+        with cancellation._lock, warnings.catch_warnings():  # another thread may have the lock at this moment
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+            if not child:
+                signal.alarm(20)
+                try:
+                    cancellation.cancel()
+                finally:
+                    os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert not channel.wait_readable(Deadline(0.0)), "the child has shut the connection down"
+        cancellation.cancel()
+        assert channel.wait_readable(Deadline.after(20))
 
 
 def test_progress_of_a_repeated_part_is_counted_once() -> None:
