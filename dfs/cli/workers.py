@@ -98,18 +98,21 @@ class Workers:
                 continue
             if item is None:
                 return
-            label, task = item
             try:
-                task()
+                self._do(*item)
             except Stopped:
                 return
-            except EXPECTED as error:
-                if is_fatal(error):
-                    self._end(error)
-                else:
-                    self._on_failure(label, error)
             except Exception as error:  # noqa: BLE001 - the thread's root: a bug ends the run and is raised by finish
                 self._end(error)
+
+    def _do(self, label: str, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except EXPECTED as error:
+            if is_fatal(error):
+                self._end(error)
+            else:
+                self._on_failure(label, error)
 
     def _end(self, error: BaseException) -> None:
         with self._lock:

@@ -66,7 +66,13 @@ class MetricsPort:
             reader = threading.Thread(target=self._serve, args=(connection,), name="dfs metrics reader", daemon=True)
             with self._lock:
                 self._readers[reader] = connection
-            reader.start()
+            try:
+                reader.start()
+            except RuntimeError as error:  # the system has no thread for us: the next reader may have better luck
+                log.warning("metrics_reader_failed", reason=str(error))
+                with self._lock:
+                    del self._readers[reader]
+                connection.close()
 
     def _make_room(self) -> None:
         """Let go of whoever has been here longest when too many are, and wait for its thread."""

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -275,6 +277,27 @@ def test_workers_raise_a_bug_of_a_task(reported: list[tuple[str, BaseException]]
     with pytest.raises(StopIteration):
         submit_bug()
     assert reported == []
+
+
+def test_workers_end_when_nobody_can_be_told_of_a_failure() -> None:
+    """As when the reader of stderr has gone: no worker would be left, and who submits would wait for ever."""
+
+    def tell(_label: str, _error: BaseException) -> None:
+        raise BrokenPipeError
+
+    def fail() -> None:
+        raise DiskFull("no room")
+
+    def submit_many() -> None:
+        deadline = time.monotonic() + 20
+        with Workers(tell, count=2) as workers:
+            while time.monotonic() < deadline:
+                workers.submit("t", fail)
+
+    submitter = ThreadPoolExecutor(1)
+    with pytest.raises(BrokenPipeError):
+        submitter.submit(submit_many).result(20)
+    submitter.shutdown()
 
 
 def test_interrupted_workers_end_running_transfers(reported: list[tuple[str, BaseException]]) -> None:

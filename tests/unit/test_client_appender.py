@@ -114,7 +114,12 @@ def test_flush_returns_when_all_outcomes_are_known_however_slow_who_hears_of_the
 def test_who_hears_of_an_outcome_may_flush(appender: Appender, cluster: Cluster) -> None:
     second, third = two_in_one_batch(appender, cluster)
     is_flushed = threading.Event()
-    second.add_done_callback(lambda _: (appender.flush(), is_flushed.set()))
+
+    def flush(_: Future[int]) -> None:
+        appender.flush()
+        is_flushed.set()
+
+    second.add_done_callback(flush)
     cluster.may_answer.set()
     assert is_flushed.wait(WAIT_S)
     assert third.result(WAIT_S) == 11

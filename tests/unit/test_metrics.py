@@ -372,6 +372,23 @@ def test_a_page_that_cannot_be_made_costs_nothing_but_that_page(caplog: pytest.L
     assert "metrics_failed" in caplog.text
 
 
+def test_a_reader_without_a_thread_costs_the_others_nothing(
+    port: MetricsPort, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = threading.Thread.start
+    refusals = [RuntimeError("can't start new thread")]
+
+    def refused(thread: threading.Thread) -> None:
+        if refusals and thread.name == "dfs metrics reader":
+            raise refusals.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert ask(port, b"GET /metrics HTTP/1.1\r\n\r\n") == b""
+    assert ask(port, b"GET /metrics HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200")
+    assert "metrics_reader_failed" in caplog.text
+
+
 def test_a_port_that_is_taken_stops_no_daemon(port: MetricsPort, caplog: pytest.LogCaptureFixture) -> None:
     assert open_metrics_port(port.address, lambda: b"", CONTENT_TYPE) is None
     assert "metrics_port_failed" in caplog.text
