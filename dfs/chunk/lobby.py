@@ -101,9 +101,8 @@ class Lobby:
         if visitor.channel.has_unread:
             return
         with self._lock:
-            if self._is_closed:
+            if self._is_closed or not self._begin_threads():
                 return
-            self._begin_threads()
             visitor.state, visitor.seen_s = _State.WAITING, time.monotonic()
             self._waiting[visitor.number] = visitor
         self._listen(visitor)
@@ -116,14 +115,19 @@ class Lobby:
         if visitor.error is not None:
             raise visitor.error
 
-    def _begin_threads(self) -> None:
-        """The lock is held."""
+    def _begin_threads(self) -> bool:
+        """Return whether there are any; the lock is held."""
         while len(self._threads) < self._thread_count:
             is_spare = self._patience_s > 0 and len(self._threads) == self._thread_count - 1
             name = f"dfs lobby {len(self._threads) + 1}"
             thread = threading.Thread(target=self._run, args=(is_spare,), name=name, daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system has none for us: each connection has its own for all it wants
+                log.debug("lobby_thread_not_started", reason=str(error))
+                break
             self._threads.append(thread)
+        return bool(self._threads)
 
     def _listen(self, visitor: Visitor) -> None:
         """Let the next word of a visitor, or its end, wake a thread."""

@@ -333,6 +333,25 @@ def test_a_stop_ends_connections_that_wait(tmp_path: Path, disk: SlowDisk) -> No
     wait_until(lambda: not lobby_of(running).lobby._threads, 20, "its threads end")
 
 
+def test_without_threads_for_the_lobby_each_connection_is_served_by_its_own(
+    server: LoopbackChunkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lobby, start, may_start = lobby_of(server).lobby, threading.Thread.start, 0
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name.startswith("dfs lobby") and len(lobby._threads) >= may_start:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    for may_start in (0, 1, 3):
+        with connected(server) as channel:
+            for _ in range(3):
+                send(channel, b"data")
+                hear(channel)
+            wait_until(lambda: len(lobby._threads) == may_start, 20, "those that may have begun")  # noqa: B023
+
+
 @pytest.mark.parametrize("step", ["look", "serve", "publish", "reply"])
 def test_a_bug_while_requests_are_served_costs_those_connections_and_nothing_else(
     server: LoopbackChunkServer, channels: list[Channel], monkeypatch: pytest.MonkeyPatch, step: str
