@@ -30,7 +30,7 @@ class Cancellation:
     """The end of one transfer, as its workers see it: a flag, and a wake-up for those that wait for a server."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may end the transfer in the midst of `watch`
         self._is_cancelled = False
         self._owner = Owner()
         self._channels: set[Channel] = set()
@@ -130,7 +130,8 @@ def in_order(
         for item in all_items:
             yield work(item)
         return
-    executor = ThreadPoolExecutor(workers, "dfs-transfer")
+    own: set[int] = set()
+    executor = ThreadPoolExecutor(workers, "dfs-transfer", initializer=lambda: own.add(threading.get_ident()))
     waiting: deque[Future[R]] = deque()
     try:
         for item in all_items:
@@ -142,8 +143,8 @@ def in_order(
     except BaseException:
         cancellation.cancel()
         raise
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+    finally:  # in one of these threads the garbage collector got here: it cannot wait for itself
+        executor.shutdown(wait=threading.get_ident() not in own, cancel_futures=True)
 
 
 def _submitted(executor: ThreadPoolExecutor, work: Callable[[T], R], item: T) -> Future[R]:

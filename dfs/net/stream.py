@@ -61,7 +61,7 @@ class SocketStream:
         self._buffer = memoryview(bytearray(READ_AHEAD_SIZE))
         self._start = 0  # unread bytes are _buffer[_start:_end]
         self._end = 0
-        self._close_lock = threading.Lock()
+        self._close_lock = threading.RLock()  # the garbage collector may end a transfer in the midst of `close`
 
     @classmethod
     def connect(cls, address: str, deadline: Deadline, *, is_bulk: bool) -> SocketStream:
@@ -266,17 +266,21 @@ class SocketStream:
         """
         if not reads_only:
             self.is_broken = True
-        with contextlib.suppress(OSError):  # the peer was faster
-            self._socket.shutdown(socket.SHUT_RD if reads_only else socket.SHUT_RDWR)
+        with self._close_lock:  # not after the number was given back: it may be another one's socket then
+            self._shut(socket.SHUT_RD if reads_only else socket.SHUT_RDWR)
+
+    def _shut(self, how: int) -> None:
+        with contextlib.suppress(OSError):  # the peer was faster, or it is closed
+            self._socket.shutdown(how)
 
     def close(self) -> None:
         """End the connection; again is harmless."""
         with self._close_lock:
             if self.is_closed:
                 return
-            self.is_closed = True
-        self.interrupt()  # a thread that still waits in the kernel would not notice a mere close
-        self._socket.close()
+            self.is_closed = self.is_broken = True
+            self._shut(socket.SHUT_RDWR)  # a thread that still waits in the kernel would not notice a mere close
+            self._socket.close()
 
     # --- the kernel's timeouts and errors ---------------------------------------------------------------
 

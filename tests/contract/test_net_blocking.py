@@ -35,7 +35,7 @@ from dfs.net.frames import encode_frame
 from dfs.net.listener import Listener, ServeLimits, serve_forever
 from dfs.net.messages import Done, ErrorReply, Ping, Pong, ReadChunkReply, Stat, WriteData, encode
 from dfs.net.sockets import resolve
-from dfs.net.stream import READ_AHEAD_SIZE
+from dfs.net.stream import READ_AHEAD_SIZE, SocketStream
 
 KEY = ClusterKey.from_secret(b"s" * 32, "demo")
 PATIENCE_S = 20.0
@@ -463,3 +463,49 @@ def test_bulk_connection_is_tuned_for_bulk(pair: Pair) -> None:
         default = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
         if default.exists() and "cubic" in default.read_text():
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"cubic"
+
+
+# --- the end, from another thread ---------------------------------------------------------------------
+
+
+class SlowSocket:
+    """A socket that is shut down slowly: the kernel has not heard of it when another thread closes the stream."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.is_shutting, self.may_shut = threading.Event(), threading.Event()
+        self.numbers: list[tuple[int, int]] = []  # when it was asked to, and when the kernel hears of it
+        self._socket = sock
+
+    def shutdown(self, how: int) -> None:
+        number = self._socket.fileno()
+        if not self.is_shutting.is_set():  # the first time
+            self.is_shutting.set()
+            self.may_shut.wait(PATIENCE_S)
+        self.numbers.append((number, self._socket.fileno()))
+        self._socket.shutdown(how)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._socket, name)
+
+
+def test_a_number_that_was_given_back_is_not_shut_down() -> None:
+    mine, theirs = socket.socketpair()
+    stream = SocketStream(mine, "a peer")
+    slow = SlowSocket(mine)
+    stream._socket = cast(socket.socket, slow)
+    number = mine.fileno()
+    interrupter = threading.Thread(target=stream.interrupt)
+    interrupter.start()
+    assert slow.is_shutting.wait(PATIENCE_S)
+    is_closed = threading.Event()
+    closer = threading.Thread(target=lambda: (stream.close(), is_closed.set()))  # type: ignore[func-returns-value]
+    closer.start()
+    is_closed.wait(0.2)  # a stream that is closed now is shut down under a number that anybody may have
+    slow.may_shut.set()
+    interrupter.join(PATIENCE_S)
+    closer.join(PATIENCE_S)
+    stream.interrupt()
+    theirs.close()
+    assert (number, number) in slow.numbers
+    assert all(before == after for before, after in slow.numbers)
+    assert mine.fileno() == -1

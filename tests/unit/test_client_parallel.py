@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import warnings
 import weakref
@@ -109,6 +111,44 @@ def test_leaving_early_ends_the_parts() -> None:
     results.close()  # type: ignore[attr-defined]
     with pytest.raises(CancelledTransfer):
         cancellation.check()
+
+
+ABANDONED = """
+import faulthandler, gc, sys, threading
+from dfs.client.parallel import Cancellation, in_order
+
+faulthandler.dump_traceback_later(20, exit=True)
+sys.unraisablehook = lambda fault: print("ignored:", fault.exc_value)
+is_dropped, is_collected, cancellation = threading.Event(), threading.Event(), Cancellation()
+
+
+def work(item: int) -> int:
+    if item == 1:
+        assert is_dropped.wait(20)
+        with cancellation._lock:  # as while it watches a connection
+            gc.collect()
+        is_collected.set()
+    return item
+
+
+class Reader:
+    pass
+
+
+gc.disable()
+reader = Reader()
+reader.itself, reader.results = reader, in_order(work, range(4), cancellation, workers=2, window=2)
+assert next(reader.results) == 0
+del reader
+is_dropped.set()
+assert is_collected.wait(20)
+"""
+
+
+def test_a_transfer_that_was_dropped_is_ended_by_whichever_thread_collects_it() -> None:
+    """A reader in a circle of references is found by the garbage collector, which runs in any thread at any moment."""
+    result = subprocess.run([sys.executable, "-c", ABANDONED], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
 
 
 def test_without_a_thread_a_transfer_fails_by_name_and_ends_those_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
