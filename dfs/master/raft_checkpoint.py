@@ -11,6 +11,7 @@ its bytes are on disk, so a newer one never replaces an older one in place.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import hashlib
 import os
@@ -274,6 +275,7 @@ def _run_child(
         os.nice(10)
         draft = folder.folder / f"checkpoint-{head.index:020d}.tmp"
         write_checkpoint(draft, head, _while_child_of(parent, dump()), fsync=folder.fsync)
+        _check_parent(parent)  # the draft of that name may be another one's by now: of the child of the next master
         folder.publish(draft, head.index)
         status = 0
     except OSError as error:
@@ -285,9 +287,13 @@ def _run_child(
 def _while_child_of(parent: int, pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Pass pieces on until the parent is gone: an orphan must not work on."""
     for piece in pieces:
-        if os.getppid() != parent:
-            raise OSError(3, "the master ended")
+        _check_parent(parent)
         yield piece
+
+
+def _check_parent(parent: int) -> None:
+    if os.getppid() != parent:
+        raise OSError(errno.ESRCH, "the master ended")
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,47 @@ def test_leftover_drafts_are_cleared_at_start(folder: CheckpointFolder) -> None:
     assert not draft.exists()
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process has not ended; where nobody reaps orphans it may stay as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_whose_master_was_killed_in_the_last_moment_publishes_nothing(
+    folder: CheckpointFolder, tmp_path: Path
+) -> None:
+    """All is written, and synced while the master dies: the next one may be writing a draft of that name by now."""
+    told = tmp_path / "child"
+
+    def dump() -> Iterator[bytes]:
+        yield from PIECES
+        told.with_suffix(".new").write_text(str(os.getpid()))
+        told.with_suffix(".new").rename(told)
+        while os.getppid() == master:
+            time.sleep(0.005)
+
+    if not (master := os.fork()):
+        try:
+            master = os.getpid()
+            CheckpointWriter(folder).start(head_at(7), dump)
+            time.sleep(20)  # until the end
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + 20
+    while not told.exists():
+        assert time.monotonic() < deadline, "no checkpoint is written"
+        time.sleep(0.005)
+    os.kill(master, signal.SIGKILL)
+    os.waitpid(master, 0)
+    while is_running(int(told.read_text())):
+        assert time.monotonic() < deadline, "the checkpoint child does not end"
+        time.sleep(0.005)
+    assert folder.indexes() == []
+
+
 def test_the_child_writes_the_state_as_of_the_fork(folder: CheckpointFolder) -> None:
     state = [b"before"]
     writer = CheckpointWriter(folder)
