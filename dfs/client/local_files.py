@@ -252,18 +252,32 @@ class TargetFile:
             os.close(self._fd)
 
 
-_TEMPORARY_MARK = secrets.token_hex(6)  # of this process; with a counter it names a temporary that nobody else has
-_temporary_numbers = itertools.count()
+class _TemporaryNames:
+    """Names that nobody else has: a mark of this process, and a counter."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+        self.begin()
+        os.register_at_fork(after_in_child=self.begin)  # parent and child count on alike
+
+    def begin(self) -> None:
+        self._mark = secrets.token_hex(6)
+
+    def next(self) -> str:
+        return f"{self._mark}{next(self._numbers):x}"
+
+
+_temporary_names = _TemporaryNames()
 
 
 def write_whole(target: Path, data: memoryview, *, overwrite: bool) -> None:
     """Make a small local file appear whole, as `TargetFile` does, by as few calls of the system as that takes."""
     folder, name = os.path.split(target)
-    mark = f"{_TEMPORARY_MARK}{next(_temporary_numbers):x}"
-    temporary = f"{folder or os.curdir}/.{name[:TEMPORARY_NAME_MAX]}.{mark}.part"
-    is_moved = False
+    temporary = f"{folder or os.curdir}/.{name[:TEMPORARY_NAME_MAX]}.{_temporary_names.next()}.part"
+    is_there = False
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)  # the user's umask decides
+        is_there = True
         try:
             while data:
                 data = data[os.write(fd, data) :]
@@ -272,13 +286,13 @@ def write_whole(target: Path, data: memoryview, *, overwrite: bool) -> None:
         if not overwrite and _link(temporary, target):
             return
         os.replace(temporary, target)  # noqa: PTH105 - a Path for each small file costs as much as the call
-        is_moved = True
+        is_there = False
     except DfsError:
         raise
     except OSError as error:
         raise local_error(error, "make", target) from None
     finally:
-        if not is_moved:
+        if is_there:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)  # noqa: PTH108 - as above
 

@@ -248,6 +248,51 @@ def test_small_file_appears_whole_and_replaces_only_when_asked(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["empty", target.name])
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_small_files_of_a_forked_child_have_temporaries_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two files whose names begin alike one would be refused, lose its temporary, or get the other's content."""
+    reader, writer = os.pipe()
+    opened, real = list[str](), os.open
+
+    def seen(path: str, *arguments: int) -> int:
+        opened.append(str(path))
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", seen)
+    if not (child := os.fork()):
+        try:
+            write_whole(tmp_path / ("x" * 60 + "child"), memoryview(b"child"), overwrite=False)
+            os.write(writer, opened[-1].encode())
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0) == (child, 0)
+    write_whole(tmp_path / ("x" * 60 + "parent"), memoryview(b"parent"), overwrite=False)
+    told = os.read(reader, 4096).decode()
+    os.close(reader)
+    os.close(writer)
+    assert told.startswith(str(tmp_path))
+    assert opened[-1] != told
+
+
+def test_small_file_that_cannot_be_made_takes_nobody_else_s_temporary_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, names = os.open, list[str]()
+
+    def taken(path: str, *arguments: int) -> int:
+        names.append(path)
+        Path(path).write_bytes(b"somebody else's")
+        return real(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local_files.os, "open", taken)
+        with pytest.raises(AlreadyExists):
+            write_whole(tmp_path / "file", memoryview(b"data"), overwrite=False)
+    assert Path(names[0]).read_bytes() == b"somebody else's"
+
+
 def test_small_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotFound):
         write_whole(tmp_path / "none" / "file", memoryview(b"data"), overwrite=False)
