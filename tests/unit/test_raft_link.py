@@ -6,11 +6,15 @@ frame limit).
 
 from __future__ import annotations
 
+import asyncio
+from typing import cast
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfs.errors import AuthenticationFailed, ConfigError, DfsError, FrameTooLarge, ProtocolError, VersionMismatch
+from dfs.master import raft_transport
 from dfs.master.raft_link import FRAME_SIZE_MAX, LinkSession, pack_name
 from dfs.master.raft_wire import (
     Append,
@@ -168,3 +172,32 @@ def test_a_body_that_is_no_message_is_a_protocol_error(body: bytes) -> None:
     except ProtocolError:
         return
     assert isinstance(messages, list)
+
+
+def test_a_dialer_outlives_what_nobody_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when asyncio gets no thread to look a name up: nobody else would connect these two masters again."""
+    monkeypatch.setattr(raft_transport, "REFUSED_RETRY_S", 0.0)
+    faults: list[Exception] = [RuntimeError("can't start new thread")]
+
+    async def trial() -> None:
+        loop, is_dialled = asyncio.get_running_loop(), asyncio.Event()
+
+        async def create_connection(*_: object) -> None:
+            if faults:
+                raise faults.pop()
+            is_dialled.set()
+            raise ConnectionRefusedError
+
+        monkeypatch.setattr(loop, "create_connection", create_connection)
+        peers = {"a": "127.0.0.1:1", "b": "127.0.0.1:0"}
+        transport = raft_transport.RaftTransport(name="b", peers=peers, key=KEY, dead_after_s=9.0)
+        await transport.start(cast(raft_transport.TransportUser, None), lambda: None)
+        try:
+            async with asyncio.timeout(20):
+                await is_dialled.wait()
+        finally:
+            transport.close()
+            await transport.drain()
+
+    asyncio.run(trial())
+    assert not faults
