@@ -287,7 +287,7 @@ def test_small_file_that_cannot_be_made_takes_nobody_else_s_temporary_away(
         return real(path, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(local_files.os, "open", taken)
+        patch.setattr(os, "open", taken)
         with pytest.raises(AlreadyExists):
             write_whole(tmp_path / "file", memoryview(b"data"), overwrite=False)
     assert Path(names[0]).read_bytes() == b"somebody else's"
