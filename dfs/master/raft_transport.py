@@ -26,7 +26,7 @@ from dfs.net.sockets import bind_error, split_bind_address
 
 CONNECT_TIMEOUT_S = 0.5  # a lost SYN is sent again sooner than the kernel would
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 0.15  # between two attempts to reach a master
-REFUSED_RETRY_S = 2.0  # after a failed authentication: a person must act first
+REFUSED_RETRY_S = 2.0  # after a failed authentication, or a bug: a person must act first
 PING_AFTER_S = 0.25  # of silence
 UNPROVED_LINKS_MAX = 64  # accepted connections that have not authenticated
 CLOSING_TURNS = 8  # of the loop: accepted, made, aborted, lost, with some to spare
@@ -153,9 +153,14 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
 
     async def _dial_forever(self, peer: str) -> None:
         while not self._is_closed:
-            link = None if peer in self._links else await self._dial(peer)
-            refused = link is not None and isinstance(link.failure, AuthenticationFailed)
-            await asyncio.sleep(REFUSED_RETRY_S if refused else random.uniform(RETRY_MIN_S, RETRY_MAX_S))  # noqa: S311
+            try:
+                link = None if peer in self._links else await self._dial(peer)
+                is_hopeless = link is not None and isinstance(link.failure, AuthenticationFailed)
+            except Exception:  # the root of a task: without it these two masters would never meet again
+                _log.exception("raft_dial_failed", peer=peer)
+                is_hopeless = True
+            pause_s = REFUSED_RETRY_S if is_hopeless else random.uniform(RETRY_MIN_S, RETRY_MAX_S)  # noqa: S311
+            await asyncio.sleep(pause_s)
 
     async def _dial(self, peer: str) -> Link | None:
         """Connect and wait until the link is up or has failed."""
