@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from dfs.client.held_file import OpenFile
 from dfs.errors import AlreadyExists, Conflict, DfsError, IsADirectory, LocalFileError, NotADirectory, NotFound
 from dfs.page_cache import write_at
 
@@ -42,6 +43,13 @@ def local_error(error: OSError, doing: str, name: object) -> DfsError:
             return LocalFileError(text)
 
 
+def _opened(file: OpenFile | None, name: object) -> OpenFile:
+    """Return a file to use it, for as long as the caller refers to it."""
+    if file is None:
+        raise LocalFileError(f"the local file {str(name)!r} is not used any more: its transfer is over")
+    return file
+
+
 class SourceFile:
     """A regular local file that is read in ranges by several threads. It must not change until `check_unchanged`."""
 
@@ -49,10 +57,10 @@ class SourceFile:
         """Open it; raise when it cannot be read, and `IsADirectory` for a directory."""
         self.path = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file: OpenFile | None = OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
             raise local_error(error, "open", path) from None
-        self._before = os.fstat(self._fd)
+        self._before = os.fstat(self._file.fd)
         self.size = self._before.st_size
 
     def pieces(self, offset: int, length: int) -> Iterator[memoryview]:
@@ -67,10 +75,10 @@ class SourceFile:
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill `view` with the bytes from `offset` on; raise `Conflict` when some are gone."""
-        got = 0
+        file, got = _opened(self._file, self.path), 0
         while got < len(view):
             try:
-                count = os.preadv(self._fd, [view[got:]], offset + got)
+                count = os.preadv(file.fd, [view[got:]], offset + got)
             except OSError as error:
                 raise local_error(error, "read", self.path) from None
             if not count:
@@ -79,12 +87,13 @@ class SourceFile:
 
     def check_unchanged(self) -> None:
         """Raise `Conflict` when the file is not as it was when it was opened."""
-        now = os.fstat(self._fd)
+        now = os.fstat(_opened(self._file, self.path).fd)
         if (now.st_size, now.st_mtime_ns) != (self._before.st_size, self._before.st_mtime_ns):
             raise self._changed()
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Let go of it; a thread that still reads, because the wait for it was interrupted, reads to its end."""
+        self._file = None
 
     def _changed(self) -> Conflict:
         return Conflict(f"{str(self.path)!r} changed while it was read; nothing was stored: try again when it rests")
@@ -197,7 +206,7 @@ class TargetFile:
                 raise IsADirectory(f"the local target {str(target)!r} is a directory; give the name of a file in it")
             beginning = target.name[:TEMPORARY_NAME_MAX]
             self._temporary = target.with_name(f".{beginning}.{secrets.token_hex(6)}.part")
-            self._fd = os.open(self._temporary, flags, 0o666)  # the user's umask decides
+            self._file: OpenFile | None = OpenFile(os.open(self._temporary, flags, 0o666))  # the user's umask decides
         except IsADirectory:
             raise
         except OSError as error:
@@ -205,17 +214,19 @@ class TargetFile:
 
     def reserve(self, size: int) -> None:
         """Set the size and reserve the space for it, so that a full disk is known before the bytes come."""
+        fd = _opened(self._file, self._target).fd
         try:
-            os.ftruncate(self._fd, 0)
-            if size and not self._allocate(size):
-                os.ftruncate(self._fd, size)
+            os.ftruncate(fd, 0)
+            if size and not self._allocate(fd, size):
+                os.ftruncate(fd, size)
         except OSError as error:
             raise local_error(error, "reserve space for", self._target) from None
 
-    def _allocate(self, size: int) -> bool:
+    @staticmethod
+    def _allocate(fd: int, size: int) -> bool:
         """Allocate an empty file's bytes (before its size is set: twice as fast); False where that is not possible."""
         try:
-            os.posix_fallocate(self._fd, 0, size)
+            os.posix_fallocate(fd, 0, size)
         except OSError as error:
             if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 return False
@@ -223,8 +234,9 @@ class TargetFile:
         return True
 
     def write(self, data: memoryview, offset: int) -> None:
+        file = _opened(self._file, self._target)
         try:
-            write_at(self._fd, data, offset)
+            write_at(file.fd, data, offset)
         except OSError as error:
             raise local_error(error, "write", self._target) from None
 
@@ -245,11 +257,10 @@ class TargetFile:
             raise local_error(error, "make", self._target) from None
 
     def close(self) -> None:
-        """Remove the temporary if it is still there, and close."""
+        """Remove the temporary if it is still there, and let go of it, as `SourceFile` does."""
         with contextlib.suppress(OSError):
             self._temporary.unlink()
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
+        self._file = None
 
 
 class _TemporaryNames:

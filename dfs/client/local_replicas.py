@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 from dfs.checksum import BLOCK_SIZE, CRC_SIZE, block_count, combine_blocks, first_bad_block
-from dfs.client.local_volumes import LocalVolumes, OpenFile, Place, let_go
+from dfs.client.held_file import OpenFile
+from dfs.client.local_volumes import LocalVolumes, Place, let_go
 from dfs.clock import Deadline
 from dfs.errors import ChunkCorrupt, DfsError
 from dfs.fast_paths import FastPath, is_on

@@ -10,37 +10,18 @@ whatever reason, costs a read over the network and nothing else.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Container
 from typing import Final, NamedTuple
 
+from dfs.client.held_file import OpenFile
 from dfs.ids import ChunkHandle, ServerId
 from dfs.net.messages import VOLUMES_HELD_MAX
 
 PLACES_MAX: Final = 8192  # small replicas whose places are known; some 400 bytes each
 
 VolumeKey = tuple[ServerId, bytes]
-
-
-class OpenFile:
-    """A descriptor that is closed when nobody refers to it any more: readers may outlast whoever held it."""
-
-    __slots__ = ("fd",)
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __del__(self) -> None:
-        os.close(self.fd)
-
-    def is_deleted(self) -> bool:
-        """Whether no name of the file is left, or its file system does not say."""
-        try:
-            return os.fstat(self.fd).st_nlink == 0
-        except OSError:
-            return True
 
 
 def let_go(files: list[OpenFile]) -> None:

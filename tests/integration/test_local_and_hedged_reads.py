@@ -18,7 +18,7 @@ import pytest
 
 from dfs.checksum import BLOCK_SIZE
 from dfs.client import DfsClient, ReadRules, local_replicas, replica_reads
-from dfs.client.local_volumes import OpenFile
+from dfs.client.held_file import OpenFile
 from dfs.clock import Deadline
 from dfs.errors import (
     AuthenticationFailed,

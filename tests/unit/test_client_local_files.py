@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -234,6 +235,42 @@ def test_a_file_system_that_cannot_reserve_is_used_all_the_same(
 
 
 # --- small files in few calls -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_thread_that_outlives_its_transfer_touches_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_read: bool
+) -> None:
+    """As when Ctrl-C is pressed once more while the threads of a transfer are waited for."""
+    path = tmp_path / "file"
+    path.write_bytes(b"mine" * 100_000)
+    other = tmp_path / "other"
+    other.write_bytes(b"others" * 100_000)
+    is_within, may_go_on = threading.Event(), threading.Event()
+
+    def held(count: int) -> int:
+        if not is_within.is_set():
+            is_within.set()
+            assert may_go_on.wait(20)
+        return count
+
+    pwrite, preadv = os.pwrite, os.preadv
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: held(pwrite(fd, data, offset)))
+    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: held(preadv(fd, [views[0][:100]], offset)))
+    file = SourceFile(path) if is_read else TargetFile(tmp_path / "target")
+    buffer = memoryview(bytearray(b"mine" * 100_000))
+    work = file.read_into if isinstance(file, SourceFile) else file.write
+    thread = threading.Thread(target=work, args=(buffer, 0))
+    thread.start()
+    assert is_within.wait(20)
+    file.close()
+    with other.open("r+b"):  # it has the number that was closed, if one was
+        may_go_on.set()
+        thread.join(20)
+    assert bytes(buffer) == path.read_bytes()
+    assert other.read_bytes() == b"others" * 100_000
+    with pytest.raises(LocalFileError, match="its transfer is over"):
+        work(buffer, 0)
 
 
 def test_small_file_appears_whole_and_replaces_only_when_asked(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 from dfs.checksum import block_checksums, crc32c
 from dfs.client import local_replicas
 from dfs.client.extent_table import ExtentTable
+from dfs.client.held_file import OpenFile
 from dfs.client.local_replicas import LocalReplica, LocalReplicas
-from dfs.client.local_volumes import OpenFile, let_go
+from dfs.client.local_volumes import let_go
 from dfs.client.open_file import DfsFile
 from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool

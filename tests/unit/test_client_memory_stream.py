@@ -9,8 +9,8 @@ import pytest
 
 from dfs.checksum import BLOCK_SIZE, block_checksums, crc32c
 from dfs.client import local_replicas
+from dfs.client.held_file import OpenFile
 from dfs.client.local_replicas import LocalReplica
-from dfs.client.local_volumes import OpenFile
 from dfs.client.memory_stream import PIECE_SIZE, MemoryStream
 from dfs.client.plan import ReadPlan, plan_reads
 from dfs.ids import ChunkHandle, ServerId
