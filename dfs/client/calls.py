@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dfs.client.discovery import Masters
+from dfs.client.ownership import Owner
 from dfs.clock import Deadline
 from dfs.errors import DeadlineExceeded, SessionExpired
 from dfs.ids import SessionId, new_session_id
@@ -52,6 +53,7 @@ class Calls:
 
     def __init__(self, masters: Masters) -> None:
         self._masters = masters
+        self._owner = Owner()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._waiting = 0  # threads that wait until they may begin
@@ -62,6 +64,7 @@ class Calls:
 
         `DeadlineExceeded` or `NoQuorum` with the detail `may_have_happened`: the outcome is not known.
         """
+        self._owner.check()
         answer, session, was_resent = self._call_once(build, deadline)
         if _is_expired(answer):
             answer = self._call_anew(build, deadline, answer, session, was_resent=was_resent)

@@ -17,6 +17,7 @@ import time
 from functools import cached_property
 from typing import TypeVar
 
+from dfs.client.ownership import Owner
 from dfs.client.plan import MASTERS_MAX, MasterRound, Step, attempt_timeout_s, backoff_s, step_after
 from dfs.client.pool import ChannelPool, exchange, receive_answer, send_call
 from dfs.clock import Deadline, boot_s
@@ -100,6 +101,9 @@ class Masters:
         self._pool = pool
         self._attempt_timeout_s = attempt_timeout_s
         self._unreachable_grace_s = unreachable_grace_s
+        self._owner = (
+            Owner()
+        )  # asked before any lock: at a fork one may be held by a thread that the child does not have
         self._lock = threading.Lock()
         self._known = tuple(dict.fromkeys(addresses))  # exchanged as a whole
         self._leader: str | None = None
@@ -114,6 +118,7 @@ class Masters:
 
     def ask(self, address: str, message: Message, reply: type[T], deadline: Deadline) -> T:
         """Return what the master at `address` itself answers, whoever leads."""
+        self._owner.check()
         with self._pool.channel(address, deadline) as channel:
             answer = exchange(channel, message, deadline)
         return expect(answer, reply)
@@ -131,6 +136,7 @@ class Masters:
 
         Each call begins with another master, so that the reads of a client are spread over all.
         """
+        self._owner.check()
         for address in self._in_turn():
             if deadline.has_passed:
                 break
@@ -155,6 +161,7 @@ class Masters:
         self, message: Message, deadline: Deadline, *, is_patient: bool = True
     ) -> tuple[Message, bool]:
         """Return (the final reply, maybe an `ErrorReply`; whether an earlier attempt may have had an effect too)."""
+        self._owner.check()
         story = _Story()
         while True:
             final = self._ask_round(message, deadline, story, is_patient=is_patient)

@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from dfs.client.discovery import Masters
+from dfs.client.ownership import Owner
 from dfs.client.plan import ServerHealth
 from dfs.client.transfer import targets_of
 from dfs.client.write_target import WriteTarget
@@ -51,6 +52,7 @@ class ChunkReserve:
     def __init__(self, masters: Masters, health: ServerHealth) -> None:
         self._masters = masters
         self._health = health
+        self._owner = Owner()
         self._lock = threading.Lock()
         self._shelves: dict[int, _Shelf] = {}  # by replication
 
@@ -88,6 +90,7 @@ class ChunkReserve:
                 shelf.batch = 1
 
     def _shelf(self, replication: int) -> _Shelf:
+        self._owner.check()
         with self._lock:
             return self._shelves.setdefault(replication, _Shelf())
 

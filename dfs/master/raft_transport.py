@@ -156,7 +156,7 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
             try:
                 link = None if peer in self._links else await self._dial(peer)
                 is_hopeless = link is not None and isinstance(link.failure, AuthenticationFailed)
-            except Exception:  # the root of a task: without it these two masters would never meet again
+            except Exception:  # noqa: BLE001 - the root of a task: without it these two masters never meet again
                 _log.exception("raft_dial_failed", peer=peer)
                 is_hopeless = True
             pause_s = REFUSED_RETRY_S if is_hopeless else random.uniform(RETRY_MIN_S, RETRY_MAX_S)  # noqa: S311

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from dfs.client.calls import Calls
+from dfs.client.discovery import Masters
 from dfs.client.lanes import Lane, Lanes
 from dfs.client.parallel import Cancellation
+from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
+from dfs.client.reserve import ChunkReserve
 from dfs.clock import Deadline
 from dfs.errors import ConnectionFailed, DfsError
 from dfs.ids import ServerId
 from dfs.net.auth import ClusterKey
 from dfs.net.blocking import Channel
+from dfs.net.messages import MakeDirectory, Stat, StatReply
 from dfs.net.parts import ServerInfo
 from dfs.net.stream import SocketStream
 
@@ -60,6 +66,7 @@ def in_child(work: Callable[[], object]) -> str:
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if not child:
+        signal.alarm(20)  # it must not wait for ever
         try:
             work()
             os.write(writer, b"nothing")
@@ -82,6 +89,26 @@ def test_a_connection_is_not_shared_with_a_forked_child() -> None:
         assert told.startswith("InvalidArgument")
         assert "make a new one in each process" in told
         assert pool.take(NOBODY, Deadline.after(5.0)) is channel
+
+
+@pytest.mark.parametrize("use", ["call", "read", "change", "reserve"])
+def test_a_client_is_not_shared_with_a_forked_child_whatever_its_other_threads_are_doing(use: str) -> None:
+    """A lock that one of them holds at the fork is held in the child for ever."""
+    masters = Masters("test", (NOBODY,), ChannelPool(KEY), unreachable_grace_s=0.0)
+    masters._silent_until_s[NOBODY] = float("inf")
+    calls, reserve = Calls(masters), ChunkReserve(masters, ServerHealth())
+    deadline = Deadline.after(20.0)
+    uses: dict[str, Callable[[], object]] = {
+        "call": lambda: masters.call(Stat("/"), StatReply, deadline),
+        "read": lambda: masters.call_any(Stat("/"), StatReply, deadline),
+        "change": lambda: calls.call(lambda call: MakeDirectory(call, "/d"), StatReply, deadline),
+        "reserve": lambda: reserve.take(3, deadline),
+    }
+    shelf = reserve._shelf(3)
+    with masters._lock, calls._lock, reserve._lock, shelf.lock:
+        assert "make a new one in each process" in in_child(uses[use])
+    with pytest.raises(ConnectionFailed):
+        uses[use]()
 
 
 @pytest.mark.usefixtures("all_fast_paths")
