@@ -15,8 +15,11 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from dfs.client.ownership import Owner
+from dfs.clock import Deadline
 from dfs.errors import Overloaded
 from dfs.net.blocking import Channel
+
+LEAVE_WAIT_S = 5.0  # for the threads of a transfer that nobody wants any more; they end as soon as they notice
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -119,8 +122,8 @@ def in_order(
 ) -> Iterator[R]:
     """Yield `work(item)` for each item in order, done by up to `workers` threads, at most `window` ahead.
 
-    A single item is done by the caller's thread. When the caller stops, or a part fails, all parts are cancelled and
-    waited for before this generator ends, so that nobody writes any more.
+    A single item is done by the caller's thread. When a part fails all parts are cancelled and waited for before this
+    generator ends, so that nobody writes any more; when the caller stops, for up to LEAVE_WAIT_S.
     """
     iterator = iter(items)
     head = deque(itertools.islice(iterator, 2))
@@ -130,8 +133,9 @@ def in_order(
         for item in all_items:
             yield work(item)
         return
-    own: set[int] = set()
-    executor = ThreadPoolExecutor(workers, "dfs-transfer", initializer=lambda: own.add(threading.get_ident()))
+    own: list[threading.Thread] = []
+    executor = ThreadPoolExecutor(workers, "dfs-transfer", initializer=lambda: own.append(threading.current_thread()))
+    is_left = False
     waiting: deque[Future[R]] = deque()
     try:
         for item in all_items:
@@ -140,11 +144,25 @@ def in_order(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except BaseException:
+    except BaseException as error:
+        is_left = isinstance(error, GeneratorExit)
         cancellation.cancel()
         raise
-    finally:  # in one of these threads the garbage collector got here: it cannot wait for itself
-        executor.shutdown(wait=threading.get_ident() not in own, cancel_futures=True)
+    finally:
+        executor.shutdown(wait=not is_left, cancel_futures=True)
+        if is_left:
+            _wait_a_while(own)
+
+
+def _wait_a_while(threads: list[threading.Thread]) -> None:
+    """Wait for the end of threads that were cancelled, but not for ever.
+
+    The garbage collector may have brought us here: in one of them, or where a lock is held that they need.
+    """
+    deadline = Deadline.after(LEAVE_WAIT_S)
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join(deadline.remaining_s())
 
 
 def _submitted(executor: ThreadPoolExecutor, work: Callable[[T], R], item: T) -> Future[R]:

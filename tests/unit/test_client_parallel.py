@@ -145,6 +145,45 @@ assert is_collected.wait(20)
 """
 
 
+HELD_UP = """
+import faulthandler, gc, sys, threading
+from dfs.client import parallel
+
+faulthandler.dump_traceback_later(20, exit=True)
+sys.unraisablehook = lambda fault: print("ignored:", fault.exc_value)
+parallel.LEAVE_WAIT_S = 0.1
+lock, is_locked, cancellation = threading.Lock(), threading.Event(), parallel.Cancellation()
+
+
+def work(item: int) -> int:
+    if item == 1:
+        assert is_locked.wait(20)
+        with lock:  # of the client's connections, say
+            pass
+    return item
+
+
+class Reader:
+    pass
+
+
+gc.disable()
+reader = Reader()
+reader.itself, reader.results = reader, parallel.in_order(work, range(4), cancellation, workers=2, window=2)
+assert next(reader.results) == 0
+del reader
+with lock:
+    is_locked.set()
+    gc.collect()
+"""
+
+
+def test_a_transfer_that_was_dropped_is_not_waited_for_for_ever_by_who_collects_it() -> None:
+    """The collector may run where a lock is held that the threads of the transfer need to end."""
+    result = subprocess.run([sys.executable, "-c", HELD_UP], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+
+
 def test_a_transfer_that_was_dropped_is_ended_by_whichever_thread_collects_it() -> None:
     """A reader in a circle of references is found by the garbage collector, which runs in any thread at any moment."""
     result = subprocess.run([sys.executable, "-c", ABANDONED], capture_output=True, text=True, timeout=60, check=False)
