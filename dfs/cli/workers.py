@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Final
 
 from dfs.cli.wall import EXPECTED, is_fatal
+from dfs.client.parallel import begin
+from dfs.errors import Overloaded
 
 WORKERS: Final = 8  # files at once: small files wait for fsyncs, not for this machine
 QUEUE_MAX: Final = 64  # tasks that wait; the planner of a tree stays just ahead
@@ -41,8 +43,14 @@ class Workers:
         ]
 
     def __enter__(self) -> Workers:
-        for thread in self._threads:
-            thread.start()
+        planned, self._threads = self._threads, []
+        for thread in planned:
+            try:
+                self._threads.append(begin(thread))
+            except Overloaded:
+                if not self._threads:
+                    raise
+                break  # the others do all of it
         return self
 
     def __exit__(

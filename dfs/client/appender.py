@@ -156,6 +156,7 @@ class Appender:
         An identity is one program's at a time. Of one that was closed, or silent for more than a day, the masters know
         nothing: this is 0 then.
         """
+        self._owner.check()
         with self._changed:
             return self._acknowledged
 

@@ -32,6 +32,7 @@ from dfs.errors import (
     NoQuorum,
     NotFound,
     OutcomeUnknown,
+    Overloaded,
 )
 from dfs.fast_paths import VARIABLE
 from dfs.testing.memory_client import MemoryClient
@@ -277,6 +278,32 @@ def test_workers_raise_a_bug_of_a_task(reported: list[tuple[str, BaseException]]
     with pytest.raises(StopIteration):
         submit_bug()
     assert reported == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_workers_do_with_the_threads_that_they_get(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started, done = threading.Thread.start, [0], list[int]()
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name.startswith("dfs-worker"):
+            if started[0] == count:
+                raise RuntimeError("can't start new thread")
+            started[0] += 1
+        start(thread)
+
+    def submit_many() -> None:
+        with Workers(lambda _label, _error: None, count=8) as workers:
+            for number in range(100):
+                workers.submit("t", lambda number=number: done.append(number))  # type: ignore[misc]
+            workers.finish()
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    if not count:
+        with pytest.raises(Overloaded, match="ulimit -u"):
+            submit_many()
+        return
+    submit_many()
+    assert sorted(done) == [*range(100)]
 
 
 def test_workers_end_when_nobody_can_be_told_of_a_failure() -> None:

@@ -208,7 +208,11 @@ def test_an_appender_is_not_shared_with_a_forked_child(appender: Appender) -> No
         if not child:
             signal.alarm(int(WAIT_S))
             told = []
-            uses: tuple[Callable[[], object], ...] = (lambda: appender.append(b"second"), appender.flush)
+            uses: tuple[Callable[[], object], ...] = (
+                lambda: appender.append(b"second"),
+                lambda: appender.last_sequence,
+                appender.flush,
+            )
             try:
                 for use in uses:
                     try:
@@ -218,7 +222,7 @@ def test_an_appender_is_not_shared_with_a_forked_child(appender: Appender) -> No
                 appender.close()
                 appender.abandon()
             finally:
-                os._exit(told != [True, True])
+                os._exit(told != [True, True, True])
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert appender.append(b"second").result(WAIT_S) == 5
     appender.close()
