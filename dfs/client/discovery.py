@@ -122,7 +122,8 @@ class Masters:
         """Return the leader's reply. `is_patient` false: hand out errors that say "ask the same again later".
 
         Raises the leader's error; `ConnectionFailed` when no master can be reached; `NoQuorum` when none leads until
-        the deadline, `DeadlineExceeded` when that has passed already; it or `NoQuorum` has the detail `may_have_happened` when a mutation has no known outcome.
+        the deadline; `DeadlineExceeded` when that has passed already. It or `NoQuorum` has the detail
+        `may_have_happened` when a mutation has no known outcome.
         """
         return expect(self.call_reporting_resends(message, deadline, is_patient=is_patient)[0], reply)
 
