@@ -101,9 +101,7 @@ class Masters:
         self._pool = pool
         self._attempt_timeout_s = attempt_timeout_s
         self._unreachable_grace_s = unreachable_grace_s
-        self._owner = (
-            Owner()
-        )  # asked before any lock: at a fork one may be held by a thread that the child does not have
+        self._owner = Owner()  # asked before any lock: a fork leaves those held that other threads have
         self._lock = threading.Lock()
         self._known = tuple(dict.fromkeys(addresses))  # exchanged as a whole
         self._leader: str | None = None
