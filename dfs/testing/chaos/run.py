@@ -35,6 +35,9 @@ CALL_TIMEOUT_S = 8.0  # a client's patience with one call
 THINK_S = 0.01  # between two calls of one client; the judge's search grows with the calls that overlap
 NODES = ("m1", "m2", "m3", "c1", "c2", "c3", "c4")
 
+SETTINGS = {
+    "replicas_min": "2"
+}  # one replica alone may be where the next fault strikes: no read could be promised then
 KEPT = Path("build")  # where the logs of broken runs go
 
 NO_MEANS = Means()
@@ -124,6 +127,7 @@ def _set_up(stack: contextlib.ExitStack, folder: Path, means: Means, without: st
         ClusterUnderTest(
             folder,
             chunk_size=CHUNK_SIZE,
+            settings=SETTINGS,
             hosts={name: spaces.address(name) for name in NODES} if spaces else None,
             launchers=launchers,
         )
