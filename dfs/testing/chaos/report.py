@@ -19,11 +19,10 @@ _HEAD = """# Reliability
 
 Made by `make report`; do not edit. Clusters of three masters and four chunk servers (`replicas_min = 2`), real
 processes, were broken by seeded plans while twelve clients worked on a few contended paths. Then a machine judged:
-names linearizable, contents whole and linearizable, every appended record there exactly once and in an order that agrees
-with the clock, no read failed while a majority of masters and one replica lived, no call took effect that said it had
-not. A run is repeated by its seed: `make chaos SEED=n MINUTES=1`. That
-these judges find what they look for is shown by tests/chaos/test_seeded_bugs.py: with one safety taken out of
-the cluster, each calls it broken.
+names linearizable, contents whole and linearizable, every appended record there exactly once and in an order that
+agrees with the clock, no read failed while a majority of masters and one replica lived, no call took effect that
+said it had not. A run is repeated by its seed: `make chaos SEED=n MINUTES=1`. That these judges find what they look
+for is shown by tests/chaos/test_seeded_bugs.py: with one safety taken out of the cluster, each calls it broken.
 """
 
 
