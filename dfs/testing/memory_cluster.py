@@ -202,7 +202,7 @@ class MemoryCluster:
     def access(self) -> ClusterAccess:
         return ClusterAccess.from_config(self.config)
 
-    def client(self, *, timeout_s: float = 10.0, parallel: int = 4, reads: ReadRules | None = None) -> DfsClient:
+    def client(self, *, timeout_s: float = 30.0, parallel: int = 4, reads: ReadRules | None = None) -> DfsClient:
         return DfsClient(self.access(), timeout_s=timeout_s, parallel=parallel, reads=reads or ReadRules())
 
     def master(self, name: str) -> MemoryMaster:

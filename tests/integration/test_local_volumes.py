@@ -46,6 +46,7 @@ def cluster(tmp_path: Path) -> Iterator[MemoryCluster]:
 def all_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests are about what becomes of a read, not about what this machine's memory still holds."""
     monkeypatch.setattr(local_replicas, "READ_FLAGS", 0)
+    monkeypatch.setattr(local_replicas, "DOOR_TIMEOUT_S", 60.0)  # nor about doors that a busy machine is slow to open
 
 
 def stored(client: DfsClient, path: str, size: int = SIZE) -> bytes:

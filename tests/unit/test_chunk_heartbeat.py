@@ -423,8 +423,11 @@ def test_the_leader_hears_of_the_last_copies_before_the_next_beat_is_due(
         wait_until(lambda: replicator.queue.status().copying == (held.handle,), 30, "the order is here")
         heard = len(master.heard)
         assert replicator.run_once() == 0  # it is held already, which the leader is to hear
-        wait_until(lambda: len(master.heard) > heard, 30, "a beat came long before it was due")
-        assert not heartbeats_of(master.heard)[-1].copying
+        wait_until(
+            lambda: any(not beat.copying for beat in heartbeats_of(master.heard[heard:])),
+            30,
+            "a beat that tells it came long before it was due",
+        )
         stop.set()
         talker.hurry()
         thread.join(30)
@@ -499,7 +502,7 @@ def test_thread_beats_until_it_is_stopped(store: MemoryStore) -> None:
 def test_an_error_that_nobody_expected_is_counted_told_and_the_beating_goes_on(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop, disks, before = threading.Event(), store.disks, unexpected().get("heartbeat_failed", 0)
+    stop, disks, before = threading.Event(), store.disks, unexpected()
     failures = iter([ZeroDivisionError("a bug")])
 
     def fail_once() -> object:
@@ -516,5 +519,5 @@ def test_an_error_that_nobody_expected_is_counted_told_and_the_beating_goes_on(
         heartbeats.hurry()
         thread.join(20)
         told = [message.unexpected_count for message in master.heard if isinstance(message, Heartbeat)]
-    assert unexpected()["heartbeat_failed"] == before + 1
-    assert told[0] == sum(unexpected().values())
+    assert unexpected()["heartbeat_failed"] == before.get("heartbeat_failed", 0) + 1
+    assert sum(before.values()) < told[0] <= sum(unexpected().values()), "others in this process may count, too"

@@ -407,7 +407,10 @@ def is_quick(journal: Journal) -> bool:
     return journal.is_quick
 
 
-def test_on_a_quick_disk_a_batch_is_durable_when_flush_returns_and_the_writer_has_no_part_in_it(folder: Path) -> None:
+def test_on_a_quick_disk_a_batch_is_durable_when_flush_returns_and_the_writer_has_no_part_in_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raft_journal, "_SETTLE_S", 1e6)  # its MARK would come in between, were this thread held up
     journal = open_journal(folder)
     inbox = Inbox(journal)
     journal.set_vote(2, "m1")
@@ -416,7 +419,8 @@ def test_on_a_quick_disk_a_batch_is_durable_when_flush_returns_and_the_writer_ha
     real = os.pwrite
 
     def seen(fd: int, data: bytes, offset: int) -> int:
-        writers.add(threading.current_thread().name)
+        if fd == journal._fd:
+            writers.add(threading.current_thread().name)
         return real(fd, data, offset)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -469,6 +473,7 @@ def test_a_disk_has_to_prove_that_it_is_quick_and_loses_that_by_one_hang(folder:
 def test_after_a_failed_write_of_the_loop_nothing_more_becomes_durable(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(raft_journal, "_SETTLE_S", 1e6)  # the writer would meet the fault first, were this one held up
     journal = open_journal(folder)
     inbox = Inbox(journal)
     journal.append(b"safe", 1, 1)
@@ -505,8 +510,8 @@ def test_a_disk_that_failed_the_writer_is_not_written_to_by_the_loop(
         failed.set()
         raise OSError(errno.EIO, "Input/output error")
 
+    monkeypatch.setattr(os, "pwrite", full)  # before the MARK is due, which is soon
     hurried(journal, inbox)
-    monkeypatch.setattr(os, "pwrite", full)
     assert failed.wait(20)
     with journal._disk:
         assert journal._is_disk_broken
