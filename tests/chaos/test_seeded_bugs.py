@@ -35,7 +35,7 @@ def test_a_cluster_without_one_of_its_safeties_is_called_broken(safety: str, tmp
         folder = tmp_path / str(seed)
         folder.mkdir()
         means = Means(network=safety in NEEDS_NETWORK)
-        verdict = run_chaos(seed, lasts_s, folder=folder, plan=plan, means=means, without=safety)
+        verdict = run_chaos(seed, lasts_s, folder=folder, plan=plan, means=means, without=safety, late_s=30)
         contradictions = [words for words in verdict.reads_failed if "contradict themselves" in words]
         if verdict.broken or contradictions:
             return

@@ -364,7 +364,7 @@ def test_leader_that_is_deposed_is_left_within_the_same_beat(store: MemoryStore)
 
 
 def test_leader_that_hangs_is_left_after_a_short_wait(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leader_module, "CONNECT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(leader_module, "CONNECT_TIMEOUT_S", 1.0)
     hanging = Listener.bind("127.0.0.1:0")  # the kernel accepts, nobody greets
     try:
         with masters(1) as (master,), talking(store, hanging.address, master.address) as (heartbeats, _):

@@ -89,7 +89,9 @@ def test_decoders_of_the_same_parts_can_be_made_at_the_same_time(second: str) ->
     strict=True, raises=AssertionError, reason="a fault of the library: when it is gone, dfs/decoders.py can go, too"
 )
 def test_msgspec_itself_lets_threads_make_decoders_at_the_same_time() -> None:
-    result = trial("msgspec.msgpack.Decoder", IN_ANOTHER_THREAD)
+    result = trial(
+        "msgspec.msgpack.Decoder", IN_ANOTHER_THREAD, wait=20.0
+    )  # nothing waits that long: it is met, or dies
     if result.returncode not in (0, -signal.SIGSEGV):
         raise ValueError(f"the trial itself failed: {result.stderr}")
     assert result.returncode == 0
