@@ -90,7 +90,9 @@ def received_payload(channel: Channel, size: int) -> bytes:
     return bytes(buffer)
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     sizes=st.lists(st.sampled_from([0, 1, 63, READ_AHEAD_SIZE - 36, READ_AHEAD_SIZE, 70_000]), max_size=4),
     header=st.sampled_from([0, 4, READ_AHEAD_SIZE, 100_000]),

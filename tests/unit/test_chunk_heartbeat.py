@@ -134,6 +134,12 @@ def masters(count: int) -> Iterator[list[Master]]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A master that a busy machine keeps from greeting at once is asked all the same."""
+    monkeypatch.setattr(leader_module, "CONNECT_TIMEOUT_S", 60.0)
+
+
 @pytest.fixture
 def store() -> Iterator[MemoryStore]:
     made = MemoryStore(SERVER, 10**9)
