@@ -194,10 +194,11 @@ def test_sending_to_a_peer_that_takes_nothing_ends_at_the_deadline(pair: Pair, t
     os.truncate(tmp_path / "chunk", size)
     if way != "payload":
         near.send(WriteData(b""), patience(), payload_size=size)
+    data = bytes(size)
     with (tmp_path / "chunk").open("rb") as file:
         ways: dict[str, Callable[[], None]] = {
-            "payload": lambda: near.send(WriteData(b""), Deadline.after(0.3), payload=bytes(size)),
-            "send_bytes": lambda: near.send_bytes(bytes(size), Deadline.after(0.3)),
+            "payload": lambda: near.send(WriteData(b""), Deadline.after(0.3), payload=data),
+            "send_bytes": lambda: near.send_bytes(data, Deadline.after(0.3)),
             "send_file": lambda: near.send_file(file.fileno(), 0, size, Deadline.after(0.3)),
         }
         with pytest.raises(DeadlineExceeded, match="sending to"):

@@ -413,7 +413,7 @@ def test_silent_stranger_is_dropped_at_the_deadline(server: Server, connect: Con
 def test_dripping_stranger_is_dropped_although_it_keeps_sending(server: Server, connect: Connect) -> None:
     with raw(server.address) as sock:
         started = time.monotonic()
-        sock.settimeout(0.05)
+        sock.settimeout(0.1)
         dripped = 0
         with contextlib.suppress(ConnectionError):
             for byte in b"DFSh" + bytes(10_000):
