@@ -60,16 +60,11 @@ MEMORY_SIZE = 4 * BLOCK_SIZE
 
 @pytest.fixture(autouse=True, scope="module")
 def without_fsync() -> Iterator[None]:
-    """Power cuts are not in question here."""
+    """Power cuts are not in question here. And doors that a busy machine is slow to open are used all the same."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _fd: None)
+        patch.setattr(lanes_module, "DOOR_TIMEOUT_S", 60.0)
         yield
-
-
-@pytest.fixture(autouse=True)
-def patient_at_doors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Doors that a busy machine is slow to open are used all the same."""
-    monkeypatch.setattr(lanes_module, "DOOR_TIMEOUT_S", 60.0)
 
 
 @pytest.fixture
@@ -463,17 +458,16 @@ def test_files_are_the_same_whichever_way_they_came(
 ) -> None:
     source = Source(os.urandom(SIZES[-1]))
     stored: list[list[bytes]] = []
-    handle = new_chunk_handle()
-    target = WriteTarget(handle, token(handle, Rights.WRITE), tuple(map(info, servers)))
+    target = target_on(servers)
     for server in servers:
         server.open_door()
     for left_out in ("memory-door", ""):
         monkeypatch.setenv(VARIABLE, left_out)
         with client() as (transfer, _):
             written(transfer, target, source)
-        stored.append([path_of(server.path, handle).read_bytes() for server in servers])
+        stored.append([path_of(server.path, target.handle).read_bytes() for server in servers])
         for server in servers:
-            server.store.delete(handle)
+            server.store.delete(target.handle)
     assert lent_bytes(servers) == [source.length] * 3, "the second time only"
     assert stored[0] == stored[1]
     assert len(stored[0][0]) > source.length
@@ -579,17 +573,14 @@ def test_a_door_behind_which_nobody_answers_is_left_alone(
 def test_lanes_are_bounded_used_again_and_let_go(servers: list[LoopbackChunkServer]) -> None:
     servers[0].open_door()
     chain = (info(servers[0]),)
-    memories: set[tuple[int, int]] = set()  # devices and inodes
-
-    def inode(status: os.stat_result) -> tuple[int, int]:
-        return status.st_dev, status.st_ino
+    memories: set[int] = set()  # inodes
 
     def held() -> tuple[int, int]:
         """How many descriptors are of memory that was lent, and how many ends the server holds of connections."""
         count = 0
         for link in Path("/proc/self/fd").iterdir():
             with suppress(FileNotFoundError):
-                count += inode(link.stat()) in memories
+                count += str(link.readlink()).startswith("/memfd:") and link.stat().st_ino in memories
         name = f"@dfs/{servers[0].store.server_id.hex()}"
         return count, Path("/proc/net/unix").read_text().count(name) - 1  # the one that listens
 
@@ -597,7 +588,7 @@ def test_lanes_are_bounded_used_again_and_let_go(servers: list[LoopbackChunkServ
         with ExitStack() as stack:
             found = [stack.enter_context(lanes.entered(chain)) for _ in range(LANES_MAX + 2)]
             assert [entered is not None for entered in found] == [True] * LANES_MAX + [False] * 2
-            memories |= {inode(os.fstat(entered[0]._memory.fd)) for entered in found if entered is not None}
+            memories |= {os.fstat(entered[0]._memory.fd).st_ino for entered in found if entered is not None}
             assert len(memories) == LANES_MAX
             wait_until(lambda: held() == (3 * LANES_MAX, LANES_MAX), soon())  # memory and mapping here, memory there
         wait_until(lambda: held() == (3 * LANES_KEPT, LANES_KEPT), soon())

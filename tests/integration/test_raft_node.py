@@ -130,9 +130,7 @@ def test_fault_f2_an_isolated_leader_steps_down_and_serves_no_stale_read() -> No
         with pytest.raises(NotLeader):
             await old.read_barrier(5)
         term = new.status().term
-        await asyncio.sleep(
-            2 * RaftGroup.ELECTION_TIMEOUT_S[1]
-        )  # long enough for campaigns, were it not for the pre-vote
+        await asyncio.sleep(2 * RaftGroup.ELECTION_TIMEOUT_S[1])  # enough for campaigns, were it not for the pre-vote
         assert old.status().term <= term
         group.heal(old_name)
         await wait_until(lambda: group.machines[old_name].commands == [b"before", b"after"], "the old leader follows")
