@@ -116,8 +116,9 @@ def test_a_deleted_replica_stays_readable_by_whoever_holds_it_open(cluster: Memo
 
 
 def test_a_server_that_stops_does_not_stop_whoever_holds_its_replica_open(
-    cluster: MemoryCluster, all_is_memory: None
+    cluster: MemoryCluster, all_is_memory: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(local_replicas, "WATCH_S", 3600.0)  # the next look would find that the server is gone
     for server in cluster.chunk_servers:
         server.open_door()
     with cluster.client(reads=LOCAL) as client:

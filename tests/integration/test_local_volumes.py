@@ -241,7 +241,10 @@ def _open_files() -> Iterator[Path]:
             yield link.readlink()
 
 
-def test_a_server_that_stops_does_not_stop_who_knows_the_place(cluster: MemoryCluster) -> None:
+def test_a_server_that_stops_does_not_stop_who_knows_the_place(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_replicas, "WATCH_S", 3600.0)  # the next look would find that the server is gone
     with cluster.client(reads=LOCAL) as client:
         data = stored(client, "/file")
         assert content(client, "/file") == data
