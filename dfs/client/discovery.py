@@ -122,7 +122,8 @@ class Masters:
         """Return the leader's reply. `is_patient` false: hand out errors that say "ask the same again later".
 
         Raises the leader's error; `ConnectionFailed` when no master can be reached; `NoQuorum` when none leads until
-        the deadline; it or `NoQuorum` has the detail `may_have_happened` when a mutation has no known outcome.
+        the deadline; `DeadlineExceeded` when that has passed already. It or `NoQuorum` has the detail
+        `may_have_happened` when a mutation has no known outcome.
         """
         return expect(self.call_reporting_resends(message, deadline, is_patient=is_patient)[0], reply)
 
@@ -316,6 +317,8 @@ class Masters:
         if not story.answered:
             if story.refusals:
                 raise next(iter(story.refusals.values()))
+            if not story.last_words:
+                raise DeadlineExceeded(f"no time was left to ask a master of cluster {self._cluster!r}")
             raise ConnectionFailed(
                 f"cannot reach any master of cluster {self._cluster!r} ({story.words}); do they run (`dfs up`), and "
                 "are the addresses right?",

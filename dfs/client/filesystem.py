@@ -443,7 +443,7 @@ class DfsClient:
         rules = PackRules(
             overwrite=overwrite, parents=parents, replication=replication or self._replication, keeps_time=keeps_time
         )
-        Packer(self._upload(), self._calls, self._timeout_s, rules, events).run(items)
+        Packer(self._upload(), rules, events).run(items)
 
     def locate_many(self, path: str) -> Iterator[LocateManyReply]:
         """Yield what is below a directory with the places of all content, page by page, directories before their

@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from dfs import paths
-from dfs.client.calls import Calls
 from dfs.client.local_files import local_error
 from dfs.client.parallel import Cancellation, in_order
 from dfs.client.upload import Upload
-from dfs.clock import Deadline
 from dfs.errors import Conflict, DfsError
 from dfs.fast_paths import FastPath, is_on
 from dfs.net.messages import PACKED_FILES_MAX, CommitMany, CommitManyReply, ErrorReply
@@ -73,10 +71,8 @@ class _Pack:
 class Packer:
     """Stores many files; made for each call."""
 
-    def __init__(self, upload: Upload, calls: Calls, timeout_s: float, rules: PackRules, events: PackEvents) -> None:
+    def __init__(self, upload: Upload, rules: PackRules, events: PackEvents) -> None:
         self._upload = upload
-        self._calls = calls
-        self._timeout_s = timeout_s
         self._rules = rules
         self._events = events
         self._cancellation = Cancellation()
@@ -164,10 +160,9 @@ class Packer:
             name = f"{pack.items[0].path} and {len(pack.items) - 1} more files"
             data = pack.buffer[: pack.used]
             chunks = (self._upload.store_pack(data, name, rules.replication, self._cancellation),)
-        return self._calls.call(
+        return self._upload.commit(
             lambda call: CommitMany(call, chunks, tuple(pack.files), rules.replication, rules.overwrite, rules.parents),
             CommitManyReply,
-            Deadline.after(self._timeout_s),
         ).failures
 
 

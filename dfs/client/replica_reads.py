@@ -141,11 +141,13 @@ class ReplicaReader:
                 return
             if reading.left < before:
                 deadline = Deadline.after(self._timeout_s)
-            if deadline.has_passed or not may_get_better:
+            if not may_get_better:
                 raise _unreadable(reading, path)
             rounds += 1
             time.sleep(min(backoff_s(rounds, random.random()), deadline.remaining_s()))  # noqa: S311
             cancellation.check()
+            if deadline.has_passed:  # before, or while we slept
+                raise _unreadable(reading, path)
             try:
                 reading.extent, reading.replicas = relocate(reading.plan, deadline)
             except (ConnectionFailed, NoQuorum, DeadlineExceeded) as error:

@@ -78,6 +78,15 @@ class ChunkReserve:
             self._refill(shelf, replication, deadline)
             return shelf.ready.popleft()[1]
 
+    def forget(self) -> None:
+        """Hear that the masters did not take a chunk any more: what was set aside with it is as old."""
+        with self._lock:
+            shelves = [*self._shelves.values()]
+        for shelf in shelves:
+            with shelf.lock:
+                shelf.ready.clear()
+                shelf.batch = 1
+
     def _shelf(self, replication: int) -> _Shelf:
         with self._lock:
             return self._shelves.setdefault(replication, _Shelf())

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from dfs import paths
 from dfs.checksum import BLOCK_SIZE
@@ -29,6 +29,7 @@ from dfs.clock import Deadline
 from dfs.errors import (
     AlreadyExists,
     ChainBroken,
+    Conflict,
     InvalidArgument,
     IsADirectory,
     LimitExceeded,
@@ -45,12 +46,15 @@ from dfs.net.messages import (
     CommitFile,
     ListQuotas,
     ListQuotasReply,
+    Message,
+    Mutation,
     Stat,
     StatReply,
     WriteRange,
 )
-from dfs.net.parts import FileStatus, Kind, NewChunk, NewExtent
+from dfs.net.parts import CallId, FileStatus, Kind, NewChunk, NewExtent
 
+T = TypeVar("T", bound=Message)
 CHUNK_TRIES_MAX = 6  # chains tried for one chunk
 CHECK_FIRST_SIZE = 1024 * 1024  # bytes; before storing more than that it is asked whether the name may be taken
 
@@ -104,7 +108,7 @@ class Upload:
             self._check_quota(path, size * max(1, replication) - old)
 
         chunks = self._store(source, path, replication, check, progress)
-        return self._calls.call(
+        return self.commit(
             lambda call: CommitFile(
                 call,
                 path,
@@ -116,7 +120,6 @@ class Upload:
                 mtime_ms=mtime_ms,
             ),
             StatReply,
-            Deadline.after(self._timeout_s),
         ).status
 
     def append(
@@ -135,11 +138,7 @@ class Upload:
             self._check_quota(path, size * max(1, replication))
 
         chunks = self._store(source, path, replication, check, progress)
-        return self._calls.call(
-            lambda call: AppendExtents(call, path, chunks, _extents(chunks), create),
-            StatReply,
-            Deadline.after(self._timeout_s),
-        ).status
+        return self.commit(lambda call: AppendExtents(call, path, chunks, _extents(chunks), create), StatReply).status
 
     def write(
         self,
@@ -158,11 +157,18 @@ class Upload:
             self._check_quota(path, (self._check_write(path, offset) + size) * replication)
 
         chunks = self._store(source, path, replication, check, progress)
-        return self._calls.call(
-            lambda call: WriteRange(call, path, offset, chunks, _extents(chunks), version, is_same_content),
-            StatReply,
-            Deadline.after(self._timeout_s),
+        return self.commit(
+            lambda call: WriteRange(call, path, offset, chunks, _extents(chunks), version, is_same_content), StatReply
         ).status
+
+    def commit(self, build: Callable[[CallId], Mutation], reply: type[T]) -> T:
+        """Make stored chunks a part of files, exactly once; raise as the masters do."""
+        try:
+            return self._calls.call(build, reply, Deadline.after(self._timeout_s))
+        except Conflict:  # it may be that the chunks are too old by the masters' clock, which may have been set
+            if self._reserve is not None:
+                self._reserve.forget()
+            raise
 
     # --- the chunks ---------------------------------------------------------------------------------------
 

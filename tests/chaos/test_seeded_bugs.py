@@ -35,8 +35,15 @@ def test_a_cluster_without_one_of_its_safeties_is_called_broken(safety: str, tmp
         folder = tmp_path / str(seed)
         folder.mkdir()
         means = Means(network=safety in NEEDS_NETWORK)
-        verdict = run_chaos(seed, lasts_s, folder=folder, plan=plan, means=means, without=safety, late_s=30)
+        kept = tmp_path / f"kept{seed}"
+        verdict = run_chaos(
+            seed, lasts_s, folder=folder, plan=plan, means=means, without=safety, late_s=60, keep=kept
+        )  # each fault is performed, however busy the machine is
         contradictions = [words for words in verdict.reads_failed if "contradict themselves" in words]
         if verdict.broken or contradictions:
+            words = (kept / "verdict.txt").read_text()
+            assert words.startswith(verdict.text())
+            assert words.count(" .. ") == len(plan.masters) + len(plan.servers), "the faults, each with its times"
+            assert "raft_member" in (kept / "m1.log").read_text()
             return
     pytest.fail(f"not noticed in {RUNS_MAX} runs; the last: {verdict.text()}")

@@ -25,7 +25,7 @@ from dfs.testing.chaos.sabotage import SABOTEUR, SMALL_PAGES, launcher
 from dfs.testing.chaos.schedule import TOUCHES_CHUNK_SERVERS, Fault, Means, Plan, plan_faults
 from dfs.testing.chaos.small_disks import SmallDisks
 from dfs.testing.chaos.surgeon import Surgeon
-from dfs.testing.chaos.verdict import Verdict, judge
+from dfs.testing.chaos.verdict import Moment, Verdict, judge
 from dfs.testing.cluster import ClusterUnderTest
 
 YARD_CLIENTS, YARD_READERS, BOOK_CLIENTS, LOG_CLIENTS = 4, 2, 3, 3
@@ -34,6 +34,8 @@ CHUNK_SIZE = 128 * 1024  # bytes: the larger editions have three chunks
 CALL_TIMEOUT_S = 8.0  # a client's patience with one call
 THINK_S = 0.01  # between two calls of one client; the judge's search grows with the calls that overlap
 NODES = ("m1", "m2", "m3", "c1", "c2", "c3", "c4")
+
+KEPT = Path("build")  # where the logs of broken runs go
 
 NO_MEANS = Means()
 
@@ -49,12 +51,14 @@ def run_chaos(
     means: Means = NO_MEANS,
     without: str = "",
     late_s: float = 0.0,
+    keep: Path | None = None,
 ) -> Verdict:
     """Run one seed against a throw-away cluster; raise a `DfsError` when the cluster does not heal in time.
 
     Faults of `plan` that are not due to begin within `duration_s`, or for which the recovery from others leaves no time
     in it, are left out; up to `late_s` more are taken for them, as a busy machine needs.
     `without` takes a safety out of all daemons or clients (dfs.testing.chaos.sabotage), to see that it is missed.
+    `keep`: where the verdict, the faults and the logs of the daemons go when it is not clean.
     """
     faults = plan_faults(seed, duration_s, means) if plan is None else plan
     with contextlib.ExitStack() as stack:
@@ -78,7 +82,27 @@ def run_chaos(
         crashed = [worker.crash for worker in workers if worker.crash is not None]
         if crashed:
             raise crashed[0]
-        return judge(seed, duration_s, history, surgeon.moments_s, dict(surgeon.counts), broken)
+        verdict = judge(seed, duration_s, history, surgeon.moments_s, dict(surgeon.counts), broken)
+        if keep is not None and not verdict.is_clean:
+            _keep(verdict, surgeon.moments_s, cluster, keep)
+        return verdict
+
+
+def _keep(verdict: Verdict, moments: Sequence[Moment], cluster: ClusterUnderTest, folder: Path) -> None:
+    """Write down what a person needs to find out why a run was broken; the time of day is that of the logs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    of_day_s = time.time() - time.monotonic()
+    lines = [
+        f"{_of_day(of_day_s + begin_s)} .. {_of_day(of_day_s + end_s)} {fault.kind} (choice {fault.choice:.3f})"
+        for fault, begin_s, end_s in moments
+    ]
+    (folder / "verdict.txt").write_text("\n".join([verdict.text(), *lines, ""]), encoding="utf-8")
+    for name in NODES:
+        (folder / f"{name}.log").write_text(cluster.log_of(name), encoding="utf-8")
+
+
+def _of_day(at_s: float) -> str:
+    return time.strftime("%H:%M:%S", time.gmtime(at_s)) + f"{at_s % 1:.3f}"[1:]
 
 
 def _set_up(stack: contextlib.ExitStack, folder: Path, means: Means, without: str) -> tuple[ClusterUnderTest, Surgeon]:
@@ -210,8 +234,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("clocks are not moved in this run: that needs a C compiler and the GNU C library")  # noqa: T201
     end_s, seed, is_clean = time.monotonic() + 60 * given.minutes, given.seed, True
     while True:
-        verdict = run_chaos(seed, given.seconds, means=means)
+        kept = KEPT / f"chaos-{seed}"
+        verdict = run_chaos(seed, given.seconds, means=means, keep=kept)
         print(verdict.text(), flush=True)  # noqa: T201 - this is the program's output
+        if not verdict.is_clean:
+            print(f"  the faults and the logs of all daemons are in {kept}", flush=True)  # noqa: T201
         if given.json is not None:
             with given.json.open("ab") as file:
                 file.write(verdict.json().replace(b"\n", b"") + b"\n")
