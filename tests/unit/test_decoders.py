@@ -65,6 +65,7 @@ second.join()
 """
 IN_A_FORK = """
 if not (child := os.fork()):
+    is_met = threading.Event()  # the first thread may be holding the lock of the other one just now
     meet(Second)
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
