@@ -1,6 +1,6 @@
 """What every test gets without asking: a home of its own, so that no test reads or writes a person's settings.
 
-Owns: isolation from the environment. Refuses to know: any single test.
+Owns: isolation from the environment, and from how fast the machine is. Refuses to know: any single test.
 """
 
 from __future__ import annotations
@@ -9,8 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from dfs.fast_paths import VARIABLE
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(
+    "any machine"
+)  # both judge by the time that an example takes, also while others have the processor
 
 
 @pytest.fixture(autouse=True)

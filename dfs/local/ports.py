@@ -49,6 +49,7 @@ def _turn() -> Iterator[int]:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as daemons do: ended connections are in no way
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:

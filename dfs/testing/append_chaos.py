@@ -104,17 +104,18 @@ class AppendChaos:
         for number in range(1, self._plan.appenders + 1):
             self._start(number)
         until_s = time.monotonic() + wait_s
+        spare_from_s = until_s - wait_s / 2  # on a busy machine more would be killed than is done in between
         victims = self._victims()
         try:
             while self._processes and time.monotonic() < until_s:
                 time.sleep(self._plan.kill_every_s)  # the kills are the clock of a round
                 self._reap()
-                if self._processes:
+                if self._processes and time.monotonic() < spare_from_s:
                     self._kill(next(victims))
         finally:
             for process in self._processes.values():
                 process.kill()
-                process.wait()
+                process.communicate()
         self._failures += [f"appender {number} did not finish" for number in self._processes]
         for name in self._cluster.names():
             if name not in self._cluster.local.pids():

@@ -19,6 +19,7 @@ from dfs.client.write_target import WriteTarget
 from dfs.clock import Deadline
 from dfs.errors import DfsError
 from dfs.ids import ChunkHandle, new_chunk_handle
+from dfs.local.ports import free_ports
 from dfs.net.auth import ClusterKey, Rights, sign_token
 from dfs.net.blocking import Channel, expect
 from dfs.net.listener import Listener, ServeLimits, serve_forever
@@ -37,7 +38,7 @@ class LoopbackChunkServer:
         self.path = path
         self.free: int | None = None
         self.store = FileStore([path, *others], "test", disk_reserve=0, fsync=False, probe=self._probe)
-        self.listener = Listener.bind("127.0.0.1:0")
+        self.listener = Listener.bind(f"127.0.0.1:{free_ports(1)[0]}")  # which nobody gets after its end
         self.address = self.listener.address
         self.service = ChunkService(store=self.store, key=KEY, name=path.name, address=self.address)
         self.connections = 0

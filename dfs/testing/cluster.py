@@ -102,7 +102,9 @@ class ClusterUnderTest:
             reads=reads or ReadRules(),
         )
 
-    def run_cli(self, *arguments: str, stdin: bytes = b"", timeout_s: float = 60) -> subprocess.CompletedProcess[bytes]:
+    def run_cli(
+        self, *arguments: str, stdin: bytes = b"", timeout_s: float = 100
+    ) -> subprocess.CompletedProcess[bytes]:
         """Run `dfs` with these arguments as a user of this cluster would; never raises for its exit code."""
         environ = {
             **os.environ,
@@ -172,6 +174,16 @@ class ClusterUnderTest:
         """Print the end of every log to stderr."""
         for name in self.local.names:
             print(f"--- {name}\n{self.local.log_tail(name, 40)}", file=sys.stderr)  # noqa: T201 - pytest shows it
+
+
+def copy_living(source: Path, target: Path) -> None:
+    """Copy a data directory whose server runs: what goes meanwhile is not copied."""
+
+    def copied(path: str, to: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copy2(path, to)
+
+    shutil.copytree(source, target, copy_function=copied)
 
 
 def wait_until(condition: Callable[[], bool], wait_s: float, what: str, *, interval_s: float = 0.05) -> None:

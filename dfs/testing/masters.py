@@ -107,7 +107,7 @@ class MasterTrio:
         assert self.group.leader is not None, "no master leads"
         return self.services[self.group.leader]
 
-    async def ask(self, message: Message, *, to: str | None = None, timeout_s: float = 5.0) -> Message:
+    async def ask(self, message: Message, *, to: str | None = None, timeout_s: float = 30.0) -> Message:
         """Hand a request to one master (the leader); its ErrorReply is raised as its error, as a channel would."""
         service = self.leader if to is None else self.services[to]
         reply = await service.handle(message, RequestContext("test:1", 1, Deadline.after(timeout_s)))
@@ -121,7 +121,7 @@ class MasterTrio:
         assert isinstance(reply, kind), f"{kind.__name__} was expected, {reply!r} came"
         return reply
 
-    async def refused(self, message: Message, *, to: str | None = None, timeout_s: float = 5.0) -> DfsError:
+    async def refused(self, message: Message, *, to: str | None = None, timeout_s: float = 30.0) -> DfsError:
         """Ask what must fail, and return the error."""
         try:
             reply = await self.ask(message, to=to, timeout_s=timeout_s)

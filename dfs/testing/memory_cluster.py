@@ -26,6 +26,7 @@ from dfs.client import ClusterAccess, DfsClient, ReadRules
 from dfs.clock import SYSTEM_CLOCK, Clock, Deadline
 from dfs.config import ClusterConfig, MasterConfig
 from dfs.ids import ChunkHandle, new_server_id
+from dfs.local.ports import free_ports
 from dfs.master.memory_log import MemoryGroup
 from dfs.master.service import MasterService
 from dfs.master.state.machine import MasterState
@@ -66,8 +67,8 @@ class MemoryChunkServer:
 
     def start(self) -> None:
         """Listen again, at the address of the first start."""
-        listener = Listener.bind(self.address or "127.0.0.1:0")
-        self.address = listener.address
+        self.address = self.address or f"127.0.0.1:{free_ports(1)[0]}"  # nobody else gets it while this one is stopped
+        listener = Listener.bind(self.address)
         self.service = ChunkService(
             store=self.store,
             key=self._key,
@@ -164,10 +165,7 @@ class MemoryCluster:
     def _make_config(
         self, folder: Path, secret: Path, masters: int, chunk_size: int, replication: int
     ) -> ClusterConfig:
-        listeners = [Listener.bind("127.0.0.1:0") for _ in range(masters)]
-        addresses = [listener.address for listener in listeners]
-        for listener in listeners:
-            listener.close()
+        addresses = [f"127.0.0.1:{port}" for port in free_ports(masters)]
         return ClusterConfig(
             source=folder / "cluster.ini",
             name=CLUSTER,
@@ -202,7 +200,7 @@ class MemoryCluster:
     def access(self) -> ClusterAccess:
         return ClusterAccess.from_config(self.config)
 
-    def client(self, *, timeout_s: float = 10.0, parallel: int = 4, reads: ReadRules | None = None) -> DfsClient:
+    def client(self, *, timeout_s: float = 30.0, parallel: int = 4, reads: ReadRules | None = None) -> DfsClient:
         return DfsClient(self.access(), timeout_s=timeout_s, parallel=parallel, reads=reads or ReadRules())
 
     def master(self, name: str) -> MemoryMaster:

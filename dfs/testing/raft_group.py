@@ -48,7 +48,7 @@ class CommandList:
 class RaftGroup:
     """`size` masters called m1, m2…; `logs` has those that run, `machines` the last life of each."""
 
-    ELECTION_TIMEOUT_S = (0.3, 0.6)
+    ELECTION_TIMEOUT_S = (1.0, 2.0)  # all masters stand still when this process has to wait for a processor
     MACHINE: type[CommandList] = CommandList
 
     def __init__(self, folder: Path, size: int = 3) -> None:

@@ -19,6 +19,7 @@ from dfs.master.raft_wire import Append, AppendReply, RaftMessage, Vote, decode_
 from dfs.testing.raft_group import CommandList
 
 NOTHING = b"\x01"
+ELECTION_TIMEOUT_S = (20.0, 40.0)  # nothing of it passes while a busy machine holds up a test
 
 
 def entry(index: int, term: int, text: bytes = b"x") -> tuple[bytes, int, int]:
@@ -78,7 +79,7 @@ class SingleNode:
             machine=self.machine,
             transport=self.transport,
             is_congested=lambda _peer: False,
-            election_timeout_s=(0.5, 1.0),
+            election_timeout_s=ELECTION_TIMEOUT_S,
             heartbeat_s=0.1,
             on_role=lambda _old, _new: None,
             on_failure=self.failures.append,

@@ -55,7 +55,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 def test_a_server_that_died_a_moment_ago_is_missed_although_its_leader_still_takes_it_for_alive(stage: Stage) -> None:
     cluster = stage.cluster
     with cluster.client() as client:
-        assert describe_missing(cluster.config, cluster.names(), client) is None
+        wait_until(lambda: describe_missing(cluster.config, cluster.names(), client) is None, 60, "nothing is missing")
         os.kill(cluster.local.pids()["c1"], signal.SIGKILL)
         wait_until(lambda: cluster.local.died() == ["c1"], 60, "c1 has ended")
         assert "c1" in (describe_missing(cluster.config, cluster.names(), client) or "")

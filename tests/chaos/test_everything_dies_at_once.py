@@ -66,8 +66,8 @@ class Writers:
         path = f"/file {number} {turn}"
         content = os.urandom(1 + turn * 7919 % 300_000)
         self._note(path, client, content)
-        if turn % 3 == 0:
-            gone = f"/file {number} {turn - 1}"
+        gone = f"/file {number} {turn - 1}"
+        if turn % 3 == 0 and gone in self.files:  # its put may have failed
             client.delete(gone, skip_trash=True)
             self.files[gone] = None
             self.acknowledged += 1

@@ -20,7 +20,7 @@ from dfs.clock import Deadline
 from dfs.errors import DfsError
 from dfs.ids import new_session_id
 from dfs.net.auth import ClusterKey
-from dfs.net.messages import Delete, DeleteReply, Message, Mutation, Rename, StatReply
+from dfs.net.messages import Delete, DeleteReply, Message, Mutation, Rename, Stat, StatReply
 from dfs.net.parts import CallId
 from dfs.testing.chaos.phases import ANSWERED, CHANGE, RECEIVED, Phases
 from dfs.testing.cluster import ClusterUnderTest
@@ -130,6 +130,7 @@ class Twice:
     def call(self, make: Callable[[CallId], Mutation], reply: type[Message], look: Callable[[], None]) -> Message:
         """Return its outcome. `look` is called while it is in doubt."""
         message = make(CallId(new_session_id(), 1, 1))
+        self._masters.call(Stat("/"), StatReply, Deadline.after(PATIENT_S))  # a connection: the call is sent at once
         first: Message | None = None
         doubt: DfsError | None = None
         try:

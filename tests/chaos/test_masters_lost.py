@@ -28,7 +28,8 @@ from dfs.testing.cluster import ClusterUnderTest, wait_until
 pytestmark = pytest.mark.timeout(300)
 MASTERS, SERVERS = ("m1", "m2", "m3"), ("c1", "c2", "c3", "c4")
 CHUNK_SIZE = 64 * 1024
-PATIENT_S, IMPATIENT_S = 60.0, 2.0
+PATIENT_S, IMPATIENT_S = 60.0, 4.0
+LATE_S = 60.0  # that a busy machine may take for the planned faults, and their recovery, in addition
 
 
 class Writer:
@@ -112,13 +113,13 @@ def test_all_masters_killed_and_wiped_ones_rejoin_under_load_without_a_promise_b
         FaultKind.KILL_ALL_MASTERS,
     )
     masters = one_after_another(*kinds, lasts_s=0.3, calm_s=0.7)
-    verdict = run_chaos(4, 8, folder=tmp_path, plan=Plan(masters, ()))
+    verdict = run_chaos(4, 8, folder=tmp_path, plan=Plan(masters, ()), late_s=LATE_S)
     assert verdict.is_clean, verdict.text()
     assert verdict.faults.get("kill_all_masters", 0) >= 1, verdict.text()
     assert verdict.faults.get("wipe_follower", 0) >= 1, (
         verdict.text()
     )  # it has a vote again, or the run would have failed
-    assert all(verdict.calls.get(f"{name} done", 0) > 20 for name in ("touch", "move", "put", "read")), verdict.text()
+    assert all(verdict.calls.get(f"{name} done", 0) > 5 for name in ("touch", "move", "put", "read")), verdict.text()
 
 
 @pytest.fixture

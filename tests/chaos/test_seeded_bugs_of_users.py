@@ -65,7 +65,7 @@ def test_records_lost_by_a_seal_and_files_mixed_of_two_versions_are_both_found(t
     launchers = dict.fromkeys(MASTERS, launcher(SMALL_PAGES, "version_pin"))
     launchers |= dict.fromkeys(SERVERS, launcher("sealing_fence"))
     with cluster_of(tmp_path, launchers) as cluster:
-        broken = broken_by(cluster, tmp_path, "--for", "6s", "--fault", "pause-follower")
+        broken = broken_by(cluster, tmp_path, "--for", "12s", "--fault", "pause-follower")
     assert "was acknowledged at" in broken["each acknowledged append is there exactly once"]
     mixed = " -1" in broken.get("contents are whole and linearizable", "")  # or the client itself saw the mixture:
     assert mixed or "contradict themselves" in broken.get("every read is answered", ""), broken
@@ -79,5 +79,5 @@ def test_names_that_a_lying_disk_lost_with_the_power_are_missed(tmp_path: Path) 
         words = shlex.join([sys.executable, "-P", str(power)])
         config = shlex.quote(str(cluster.config_path))
         commands = ["--kill-command", f"{words} off {config}", "--start-command", f"{words} on {config}"]
-        broken = broken_by(cluster, tmp_path, "--for", "5s", "--fault", "kill-leader", *commands)
+        broken = broken_by(cluster, tmp_path, "--for", "12s", "--fault", "kill-leader", *commands)
     assert broken.keys() & {"names are linearizable", "contents are whole and linearizable"}, broken

@@ -90,7 +90,9 @@ def received_payload(channel: Channel, size: int) -> bytes:
     return bytes(buffer)
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     sizes=st.lists(st.sampled_from([0, 1, 63, READ_AHEAD_SIZE - 36, READ_AHEAD_SIZE, 70_000]), max_size=4),
     header=st.sampled_from([0, 4, READ_AHEAD_SIZE, 100_000]),
@@ -192,10 +194,11 @@ def test_sending_to_a_peer_that_takes_nothing_ends_at_the_deadline(pair: Pair, t
     os.truncate(tmp_path / "chunk", size)
     if way != "payload":
         near.send(WriteData(b""), patience(), payload_size=size)
+    data = bytes(size)
     with (tmp_path / "chunk").open("rb") as file:
         ways: dict[str, Callable[[], None]] = {
-            "payload": lambda: near.send(WriteData(b""), Deadline.after(0.3), payload=bytes(size)),
-            "send_bytes": lambda: near.send_bytes(bytes(size), Deadline.after(0.3)),
+            "payload": lambda: near.send(WriteData(b""), Deadline.after(0.3), payload=data),
+            "send_bytes": lambda: near.send_bytes(data, Deadline.after(0.3)),
             "send_file": lambda: near.send_file(file.fileno(), 0, size, Deadline.after(0.3)),
         }
         with pytest.raises(DeadlineExceeded, match="sending to"):

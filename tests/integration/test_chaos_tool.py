@@ -119,7 +119,7 @@ def state_of(pid: int) -> str:
 def test_a_throw_away_cluster_is_broken_judged_and_gone(environ: dict[str, str], tmp_path: Path) -> None:
     report = tmp_path / "report"
     kinds = [word for kind in ("kill-leader", "pause-server", "wipe-server") for word in ("--fault", kind)]
-    run = ["run", "--throw-away", "--yes", "--seed", "4", "--for", "9s", "--outage-max", "1500ms", *kinds]
+    run = ["run", "--throw-away", "--yes", "--seed", "4", "--for", "18s", "--outage-max", "1500ms", *kinds]
     text = chaos(environ, CLEAN, *run, "--report", str(report))
     assert "CLEAN" in text
     found: dict[str, Any] = json.loads((report / "report.json").read_text())
@@ -163,9 +163,11 @@ def test_a_run_that_is_told_to_end_undoes_all_and_concludes_nothing(
     wait_whole(cluster)
     run = ["run", "--yes", "--seed", "1", "--for", "100s", "--outage-min", "90s", "--outage-max", "90s"]
     process = begin(environ, *run, "--fault", "kill-follower", "--report", str(tmp_path / "report"))
-    wait_until(lambda: len(cluster.local.pids()) == 5, 60, "a follower is killed")
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    try:
+        wait_until(lambda: len(cluster.local.pids()) == 5, 60, "a follower is killed")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == REFUSED, (out.decode(), err.decode())
     assert "SIGTERM" in out.decode()
     assert len(cluster.local.pids()) == 6
@@ -214,9 +216,11 @@ def test_daemons_are_broken_through_systemd_by_the_commands_that_the_plan_shows(
     def calls() -> str:
         return (tools / "calls").read_text() if (tools / "calls").exists() else ""
 
-    wait_until(lambda: all(word in calls() for word in (" start ", "SIGSTOP", "SIGCONT")), 90, "both kinds struck")
-    process.send_signal(signal.SIGTERM)  # a busy machine may need long until each of them may strike
-    out, err = process.communicate(timeout=120)
+    try:
+        wait_until(lambda: all(word in calls() for word in (" start ", "SIGSTOP", "SIGCONT")), 90, "both kinds struck")
+    finally:
+        process.send_signal(signal.SIGTERM)  # a busy machine may need long until each of them may strike
+        out, err = process.communicate(timeout=120)
     assert process.returncode == REFUSED, (out.decode(), err.decode())
     called = [line.split() for line in (tools / "calls").read_text().splitlines() if "is-active" not in line]
     done = {(line[1], line[2].partition("@")[0]) for line in called}

@@ -18,7 +18,7 @@ from dfs.chunk.layout import data_length, decode_tail
 from dfs.client import DfsClient
 from dfs.ids import ChunkHandle
 from dfs.net.parts import DiskReport, ServerStatus
-from dfs.testing.cluster import ClusterUnderTest, wait_until
+from dfs.testing.cluster import ClusterUnderTest, copy_living, wait_until
 from dfs.testing.replicas import flip
 
 pytestmark = pytest.mark.timeout(240)
@@ -68,7 +68,7 @@ def servers_named(client: DfsClient, name: str) -> list[ServerStatus]:
 
 
 def report_of(client: DfsClient, name: str) -> DiskReport:
-    (server,) = [server for server in servers_named(client, name) if server.state == "alive"]
+    (server,) = [server for server in servers_named(client, name) if server.state != "dead"]
     (disk,) = server.disks
     return disk
 
@@ -142,14 +142,14 @@ def test_a_copied_data_directory_is_refused_in_words_and_its_original_goes_on(cl
         own, copied = disk_of(cluster, "c3"), disk_of(cluster, "c2")
         kept = own.with_name("kept")
         own.rename(kept)
-        shutil.copytree(copied, own)
+        copy_living(copied, own)
         cluster.start("c3")
         wait_until(lambda: "registration_refused" in cluster.log_of("c3"), WAIT_S, "the twin is refused")
         (line,) = [line for line in cluster.log_of("c3").splitlines() if "registration_refused" in line][:1]
         for words in ("a data directory was copied", cluster.config.chunk_server("c2").address, "Stop one of them"):
             assert words in line
         (original,) = servers_named(client, "c2")
-        assert original.state == "alive"
+        assert original.state != "dead"
         assert b"".join(client.read("/copied")) == data
         wait_until(lambda: cluster.run_cli("status").returncode == 1, WAIT_S, "the status says that c3 is missing")
         cluster.kill("c3")
@@ -179,7 +179,7 @@ def test_a_vanished_disk_is_out_and_a_wiped_server_returns_empty_under_its_old_n
         def is_back() -> bool:
             found = {server.info.server_id: server for server in servers_named(client, "c1")}
             old = found.pop(before.info.server_id, None)
-            has_reported = [server.state for server in found.values() if server.disks] == ["alive"]
+            has_reported = [server.state != "dead" for server in found.values() if server.disks] == [True]
             return has_reported and (old is None or old.state == "dead")
 
         wait_until(is_back, WAIT_S, "the server is back as another one, and the old one is dead")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dfs.checksum import BLOCK_SIZE, crc32c
-from dfs.client import DfsClient, replica_reads, transfer
+from dfs.client import DfsClient, ReadRules, replica_reads, transfer
 from dfs.errors import (
     AlreadyExists,
     ChainBroken,
@@ -58,9 +58,10 @@ def client(cluster: MemoryCluster) -> Iterator[DfsClient]:
 
 @pytest.fixture
 def quick_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica_reads, "READ_STALL_S", 0.3)
-    monkeypatch.setattr(transfer, "WRITE_STALL_S", 0.5)
-    monkeypatch.setattr(transfer, "FINISH_TIMEOUT_S", 0.5)
+    """Seconds, for the healthy servers of a busy machine must keep these limits, too."""
+    monkeypatch.setattr(replica_reads, "READ_STALL_S", 1.0)
+    monkeypatch.setattr(transfer, "WRITE_STALL_S", 2.0)
+    monkeypatch.setattr(transfer, "FINISH_TIMEOUT_S", 2.0)
 
 
 @pytest.mark.parametrize(("without", "messages"), [("", 3), ("fan-out", 1)])
@@ -216,12 +217,15 @@ def test_pieces_of_a_read_belong_to_the_caller(shared: MemoryCluster) -> None:
 def test_a_read_that_is_left_early_ends_its_threads(shared: MemoryCluster) -> None:
     with shared.client() as client:
         client.put(io.BytesIO(content(20 * CHUNK)), "/left", overwrite=True)
-        before = threading.active_count()
+        before = set(threading.enumerate())
         reading = client.read("/left")
         next(reading)
+        names = [thread.name for thread in threading.enumerate() if thread not in before]
+        assert [name for name in names if name.startswith("dfs-transfer")], "it reads ahead"
         reading.close()  # type: ignore[attr-defined]
-        assert len([thread for thread in threading.enumerate() if thread.name.startswith("dfs-transfer")]) == 0
-        assert threading.active_count() <= before + 8  # the servers' connection threads
+        left = {thread.name for thread in threading.enumerate() if thread not in before}
+        connections = {name for name in left if name.startswith("dfs 127.0.0.1:")}  # threads of the servers in here
+        assert left == connections
 
 
 # --- names and local files -----------------------------------------------------------------------------------------
@@ -357,16 +361,17 @@ def test_a_chunk_that_no_chain_takes_is_an_error_that_tells_each_try(cluster: Me
 
 
 def test_a_damaged_replica_is_never_returned_and_is_told_to_check_itself(
-    cluster: MemoryCluster, client: DfsClient, tmp_path: Path
+    cluster: MemoryCluster, tmp_path: Path
 ) -> None:
     data = content(2 * CHUNK + 5)
-    client.put(io.BytesIO(data), "/file")
-    for handle, servers in located(cluster, "/file"):
-        for server in servers[:2]:
-            server.damage(handle, offset=3)
-    for _ in range(4):  # whichever replica is first
-        assert fetched(client, "/file") == data
-    client.get("/file", tmp_path / "target")
+    with cluster.client(reads=ReadRules(hedged=False)) as client:  # on a busy machine a rival might win each time
+        client.put(io.BytesIO(data), "/file")
+        for handle, servers in located(cluster, "/file"):
+            for server in servers[:2]:
+                server.damage(handle, offset=3)
+        for _ in range(4):  # whichever replica is first
+            assert fetched(client, "/file") == data
+        client.get("/file", tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == data
     quarantined = [
         server.store.replica(handle) is None for handle, servers in located(cluster, "/file") for server in servers[:2]
@@ -388,8 +393,8 @@ def test_a_part_of_another_chunk_of_the_same_length_is_never_returned(
 
 
 def test_damage_in_all_replicas_is_an_error_and_never_data(cluster: MemoryCluster, tmp_path: Path) -> None:
-    with cluster.client(timeout_s=0.5) as client:
-        client.put(io.BytesIO(content(CHUNK)), "/file")
+    with cluster.client() as writer, cluster.client(timeout_s=2.0) as client:
+        writer.put(io.BytesIO(content(CHUNK)), "/file")
         ((handle, servers),) = located(cluster, "/file")
         for server in servers:
             server.damage(handle, offset=BLOCK_SIZE)

@@ -96,17 +96,29 @@ def check_whole(cluster: ClusterUnderTest) -> None:
 
 
 def check_metrics(cluster: ClusterUnderTest) -> None:
-    leader = cluster.leader()
-    page = scraped(cluster.config.master(leader).metrics_address)
-    assert (page["dfs_files"], page["dfs_chunks_by_live_replicas|3+"]) == (len(SIZES), CHUNKS + 1)
-    assert page["dfs_chunk_servers|dead"] == 0
-    assert page["dfs_master_request_seconds_count|CommitFile"] == len(SIZES) + 1
+    """What was done is counted; on a busy machine some of it is done twice, or another master has come to lead."""
+    page: dict[str, float] = {}
+
+    def is_told() -> bool:
+        page.update(scraped(cluster.config.master(cluster.leader()).metrics_address))
+        told = (page["dfs_files"], page.get("dfs_chunks_by_live_replicas|3+"), page.get("dfs_chunk_servers|dead"))
+        return told == (len(SIZES), CHUNKS + 1, 0)
+
+    wait_until(is_told, WAIT_S, "the leader tells of all files, chunks and servers")
     assert page["dfs_master_journal_sync_seconds_count"] > 0
     pages = [scraped(master.metrics_address) for master in cluster.config.masters]
-    assert sum(found["dfs_master_is_leader"] for found in pages) == 1
+    commits = sum(found.get("dfs_master_request_seconds_count|CommitFile", 0) for found in pages)
+    assert len(SIZES) + 1 <= commits < 2 * len(SIZES)
+    wait_until(
+        lambda: sum(scraped(m.metrics_address)["dfs_master_is_leader"] for m in cluster.config.masters) == 1,
+        WAIT_S,
+        "one master says that it leads",
+    )
     servers = [scraped(server.metrics_address) for server in cluster.config.chunk_servers]
-    assert sum(found["dfs_chunk_received_bytes_total"] for found in servers) == 3 * (sum(SIZES) + 3)
-    assert sum(found["dfs_chunk_write_seconds_count"] for found in servers) == 3 * (CHUNKS + 1)
+    received, stored = sum(found["dfs_chunk_received_bytes_total"] for found in servers), 3 * (sum(SIZES) + 3)
+    assert stored <= received < 2 * stored
+    writes, wanted = sum(found["dfs_chunk_write_seconds_count"] for found in servers), 3 * (CHUNKS + 1)
+    assert wanted <= writes < 2 * wanted
     assert all(found["dfs_chunk_heartbeat_age_seconds"] < WAIT_S for found in servers)
 
 

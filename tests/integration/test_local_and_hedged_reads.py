@@ -56,6 +56,12 @@ def cluster(tmp_path: Path) -> Iterator[MemoryCluster]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def patient_at_doors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doors that a busy machine is slow to open are used all the same."""
+    monkeypatch.setattr(local_replicas, "DOOR_TIMEOUT_S", 60.0)
+
+
 @pytest.fixture
 def all_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A memory file cannot be asked what of it is in memory: all of it is."""
@@ -110,8 +116,9 @@ def test_a_deleted_replica_stays_readable_by_whoever_holds_it_open(cluster: Memo
 
 
 def test_a_server_that_stops_does_not_stop_whoever_holds_its_replica_open(
-    cluster: MemoryCluster, all_is_memory: None
+    cluster: MemoryCluster, all_is_memory: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(local_replicas, "WATCH_S", 3600.0)  # the next look would find that the server is gone
     for server in cluster.chunk_servers:
         server.open_door()
     with cluster.client(reads=LOCAL) as client:
@@ -399,7 +406,7 @@ def test_a_slow_replica_is_overtaken_by_another_one(cluster: MemoryCluster, monk
 def test_without_second_requests_a_slow_replica_is_left_at_the_stall_limit(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replica_reads, "READ_STALL_S", 0.3)
+    monkeypatch.setattr(replica_reads, "READ_STALL_S", 1.0)
     with cluster.client(reads=ReadRules(local=False, hedged=False)) as client:
         data = stored(client, "/file", 4 * CHUNK)
         stall = Stall()

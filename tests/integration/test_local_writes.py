@@ -60,9 +60,10 @@ MEMORY_SIZE = 4 * BLOCK_SIZE
 
 @pytest.fixture(autouse=True, scope="module")
 def without_fsync() -> Iterator[None]:
-    """Power cuts are not in question here."""
+    """Power cuts are not in question here. And doors that a busy machine is slow to open are used all the same."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _fd: None)
+        patch.setattr(lanes_module, "DOOR_TIMEOUT_S", 60.0)
         yield
 
 
@@ -457,17 +458,16 @@ def test_files_are_the_same_whichever_way_they_came(
 ) -> None:
     source = Source(os.urandom(SIZES[-1]))
     stored: list[list[bytes]] = []
-    handle = new_chunk_handle()
-    target = WriteTarget(handle, token(handle, Rights.WRITE), tuple(map(info, servers)))
+    target = target_on(servers)
     for server in servers:
         server.open_door()
     for left_out in ("memory-door", ""):
         monkeypatch.setenv(VARIABLE, left_out)
         with client() as (transfer, _):
             written(transfer, target, source)
-        stored.append([path_of(server.path, handle).read_bytes() for server in servers])
+        stored.append([path_of(server.path, target.handle).read_bytes() for server in servers])
         for server in servers:
-            server.store.delete(handle)
+            server.store.delete(target.handle)
     assert lent_bytes(servers) == [source.length] * 3, "the second time only"
     assert stored[0] == stored[1]
     assert len(stored[0][0]) > source.length
@@ -558,7 +558,7 @@ def test_a_server_that_borrows_nothing_is_written_to_over_the_network(
 def test_a_door_behind_which_nobody_answers_is_left_alone(
     servers: list[LoopbackChunkServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes_module, "DOOR_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(lanes_module, "DOOR_TIMEOUT_S", 2.0)  # enough for the one that has a good door
     servers[0].open_door()
     with socket.socket(socket.AF_UNIX) as impostor, client() as (transfer, _):
         impostor.bind(f"\0dfs/{servers[1].store.server_id.hex()}")
@@ -580,7 +580,7 @@ def test_lanes_are_bounded_used_again_and_let_go(servers: list[LoopbackChunkServ
         count = 0
         for link in Path("/proc/self/fd").iterdir():
             with suppress(FileNotFoundError):
-                count += link.stat().st_ino in memories
+                count += str(link.readlink()).startswith("/memfd:") and link.stat().st_ino in memories
         name = f"@dfs/{servers[0].store.server_id.hex()}"
         return count, Path("/proc/net/unix").read_text().count(name) - 1  # the one that listens
 
@@ -590,7 +590,7 @@ def test_lanes_are_bounded_used_again_and_let_go(servers: list[LoopbackChunkServ
             assert [entered is not None for entered in found] == [True] * LANES_MAX + [False] * 2
             memories |= {os.fstat(entered[0]._memory.fd).st_ino for entered in found if entered is not None}
             assert len(memories) == LANES_MAX
-            assert held() == (3 * LANES_MAX, LANES_MAX), "memory and mapping here, memory there"
+            wait_until(lambda: held() == (3 * LANES_MAX, LANES_MAX), soon())  # memory and mapping here, memory there
         wait_until(lambda: held() == (3 * LANES_KEPT, LANES_KEPT), soon())
         with lanes.entered(chain) as first:
             assert first is not None

@@ -104,7 +104,7 @@ def test_two_masters_dead_is_a_clear_error_and_heals_when_one_is_back(cluster: C
         client.make_directory("/before")
     cluster.kill("m1")
     cluster.kill("m2")
-    with cluster.client(timeout_s=4) as client:
+    with cluster.client(timeout_s=6) as client:
         with pytest.raises(DfsError) as failure:
             client.make_directory("/during")
         assert isinstance(failure.value, NoQuorum) or "quorum" in str(failure.value)

@@ -31,6 +31,18 @@ def statuses(cluster: ClusterUnderTest) -> dict[str, MasterStatus]:
         return {answer.name: answer.status for answer in client.admin.masters() if answer.status is not None}
 
 
+def status_of(cluster: ClusterUnderTest, name: str) -> MasterStatus:
+    """Return what a master says of itself, waiting for it: it may have to start on a busy machine."""
+    found: dict[str, MasterStatus] = {}
+
+    def answers() -> bool:
+        found.update(statuses(cluster))
+        return name in found
+
+    wait_until(answers, WAIT_S, f"{name} answers")
+    return found[name]
+
+
 def fill(cluster: ClusterUnderTest) -> list[str]:
     """Store files; return all paths."""
     with cluster.client() as client:
@@ -96,13 +108,15 @@ def test_an_empty_master_alone_with_one_that_lags_behind_undoes_nothing(cluster:
     shutil.rmtree(cluster.config.master(wiped).data_dir)
     cluster.start(lagging)
     cluster.start(wiped)
+    for name in (lagging, wiped):
+        status_of(cluster, name)
     with cluster.client(timeout_s=5) as client, pytest.raises(NoQuorum):
         client.list_trash().__next__()
-    assert statuses(cluster)[wiped].role == "joining"
+    assert status_of(cluster, wiped).role == "joining"
     cluster.start(leader)
     with cluster.client(timeout_s=WAIT_S) as client:
         assert [entry.path for entry in client.list("/")] == ["acknowledged"]
-    wait_until(lambda: statuses(cluster)[wiped].role != "joining", WAIT_S, "the wiped master is a member")
+    wait_until(lambda: status_of(cluster, wiped).role != "joining", WAIT_S, "the wiped master is a member")
 
 
 def test_admin_verbs_show_the_masters_and_hand_the_leadership_over(cluster: ClusterUnderTest) -> None:
@@ -167,7 +181,7 @@ def test_an_exported_state_starts_a_new_cluster_that_exports_the_same(cluster: C
     again = cluster.run_cli("admin", "export").stdout.splitlines()
     assert stable(again) == stable(lines)
     replace(cluster, "m2")  # its log begins after the imported state: it needs the checkpoint
-    assert statuses(cluster)["m2"].checkpoint_index > 0
+    assert status_of(cluster, "m2").checkpoint_index > 0
     leader = cluster.leader()
     cluster.kill("m1" if leader == "m2" else leader)
     check_whole(cluster, paths)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dfs.client import ReadRules
+from dfs.client import ReadRules, local_replicas
 from dfs.config import MIB
 from dfs.testing.cluster import ClusterUnderTest
 from dfs.testing.memory_use import peak_size
@@ -69,8 +69,9 @@ def test_neither_client_nor_chunk_server_needs_more_memory_for_a_larger_file(
 
 
 def test_readers_of_a_real_chunk_server_are_handed_its_open_files_unless_they_do_not_want_them(
-    cluster: ClusterUnderTest,
+    cluster: ClusterUnderTest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(local_replicas, "DOOR_TIMEOUT_S", 60.0)  # also where a busy machine is slow to open it
     data = os.urandom(8 * MIB)
     with cluster.client() as client:
         client.put(io.BytesIO(data), "/handed-over")

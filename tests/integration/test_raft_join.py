@@ -13,7 +13,7 @@ from dfs.errors import DfsError, NoQuorum, StorageCorrupt
 from dfs.master import raft_engine
 from dfs.testing.raft_group import RaftGroup, run_group, wait_until
 
-QUIET_S = 2.5  # several election timeouts: an election that can happen does
+QUIET_S = 2.5 * RaftGroup.ELECTION_TIMEOUT_S[1]  # an election that can happen does
 
 
 def test_a_new_cluster_waits_for_all_its_masters_and_then_for_a_majority_only() -> None:
@@ -131,7 +131,7 @@ def test_a_kill_while_it_catches_up_makes_no_member_of_it() -> None:
         await group.crash("m2")
         await group.crash("m1")
         await group.start("m2")
-        await asyncio.sleep(1)
+        await asyncio.sleep(QUIET_S)
         assert group.logs["m2"].status().role == "joining", "m1 has not told its term"
         await group.start("m1")
         await group.until_members()

@@ -130,7 +130,7 @@ def test_fault_f2_an_isolated_leader_steps_down_and_serves_no_stale_read() -> No
         with pytest.raises(NotLeader):
             await old.read_barrier(5)
         term = new.status().term
-        await asyncio.sleep(1.0)  # long enough for many campaigns, were it not for the pre-vote
+        await asyncio.sleep(2 * RaftGroup.ELECTION_TIMEOUT_S[1])  # enough for campaigns, were it not for the pre-vote
         assert old.status().term <= term
         group.heal(old_name)
         await wait_until(lambda: group.machines[old_name].commands == [b"before", b"after"], "the old leader follows")
@@ -361,7 +361,7 @@ def test_followers_refuse_proposals_and_reads() -> None:
 
 def test_limits_on_proposals_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     # On a busy machine 8 MiB through three masters in one process may take longer than the usual time-out here.
-    monkeypatch.setattr(RaftGroup, "ELECTION_TIMEOUT_S", (2.0, 4.0))
+    monkeypatch.setattr(RaftGroup, "ELECTION_TIMEOUT_S", (3.0, 6.0))
 
     async def scenario(group: RaftGroup) -> None:
         await group.start()
@@ -411,8 +411,7 @@ def test_nobody_loses_patience_while_the_only_follower_installs_a_large_checkpoi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(raft_engine, "KEEP_ENTRIES", 5)
-    monkeypatch.setattr(RaftGroup, "ELECTION_TIMEOUT_S", (1.0, 2.0))
-    monkeypatch.setattr(SlowMachine, "install_s", 5.0)
+    monkeypatch.setattr(SlowMachine, "install_s", 2.5 * RaftGroup.ELECTION_TIMEOUT_S[1])
     monkeypatch.setattr(RaftGroup, "MACHINE", SlowMachine)
 
     async def scenario(group: RaftGroup) -> None:
@@ -472,6 +471,7 @@ def test_fault_g2_a_master_with_another_secret_is_left_out() -> None:
     async def scenario(group: RaftGroup) -> None:
         await group.start()
         await group.leader()
+        await group.until_members()
         await group.stop("m3")
         shutil.rmtree(group.folder / "m3")
         await group.start("m3", key=OTHER_KEY)

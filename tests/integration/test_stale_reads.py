@@ -45,9 +45,9 @@ def test_one_master_alone_answers_old_reads_until_they_are_too_old(cluster: Clus
     for arguments in (["ls", "/d"], ["stat", "/d/file"], ["cat", "/d/file"], ["find", "/"], ["tree", "/"], ["du", "/"]):
         done = cluster.run_cli(*arguments, "--stale", "3600")
         assert done.returncode == 0, done.stderr
-    with cluster.client(stale_s=0.5, timeout_s=2) as client, pytest.raises(NoQuorum):
+    with cluster.client(stale_s=0.5, timeout_s=5) as client, pytest.raises(NoQuorum):
         client.stat("/d/file")
-    with cluster.client(timeout_s=2) as client, pytest.raises(NoQuorum):
+    with cluster.client(timeout_s=5) as client, pytest.raises(NoQuorum):
         client.stat("/d/file")
 
 

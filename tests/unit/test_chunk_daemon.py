@@ -17,6 +17,7 @@ from dfs.config import ChunkServerConfig, ClusterConfig, MasterConfig
 from dfs.errors import ConfigError, ConnectionFailed
 from dfs.fast_paths import VARIABLE
 from dfs.ids import ServerId
+from dfs.local.ports import free_ports
 from dfs.net.auth import ClusterKey, make_secret
 from dfs.net.blocking import Channel
 from dfs.net.listener import Listener
@@ -28,10 +29,7 @@ from dfs.net.messages import Ping, Pong
 def config(tmp_path: Path) -> ClusterConfig:
     """A cluster whose one chunk server has a free port, and whose master is not there."""
     make_secret(tmp_path / "secret")
-    taken = [Listener.bind("127.0.0.1:0") for _ in range(2)]
-    server, master = (listener.address for listener in taken)
-    for listener in taken:
-        listener.close()
+    server, master = (f"127.0.0.1:{port}" for port in free_ports(2))
     return ClusterConfig(
         source=tmp_path / "cluster.ini",
         name="test",

@@ -287,7 +287,7 @@ def test_who_breaks_the_protocol_is_cut_off(server: LoopbackChunkServer) -> None
 def test_silent_connections_end_and_those_that_speak_do_not(
     server: LoopbackChunkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "CONNECTION_IDLE_S", 1.0)
+    monkeypatch.setattr(service_module, "CONNECTION_IDLE_S", 3.0)
     with (
         connected(server) as silent,
         connected(server) as speaking,

@@ -134,6 +134,12 @@ def masters(count: int) -> Iterator[list[Master]]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A master that a busy machine keeps from greeting at once is asked all the same."""
+    monkeypatch.setattr(leader_module, "CONNECT_TIMEOUT_S", 60.0)
+
+
 @pytest.fixture
 def store() -> Iterator[MemoryStore]:
     made = MemoryStore(SERVER, 10**9)
@@ -364,7 +370,7 @@ def test_leader_that_is_deposed_is_left_within_the_same_beat(store: MemoryStore)
 
 
 def test_leader_that_hangs_is_left_after_a_short_wait(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leader_module, "CONNECT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(leader_module, "CONNECT_TIMEOUT_S", 1.0)
     hanging = Listener.bind("127.0.0.1:0")  # the kernel accepts, nobody greets
     try:
         with masters(1) as (master,), talking(store, hanging.address, master.address) as (heartbeats, _):
@@ -423,8 +429,11 @@ def test_the_leader_hears_of_the_last_copies_before_the_next_beat_is_due(
         wait_until(lambda: replicator.queue.status().copying == (held.handle,), 30, "the order is here")
         heard = len(master.heard)
         assert replicator.run_once() == 0  # it is held already, which the leader is to hear
-        wait_until(lambda: len(master.heard) > heard, 30, "a beat came long before it was due")
-        assert not heartbeats_of(master.heard)[-1].copying
+        wait_until(
+            lambda: any(not beat.copying for beat in heartbeats_of(master.heard[heard:])),
+            30,
+            "a beat that tells it came long before it was due",
+        )
         stop.set()
         talker.hurry()
         thread.join(30)
@@ -499,7 +508,7 @@ def test_thread_beats_until_it_is_stopped(store: MemoryStore) -> None:
 def test_an_error_that_nobody_expected_is_counted_told_and_the_beating_goes_on(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop, disks, before = threading.Event(), store.disks, unexpected().get("heartbeat_failed", 0)
+    stop, disks, before = threading.Event(), store.disks, unexpected()
     failures = iter([ZeroDivisionError("a bug")])
 
     def fail_once() -> object:
@@ -516,5 +525,5 @@ def test_an_error_that_nobody_expected_is_counted_told_and_the_beating_goes_on(
         heartbeats.hurry()
         thread.join(20)
         told = [message.unexpected_count for message in master.heard if isinstance(message, Heartbeat)]
-    assert unexpected()["heartbeat_failed"] == before + 1
-    assert told[0] == sum(unexpected().values())
+    assert unexpected()["heartbeat_failed"] == before.get("heartbeat_failed", 0) + 1
+    assert sum(before.values()) < told[0] <= sum(unexpected().values()), "others in this process may count, too"

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import Result
@@ -300,7 +301,7 @@ class Terminal(io.StringIO):
 
 def test_a_bar_appears_only_for_a_watcher_of_a_long_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [100.0]
-    monkeypatch.setattr("dfs.cli.progress.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("dfs.cli.progress.time", SimpleNamespace(monotonic=lambda: now_s[0]))
     for stderr, seconds, has_bar in ((Terminal(), 2.0, True), (Terminal(), 0.5, False), (io.StringIO(), 2.0, False)):
         monkeypatch.setattr("sys.stderr", stderr)
         with Progress("put", 100) as progress:
@@ -327,7 +328,7 @@ def test_tail_follows_what_is_appended(client: MemoryClient, run: Run, monkeypat
             raise KeyboardInterrupt
         step()
 
-    monkeypatch.setattr("dfs.testing.memory_client.time.sleep", sleep)
+    monkeypatch.setattr("dfs.testing.memory_client.time", SimpleNamespace(sleep=sleep))
     result = run("tail", "-n", "1", "-f", "/log")
     assert result.exit_code == 130
     assert result.stdout_bytes == b"last\nmore\nnew\n"

@@ -233,9 +233,11 @@ def test_pwd_imports_neither_network_nor_rich() -> None:
 
 @pytest.fixture
 def reported() -> Iterator[list[tuple[str, BaseException]]]:
+    """Threads of other tests may come and go meanwhile."""
     before = set(threading.enumerate())
     yield []
-    assert set(threading.enumerate()) <= before, "a worker outlived its run"
+    left = [thread.name for thread in threading.enumerate() if thread not in before]
+    assert not [name for name in left if name.startswith("dfs-worker")], "a worker outlived its run"
 
 
 def test_workers_do_every_task_and_report_failures(reported: list[tuple[str, BaseException]]) -> None:
@@ -342,7 +344,7 @@ def test_interrupted_workers_end_running_transfers(reported: list[tuple[str, Bas
     def interrupt() -> None:
         with Workers(lambda label, error: reported.append((label, error)), count=1) as workers:
             workers.submit("t", lambda: transfer(workers))
-            assert started.wait(10)
+            assert started.wait(60)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

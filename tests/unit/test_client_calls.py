@@ -34,7 +34,7 @@ def calls_to(masters: ScriptedMasters) -> Calls:
 
 
 def make(calls: Calls, path: str = "/x") -> Message:
-    return calls.call(lambda call: MakeDirectory(call, path), Done, Deadline.after(5))
+    return calls.call(lambda call: MakeDirectory(call, path), Done, Deadline.after(60))
 
 
 def test_sequences_grow_by_one_and_first_unacked_follows() -> None:
@@ -61,7 +61,7 @@ def test_first_unacked_waits_for_the_slowest_call() -> None:
     def answer(call: CallId) -> tuple[Message, bool]:
         if call.sequence == 2:
             is_waiting.set()
-            assert released.wait(10)
+            assert released.wait(60)
         return Done(), False
 
     masters = ScriptedMasters(answer)
@@ -69,7 +69,7 @@ def test_first_unacked_waits_for_the_slowest_call() -> None:
     make(calls)
     slow = threading.Thread(target=make, args=(calls,))
     slow.start()
-    assert is_waiting.wait(10)
+    assert is_waiting.wait(60)
     make(calls)
     make(calls)
     assert [call.first_unacked for call in masters.seen] == [1, 2, 2, 2]
@@ -85,7 +85,7 @@ def test_no_call_overtakes_the_one_that_opens_the_session() -> None:
     def answer(call: CallId) -> tuple[Message, bool]:
         if call.sequence == 1:
             is_waiting.set()
-            assert released.wait(10)
+            assert released.wait(60)
         return Done(), False
 
     masters = ScriptedMasters(answer)
@@ -93,7 +93,7 @@ def test_no_call_overtakes_the_one_that_opens_the_session() -> None:
     threads = [threading.Thread(target=make, args=(calls,)) for _ in range(5)]
     for thread in threads:
         thread.start()
-    assert is_waiting.wait(10)
+    assert is_waiting.wait(60)
     with pytest.raises(DeadlineExceeded):
         calls.call(lambda call: MakeDirectory(call, "/y"), Done, Deadline.after(0.05))
     assert [call.sequence for call in masters.seen] == [1]

@@ -26,7 +26,7 @@ def test_results_come_in_the_order_of_the_items() -> None:
 
     def work(item: int) -> int:
         if item == 0:
-            assert released.wait(10)
+            assert released.wait(60)
         if item == 3:
             released.set()
         return item * 10
@@ -74,7 +74,7 @@ def test_items_that_are_done_are_not_kept(workers: int) -> None:
             del item
 
     assert len(list(in_order(lambda _: None, items(), Cancellation(), workers=workers, window=3))) == 10
-    assert most <= 3 + 1  # the worker that just finished one may not have let go of it yet
+    assert most <= 3 + workers  # a worker that just finished one may not have let go of it yet
 
 
 def test_the_first_failure_cancels_all_parts_and_is_the_one_that_is_raised() -> None:
@@ -85,7 +85,7 @@ def test_the_first_failure_cancels_all_parts_and_is_the_one_that_is_raised() -> 
         if item == 0:
             failed.set()
             raise ValueError("first")
-        assert failed.wait(10)
+        assert failed.wait(60)
         while True:
             try:
                 cancellation.check()

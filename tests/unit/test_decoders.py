@@ -65,6 +65,7 @@ second.join()
 """
 IN_A_FORK = """
 if not (child := os.fork()):
+    is_met = threading.Event()  # the first thread may be holding the lock of the other one just now
     meet(Second)
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
@@ -89,7 +90,9 @@ def test_decoders_of_the_same_parts_can_be_made_at_the_same_time(second: str) ->
     strict=True, raises=AssertionError, reason="a fault of the library: when it is gone, dfs/decoders.py can go, too"
 )
 def test_msgspec_itself_lets_threads_make_decoders_at_the_same_time() -> None:
-    result = trial("msgspec.msgpack.Decoder", IN_ANOTHER_THREAD)
+    result = trial(
+        "msgspec.msgpack.Decoder", IN_ANOTHER_THREAD, wait=20.0
+    )  # nothing waits that long: it is met, or dies
     if result.returncode not in (0, -signal.SIGSEGV):
         raise ValueError(f"the trial itself failed: {result.stderr}")
     assert result.returncode == 0

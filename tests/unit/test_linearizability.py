@@ -184,6 +184,8 @@ def test_a_long_history_takes_memory_in_proportion_to_its_length() -> None:
             value = argument if name == "write" else value
             calls.append(call(name, argument, "ok" if name == "write" else value, begun, event))
     tracemalloc.start()
-    assert is_linearizable(*calls)
-    assert tracemalloc.get_traced_memory()[1] < 1_500 * len(calls)  # bytes; a bit mask alone would be up to 2,500
-    tracemalloc.stop()
+    try:
+        assert is_linearizable(*calls)
+        assert tracemalloc.get_traced_memory()[1] < 1_500 * len(calls)  # bytes; a bit mask alone would be up to 2,500
+    finally:
+        tracemalloc.stop()

@@ -276,8 +276,8 @@ def test_a_call_without_a_majority_ends_within_its_deadline() -> None:
     async def test() -> None:
         trio, _ = await started(0)
         trio.logs["m1"].hold()
-        assert isinstance(await trio.refused(MakeDirectory(trio.call(), "/d"), timeout_s=0.05), OutcomeUnknown)
-        assert isinstance(await trio.refused(Stat("/"), timeout_s=0.05), NoQuorum)
+        assert isinstance(await trio.refused(MakeDirectory(trio.call(), "/d"), timeout_s=0.5), OutcomeUnknown)
+        assert isinstance(await trio.refused(Stat("/"), timeout_s=0.5), NoQuorum)
         assert isinstance(await trio.refused(MakeDirectory(trio.call(), "/d"), timeout_s=0), DeadlineExceeded)
         assert isinstance(await trio.refused(Stat("/"), timeout_s=0), DeadlineExceeded)
 

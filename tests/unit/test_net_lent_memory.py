@@ -17,12 +17,17 @@ SIZE = 8192
 SHRINK, GROW = fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW
 
 
-def is_open(fd: int) -> bool:
+def identity(fd: int) -> tuple[int, int]:
+    """Return what tells the file behind a descriptor from any other that gets the number later."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def is_open(fd: int, known: tuple[int, int]) -> bool:
     try:
-        os.fstat(fd)
+        return identity(fd) == known
     except OSError:
         return False
-    return True
 
 
 @contextmanager
@@ -95,14 +100,16 @@ UNFIT: dict[str, Callable[[Path], int]] = {
 @pytest.mark.parametrize("kind", list(UNFIT))
 def test_an_unfit_descriptor_is_refused_and_closed(kind: str, tmp_path: Path) -> None:
     fd = UNFIT[kind](tmp_path)
+    known = identity(fd)
     with pytest.raises(InvalidArgument):
         BorrowedMemory(fd, SIZE, 2 * SIZE)
-    assert not is_open(fd)
+    assert not is_open(fd, known)
 
 
 def test_more_than_is_allowed_is_refused_and_closed() -> None:
     for claimed in (SIZE, 0, -1):
         fd = _memory(SIZE, SHRINK | GROW)(Path())
+        known = identity(fd)
         with pytest.raises(InvalidArgument):
             BorrowedMemory(fd, claimed, SIZE - 1)
-        assert not is_open(fd)
+        assert not is_open(fd, known)

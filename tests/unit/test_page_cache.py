@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ OFFSET = 7
 
 
 @pytest.fixture
-def fd(tmp_path: Path) -> int:
-    return os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+def fd(tmp_path: Path) -> Iterator[int]:
+    opened = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    yield opened
+    os.close(opened)
 
 
 @pytest.mark.parametrize("size", [0, 1, PIECE_SIZE, PIECE_SIZE + 1, 3 * PIECE_SIZE])
@@ -22,16 +25,16 @@ def test_all_bytes_are_written_at_their_place_in_pieces(size: int, fd: int, monk
     sizes: list[int] = []
     pwrite = os.pwrite
 
-    def counted(fd: int, data: memoryview, offset: int) -> int:
-        sizes.append(len(data))
-        return pwrite(fd, data, offset)
+    def counted(descriptor: int, data: memoryview, offset: int) -> int:
+        if descriptor == fd:
+            sizes.append(len(data))
+        return pwrite(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", counted)
     data = os.urandom(size)
     write_at(fd, data, OFFSET)
     assert os.pread(fd, size + OFFSET + 1, 0) == (bytes(OFFSET) + data if data else b"")
     assert sizes == [PIECE_SIZE] * (size // PIECE_SIZE) + [rest for rest in [size % PIECE_SIZE] if rest]
-    os.close(fd)
 
 
 def test_what_the_system_did_not_take_is_written_again(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,4 +43,3 @@ def test_what_the_system_did_not_take_is_written_again(fd: int, monkeypatch: pyt
     data = os.urandom(2 * PIECE_SIZE + 5)
     write_at(fd, data, OFFSET)
     assert os.pread(fd, len(data), OFFSET) == data
-    os.close(fd)

@@ -34,7 +34,7 @@ from dfs.master.raft_wire import (
     TakeOver,
     Vote,
 )
-from dfs.testing.raft_single import NOTHING, append, entries, entry
+from dfs.testing.raft_single import ELECTION_TIMEOUT_S, NOTHING, append, entries, entry
 from dfs.testing.raft_single import SingleNode as Node
 
 
@@ -412,7 +412,7 @@ def test_a_leader_lives_on_the_replies_of_the_only_follower_while_it_gets_a_chec
     now_s = began_s
     monkeypatch.setattr(library, "monotonicTime", lambda: now_s)
     for turn in range(1, 21):  # ten times as long as a leader leads without a word from a majority
-        now_s = began_s + turn / 2
+        now_s = began_s + turn * ELECTION_TIMEOUT_S[1] / 2
         node.gate.received("c", AppendReply(term, turn, 2, False, False))
         node.engine.tick()
     assert node.engine.is_leader

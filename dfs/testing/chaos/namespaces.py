@@ -8,9 +8,11 @@ broken switch. Nobody gets an error, and the other direction works on. Needs roo
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
+import socket
 import subprocess
 from collections.abc import Sequence
 from types import TracebackType
@@ -19,7 +21,7 @@ from dfs.errors import DfsError
 
 NETWORK = "198.18.{}.{}"  # RFC 2544: for tests of networks, routed nowhere
 NOBODY = "02:00:00:00:00:01"  # a link address that no interface has
-COMMAND_TIMEOUT_S = 20.0
+COMMAND_TIMEOUT_S = 60.0
 
 _COUNTER = itertools.count(1)
 
@@ -40,13 +42,15 @@ class Namespaces:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._tag = f"{os.getpid() % 0xFFFF:x}{next(_COUNTER) % 0xFFF:x}"  # names of links have 15 letters at most
-        self._subnet = _free_subnet()
+        self._subnet = 0
+        self._claim: socket.socket | None = None  # on the subnet, as long as it is in use
         self._bridge = f"dfs{self._tag}"
         self._number = {name: number for number, name in enumerate(names, start=2)}
         self._cuts: list[tuple[str, str]] = []
 
     def __enter__(self) -> Namespaces:
         try:
+            self._subnet, self._claim = _claimed_subnet()
             _ip("link", "add", self._bridge, "type", "bridge")
             _ip("addr", "add", f"{NETWORK.format(self._subnet, 1)}/24", "dev", self._bridge)
             _ip("link", "set", self._bridge, "up")
@@ -90,6 +94,8 @@ class Namespaces:
             _ip("link", "del", f"d{self._tag}-{number}", must=False)
             _ip("netns", "del", self._namespace(name), must=False)
         _ip("link", "del", self._bridge, must=False)
+        if self._claim is not None:
+            self._claim.close()
 
     def _add(self, name: str) -> None:
         namespace, outer = self._namespace(name), f"d{self._tag}-{self._number[name]}"
@@ -107,11 +113,15 @@ class Namespaces:
         _ip("-n", self._namespace(name), *words)
 
 
-def _free_subnet() -> int:
-    """Return a number below 256 that no route of this machine uses; another run at once may have drawn others."""
+def _claimed_subnet() -> tuple[int, socket.socket]:
+    """Return a number below 256 that no route of this machine uses, and what keeps other runs from drawing it, too."""
     for subnet in random.SystemRandom().sample(range(256), 256):
-        if not _ip("route", "show", f"{NETWORK.format(subnet, 0)}/24"):
-            return subnet
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with contextlib.suppress(OSError):
+            claim.bind(f"\0dfs-subnet/{subnet}")
+            if not _ip("route", "show", f"{NETWORK.format(subnet, 0)}/24"):
+                return subnet, claim
+        claim.close()
     raise DfsError(f"all networks of {NETWORK.format('n', 0)} are in use on this machine")
 
 
@@ -124,8 +134,8 @@ def _ip(*words: str, must: bool = True) -> str:
             timeout=COMMAND_TIMEOUT_S,
             check=False,
         )
-    except OSError as error:
-        raise DfsError(f"cannot run ip (package iproute2): {error.strerror or error}") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DfsError(f"cannot run ip (package iproute2): {error}") from None
     if must and done.returncode:
         raise DfsError(f"ip {' '.join(words)} failed: {done.stderr.strip()}")
     return done.stdout

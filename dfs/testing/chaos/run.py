@@ -53,10 +53,13 @@ def run_chaos(
     plan: Plan | None = None,
     means: Means = NO_MEANS,
     without: str = "",
+    late_s: float = 0.0,
     keep: Path | None = None,
 ) -> Verdict:
     """Run one seed against a throw-away cluster; raise a `DfsError` when the cluster does not heal in time.
 
+    Faults of `plan` that are not due to begin within `duration_s`, or for which the recovery from others leaves no time
+    in it, are left out; up to `late_s` more are taken for them, as a busy machine needs.
     `without` takes a safety out of all daemons or clients (dfs.testing.chaos.sabotage), to see that it is missed.
     `keep`: where the verdict, the faults and the logs of the daemons go when it is not clean.
     """
@@ -70,7 +73,7 @@ def run_chaos(
         stop = threading.Event()
         workers = [_Worker(cluster, step, stop) for step in _steps(seed, history, logs)]
         try:
-            _perform(faults, surgeon, duration_s)
+            _perform(faults, surgeon, duration_s, late_s)
         finally:
             stop.set()
             for worker in workers:
@@ -165,9 +168,9 @@ class _Worker:
             self.crash = error
 
 
-def _perform(plan: Plan, surgeon: Surgeon, duration_s: float) -> None:
+def _perform(plan: Plan, surgeon: Surgeon, duration_s: float, late_s: float) -> None:
     """Break both sides by plan, each in a thread, until the time is over and all is undone."""
-    sides = _Sides(surgeon, duration_s)
+    sides = _Sides(surgeon, duration_s, late_s)
     threads = [
         threading.Thread(target=sides.run, args=(faults,), daemon=True) for faults in (plan.masters, plan.servers)
     ]
@@ -182,16 +185,16 @@ def _perform(plan: Plan, surgeon: Surgeon, duration_s: float) -> None:
 class _Sides:
     """Performs the faults of a side one after the other, each at its time or as soon as the one before it is healed."""
 
-    def __init__(self, surgeon: Surgeon, duration_s: float) -> None:
+    def __init__(self, surgeon: Surgeon, duration_s: float, late_s: float) -> None:
         self.crash: Exception | None = None
         self._surgeon = surgeon
-        self._began_s, self._duration_s = time.monotonic(), duration_s
+        self._began_s, self._duration_s, self._late_s = time.monotonic(), duration_s, late_s
         self._servers = threading.Lock()  # held while a chunk server is broken
 
     def run(self, faults: Sequence[Fault]) -> None:
         try:
             for fault in faults:
-                if not self._wait_for(fault.begin_s) or self.crash is not None:
+                if fault.begin_s >= self._duration_s or not self._wait_for(fault.begin_s) or self.crash is not None:
                     break
                 with self._servers if fault.kind in TOUCHES_CHUNK_SERVERS else contextlib.nullcontext():
                     self._perform(fault)
@@ -209,7 +212,7 @@ class _Sides:
     def _wait_for(self, at_s: float) -> bool:
         """Wait for a moment of the run; False when there is no time left for a fault after it."""
         time.sleep(max(0.0, self._began_s + at_s - time.monotonic()))
-        return time.monotonic() < self._began_s + self._duration_s
+        return time.monotonic() < self._began_s + self._duration_s + self._late_s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -128,7 +128,7 @@ def _run(*words: str) -> None:
         done = subprocess.run(  # noqa: S603 - the words are ours
             words, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
         )
-    except OSError as error:
-        raise DfsError(f"cannot run {words[0]}: {error.strerror or error}") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DfsError(f"cannot run {words[0]}: {error}") from None
     if done.returncode:
         raise DfsError(f"{' '.join(words)} failed: {done.stderr.strip()}")
