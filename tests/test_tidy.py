@@ -129,6 +129,19 @@ def test_decoders_are_made_where_one_thread_at_a_time_makes_them(path: Path) -> 
     assert not made, f"made past dfs/decoders.py: {made}"
 
 
+@pytest.mark.parametrize("path", [*SHIPPED, *TESTS], ids=shown)
+def test_nothing_draws_from_the_generator_that_all_share(path: Path) -> None:
+    """It is the user's program's (dfs/jitter.py), and hypothesis fails tests during which others draw from it."""
+    drawn = [
+        f"random.{node.attr} (line {node.lineno})"
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node.value) == "random"
+        and node.attr not in ("Random", "SystemRandom")
+    ]
+    assert not drawn or path.name == "test_jitter.py"
+
+
 @pytest.mark.parametrize("path", [path for path in TESTS if path.name.startswith("test_")], ids=shown)
 def test_every_test_is_a_claim_that_can_fail(path: Path) -> None:
     """A name of at least three words, and at least one assertion (an assert, a raises, or a checker that asserts)."""

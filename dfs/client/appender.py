@@ -10,7 +10,6 @@ round along the chain, and their order is the order of the calls.
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from collections import deque
@@ -43,6 +42,7 @@ from dfs.errors import (
     TailClosed,
 )
 from dfs.ids import ID_SIZE, ChunkHandle
+from dfs.jitter import draw
 from dfs.log import get_logger
 from dfs.net.blocking import expect
 from dfs.net.messages import (
@@ -353,7 +353,7 @@ class Appender:
                 raise self._unknown(reason)
             attempt += 1
             if attempt > 1:
-                time.sleep(min(backoff_s(attempt, random.random()), deadline.remaining_s()))  # noqa: S311
+                time.sleep(min(backoff_s(attempt, draw()), deadline.remaining_s()))
 
     def _attempt(
         self, target: _Target, group: RecordGroup, records: tuple[Buffer, ...], deadline: Deadline

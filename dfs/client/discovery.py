@@ -11,7 +11,6 @@ twice. What follows a failure is decided by dfs.client.plan from the error's `re
 from __future__ import annotations
 
 import contextlib
-import random
 import threading
 import time
 from functools import cached_property
@@ -22,6 +21,7 @@ from dfs.client.plan import MASTERS_MAX, MasterRound, Step, attempt_timeout_s, b
 from dfs.client.pool import ChannelPool, exchange, receive_answer, send_call
 from dfs.clock import Deadline, boot_s
 from dfs.errors import ConnectionFailed, DeadlineExceeded, DfsError, NoQuorum, NotLeader, Retry
+from dfs.jitter import draw
 from dfs.log import get_logger
 from dfs.net.blocking import Channel, expect
 from dfs.net.messages import ErrorReply, GetMasterStatus, GetMasterStatusReply, Message, Mutation
@@ -168,7 +168,7 @@ class Masters:
                 return final, story.is_uncertain
             story.repetitions += 1
             self._check_worth_repeating(message, deadline, story)
-            time.sleep(min(backoff_s(story.repetitions, random.random()), deadline.remaining_s()))  # noqa: S311
+            time.sleep(min(backoff_s(story.repetitions, draw()), deadline.remaining_s()))
 
     # --- one round --------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ There is no limit on the whole time of a read: it may go on as long as it makes 
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +38,7 @@ from dfs.errors import (
 )
 from dfs.fast_paths import FastPath, is_on
 from dfs.ids import id_text
+from dfs.jitter import draw
 from dfs.log import get_logger
 from dfs.net.blocking import Channel, expect, first_readable
 from dfs.net.messages import VerifyReplica, VerifyReplicaReply
@@ -147,7 +147,7 @@ class ReplicaReader:
             if not may_get_better:
                 raise _unreadable(reading, path)
             rounds += 1
-            time.sleep(min(backoff_s(rounds, random.random()), deadline.remaining_s()))  # noqa: S311
+            time.sleep(min(backoff_s(rounds, draw()), deadline.remaining_s()))
             cancellation.check()
             if deadline.has_passed:  # before, or while we slept
                 raise _unreadable(reading, path)

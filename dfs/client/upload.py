@@ -7,7 +7,6 @@ that the masters collect.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from dfs.errors import (
     Retry,
 )
 from dfs.ids import ServerId
+from dfs.jitter import draw
 from dfs.net.messages import (
     COMMIT_CHUNKS_MAX,
     STORE_SIZE_MAX,
@@ -244,7 +244,7 @@ class Upload:
                     f"bytes {part.offset} to {part.offset + part.length} of {path!r} could not be stored on any chain "
                     f"of chunk servers ({'; '.join(stories)}); see `dfs status` for servers that are down or full"
                 )
-            time.sleep(backoff_s(len(stories), random.random()))  # noqa: S311
+            time.sleep(backoff_s(len(stories), draw()))
 
     # --- asking before storing much -------------------------------------------------------------------------
 

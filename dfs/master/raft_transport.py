@@ -10,7 +10,6 @@ durable. Only the configured address is bound.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
@@ -19,6 +18,7 @@ from pysyncobj.node import Node as LibraryNode
 from pysyncobj.transport import Transport
 
 from dfs.errors import AuthenticationFailed
+from dfs.jitter import draw
 from dfs.log import get_logger
 from dfs.master.raft_link import Link, LinkSession, pack_name
 from dfs.master.raft_wire import Ping, RaftMessage, encode_raft
@@ -159,7 +159,7 @@ class RaftTransport(Transport):  # type: ignore[misc]  # the library has no type
             except Exception:  # noqa: BLE001 - the root of a task: without it these two masters never meet again
                 _log.exception("raft_dial_failed", peer=peer)
                 is_hopeless = True
-            pause_s = REFUSED_RETRY_S if is_hopeless else random.uniform(RETRY_MIN_S, RETRY_MAX_S)  # noqa: S311
+            pause_s = REFUSED_RETRY_S if is_hopeless else RETRY_MIN_S + draw() * (RETRY_MAX_S - RETRY_MIN_S)
             await asyncio.sleep(pause_s)
 
     async def _dial(self, peer: str) -> Link | None:
