@@ -220,10 +220,10 @@ class RaftWorld:
         limits = self.limits
         time = SimpleNamespace(monotonic=self._monotonic)
         system = VirtualOs(self.rng_of)
-        chance = SimpleNamespace(
-            random=lambda: self.rng_of(current_machine()).random(),
-            uniform=lambda low, high: self.rng_of(current_machine()).uniform(low, high),
-        )
+
+        def draw() -> float:
+            return self.rng_of(current_machine()).random()
+
         return [
             (raft_node, "time", time),
             (raft_state, "time", time),
@@ -237,13 +237,13 @@ class RaftWorld:
             (raft_engine, "Node", _Node),
             (raft_engine, "KEEP_ENTRIES", limits.keep_entries),
             (_LIBRARY, "monotonicTime", self._monotonic),
-            (_LIBRARY, "random", chance),
+            (_LIBRARY, "random", SimpleNamespace(random=draw)),
             (raft_gate, "time", time),
             (raft_link, "time", time),
             (raft_link, "os", system),
             (raft_planned, "time", time),
             (raft_transport, "time", time),
-            (raft_transport, "random", chance),
+            (raft_transport, "draw", draw),
             (raft_transport, "Node", _Node),
             (raft_join, "os", system),
             (raft_journal, "os", system),
