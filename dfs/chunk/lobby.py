@@ -153,19 +153,17 @@ class Lobby:
             if is_spare:
                 self._is_late.wait()
             visitors = self._heard(None)
-            turns = [(visitor, visitor.turn) for visitor in visitors]
             if self._is_closed:
-                self._send_away(turns, None)
+                self._send_away([(visitor, visitor.turn) for visitor in visitors], None)
                 return
             if not visitors:
                 continue
             has_post = self._patience_s > 0 and self._post.acquire(timeout=self._patience_s)
             if has_post:
-                others = self._heard(0.0)  # who spoke meanwhile
-                visitors += others
-                turns += [(visitor, visitor.turn) for visitor in others]
+                visitors += self._heard(0.0)  # who spoke meanwhile
             else:
                 self._count_late(1)
+            turns = [(visitor, visitor.turn) for visitor in visitors]  # while they are in nobody else's hands
             try:
                 self._serve(visitors)
             except Exception as error:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import TracebackType
@@ -20,6 +18,7 @@ from dfs.errors import DeadlineExceeded, DfsError, DiskFailed, InvalidArgument, 
 from dfs.ids import ChunkHandle, ServerId
 from dfs.net.messages import AppendRecords, AppendRecordsReply, OpenTailReply
 from dfs.net.parts import LocatedTail, ServerInfo
+from dfs.testing.forks import is_refused_in_a_child
 
 WAIT_S = 20.0
 SHORT_S = 0.2  # for what must not happen
@@ -204,25 +203,10 @@ def test_an_appender_without_a_thread_takes_nothing_and_may_have_one_later(
 def test_an_appender_is_not_shared_with_a_forked_child(appender: Appender) -> None:
     assert appender.append(b"first").result(WAIT_S) == 0
     with appender._changed:  # as it may be when another thread forks
-        child = os.fork()
-        if not child:
-            signal.alarm(int(WAIT_S))
-            told = []
-            uses: tuple[Callable[[], object], ...] = (
-                lambda: appender.append(b"second"),
-                lambda: appender.last_sequence,
-                appender.flush,
-            )
-            try:
-                for use in uses:
-                    try:
-                        use()
-                    except DfsError as error:
-                        told.append("make a new one in each process" in str(error))
-                appender.close()
-                appender.abandon()
-            finally:
-                os._exit(told != [True, True, True])
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert is_refused_in_a_child(
+            (lambda: appender.append(b"second"), lambda: appender.last_sequence, appender.flush),
+            (appender.close, appender.abandon),
+            wait_s=WAIT_S,
+        )
     assert appender.append(b"second").result(WAIT_S) == 5
     appender.close()

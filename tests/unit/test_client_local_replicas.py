@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,12 +20,12 @@ from dfs.client.plan import ServerHealth
 from dfs.client.pool import ChannelPool
 from dfs.client.replica_reads import ReplicaReader
 from dfs.clock import Deadline
-from dfs.errors import DfsError
 from dfs.ids import ChunkHandle, ServerId
 from dfs.net.auth import ClusterKey
 from dfs.net.messages import STORE_SIZE_MAX, LocateReply, Message, OpenReplica, OpenReplicaReply
 from dfs.net.parts import FileStatus, Kind, LocatedExtent, ServerInfo
 from dfs.testing.chunk_server import wait_until
+from dfs.testing.forks import is_refused_in_a_child
 
 pytestmark = pytest.mark.usefixtures("all_fast_paths")
 
@@ -149,23 +148,9 @@ def test_an_open_file_is_not_shared_with_a_forked_child(local: LocalReplicas) ->
     )
     assert file.read_at(5, 5) == DATA[5:10]
     with local._lock, table._lock, reader._lock:
-        child = os.fork()
-        if not child:
-            signal.alarm(int(WAIT_S))
-            told = []
-            uses: tuple[Callable[[], object], ...] = (
-                lambda: file.read_at(5, 5),
-                lambda: file.read(5),
-                lambda: reader.at_hand(EXTENT, (SERVER,)),
-            )
-            try:
-                for use in uses:
-                    try:
-                        use()
-                    except DfsError as error:
-                        told.append("make a new one in each process" in str(error))
-                file.close()
-            finally:
-                os._exit(told != [True, True, True])
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert is_refused_in_a_child(
+            (lambda: file.read_at(5, 5), lambda: file.read(5), lambda: reader.at_hand(EXTENT, (SERVER,))),
+            (file.close,),
+            wait_s=WAIT_S,
+        )
     assert file.read_at(5, 5) == DATA[5:10]
